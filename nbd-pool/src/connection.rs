@@ -1,0 +1,308 @@
+//! One socket, many requests in flight.
+//!
+//! ```text
+//!        submit ──insert──▶ table ◀──take / put back── reader task ◀── socket
+//!          └──────queue──▶ writer task ──▶ socket
+//! ```
+//!
+//! A request is entered into the table before it is queued, so its reply can never come too
+//! early. Its entry owns the buffer and the permits until the reply is whole; nobody has to wait
+//! for the answer. The reader task also keeps the time limit of the oldest request. When the
+//! connection ends, for whatever reason, every request still in the table is answered `Lost`, with
+//! its buffer, and may be issued again on another connection.
+//!
+//! A soft end (`NBD_CMD_DISC`) is the queue running dry with no sender left; a fault ends hard.
+
+mod reader;
+mod tasks;
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use crate::error::{Error, ErrorKind};
+use crate::extent::Extent;
+use crate::handshake::Negotiated;
+use crate::proto::{Command, Request};
+use crate::reply::{ReadReply, StatusReply, StatusTerms};
+use crate::wide;
+
+/// Counters of a pool, shared by its connections.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) requests: AtomicU64,
+    pub(crate) bytes: AtomicU64,
+    pub(crate) reconnects: AtomicU64,
+    pub(crate) faults: AtomicU64,
+}
+
+/// What a connection may hold and how long it may take.
+#[derive(Clone, Debug)]
+pub(crate) struct Limits {
+    /// Most requests in flight; the pool's permits keep to it as well.
+    pub(crate) requests: usize,
+    /// Longest life of a request.
+    pub(crate) request_timeout: Duration,
+}
+
+/// How a request ended. `L` is what comes back when it can be issued again.
+#[derive(Debug)]
+pub(crate) enum Outcome<T, L> {
+    Done(T),
+    /// The server reported an error.
+    Server(Error),
+    /// The connection ended first, for this reason.
+    Lost(L, Arc<Error>),
+}
+
+pub(crate) type ReadOutcome = Outcome<BytesMut, BytesMut>;
+pub(crate) type StatusOutcome = Outcome<Vec<Extent>, ()>;
+
+/// Shares of the pool's bounds; given back on drop.
+#[derive(Debug)]
+pub(crate) struct Permits {
+    pub(crate) _request: OwnedSemaphorePermit,
+    pub(crate) _bytes: Option<OwnedSemaphorePermit>,
+}
+
+/// A handle on a connection. Dropping it ends the connection softly.
+#[derive(Debug)]
+pub(crate) struct Connection {
+    shared: Arc<Shared>,
+    /// The reader task, until somebody waits for its end. Taken, never held over an await.
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    negotiated: Negotiated,
+    limits: Limits,
+    counters: Arc<Counters>,
+    /// Innermost lock: nothing else is locked while it is held, and no await happens.
+    table: Mutex<Table>,
+    /// The pool has given the connection up.
+    hung_up: Notify,
+}
+
+/// Invariant: once `death` is set, `entries` is empty and stays so, and `queue` is gone.
+#[derive(Debug, Default)]
+struct Table {
+    /// Cookies ascend, and every request has the same limit: the first entry is the oldest.
+    entries: BTreeMap<u64, Entry>,
+    last_cookie: u64,
+    queue: Option<mpsc::Sender<Request>>,
+    death: Option<Arc<Error>>,
+    /// The server gave a whole reply on this connection.
+    proven: bool,
+}
+
+#[derive(Debug)]
+struct Entry {
+    deadline: Instant,
+    /// `None` while the reader task has it.
+    body: Option<Box<Body>>,
+    _permits: Permits,
+}
+
+/// What is asked for, and who waits.
+#[derive(Debug)]
+enum Body {
+    Read(ReadReply, oneshot::Sender<ReadOutcome>),
+    Status(StatusReply, oneshot::Sender<StatusOutcome>),
+}
+
+impl Body {
+    fn offset(&self) -> u64 {
+        match self {
+            Body::Read(reply, _) => reply.offset(),
+            Body::Status(reply, _) => reply.offset(),
+        }
+    }
+
+    /// Answers `Lost`. Whoever waited may have gone; that is no matter.
+    fn lose(self, cause: &Arc<Error>) {
+        match self {
+            Body::Read(reply, waiter) => {
+                let _ = waiter.send(Outcome::Lost(reply.into_buf(), Arc::clone(cause)));
+            }
+            Body::Status(_, waiter) => {
+                let _ = waiter.send(Outcome::Lost((), Arc::clone(cause)));
+            }
+        }
+    }
+}
+
+impl Connection {
+    /// Starts the tasks of a connection whose handshake is over.
+    pub(crate) fn start<R, W>(
+        reader: R,
+        writer: W,
+        negotiated: Negotiated,
+        limits: Limits,
+        counters: Arc<Counters>,
+    ) -> Self
+    where
+        R: AsyncRead + Unpin + Send + 'static,
+        W: AsyncWrite + Unpin + Send + 'static,
+    {
+        // Each queued request holds a permit of the pool, so the queue is never the bound.
+        let (queue, requests) = mpsc::channel(limits.requests);
+        let writer = tokio::spawn(tasks::write(writer, requests, negotiated.headers));
+        let table = Table { queue: Some(queue), ..Table::default() };
+        let shared =
+            Arc::new(Shared { negotiated, limits, counters, table: Mutex::new(table), hung_up: Notify::new() });
+        let task = tokio::spawn(tasks::run(reader, writer, Arc::clone(&shared)));
+        Self { shared, task: Mutex::new(Some(task)) }
+    }
+
+    pub(crate) fn negotiated(&self) -> &Negotiated {
+        &self.shared.negotiated
+    }
+
+    /// Requests in flight.
+    pub(crate) fn load(&self) -> usize {
+        self.shared.table().entries.len()
+    }
+
+    /// Why it ended, if it did, and whether it ever served a request.
+    pub(crate) fn death(&self) -> Option<(Arc<Error>, bool)> {
+        let table = self.shared.table();
+        table.death.as_ref().map(|death| (Arc::clone(death), table.proven))
+    }
+
+    /// Asks for `buf.len()` bytes at `offset`.
+    ///
+    /// # Errors
+    /// Everything comes back when the connection has ended.
+    pub(crate) fn read(
+        &self,
+        offset: u64,
+        buf: BytesMut,
+        permits: Permits,
+    ) -> Result<oneshot::Receiver<ReadOutcome>, (BytesMut, Permits)> {
+        let length = wide(buf.len());
+        let (sender, outcome) = oneshot::channel();
+        let body = Box::new(Body::Read(ReadReply::new(offset, buf), sender));
+        match self.shared.submit(Command::Read, offset, length, body, permits) {
+            Ok(()) => Ok(outcome),
+            Err((body, permits)) => match *body {
+                Body::Read(reply, _) => Err((reply.into_buf(), permits)),
+                Body::Status(..) => unreachable!("a read comes back as a read"),
+            },
+        }
+    }
+
+    /// Asks for the status of `length` bytes at `offset`, or of as many as one request can name,
+    /// in the context with this index among those negotiated.
+    ///
+    /// # Errors
+    /// The permits come back when the connection has ended.
+    pub(crate) fn block_status(
+        &self,
+        context: usize,
+        offset: u64,
+        length: u64,
+        permits: Permits,
+    ) -> Result<oneshot::Receiver<StatusOutcome>, Permits> {
+        let Negotiated { info, headers, context_ids, status_filter } = &self.shared.negotiated;
+        let wanted = context_ids[context];
+        let filter = *status_filter && context_ids.len() > 1;
+        let length = length.min(headers.max_status_length());
+        let terms = StatusTerms {
+            offset,
+            length,
+            limit: info.size.next_multiple_of(u64::from(info.block_size.minimum)),
+            wanted,
+            expected: if filter { vec![wanted] } else { context_ids.clone() },
+            headers: *headers,
+        };
+        let command = Command::BlockStatus { only: filter.then_some(wanted) };
+        let (sender, outcome) = oneshot::channel();
+        let body = Box::new(Body::Status(StatusReply::new(terms), sender));
+        match self.shared.submit(command, offset, length, body, permits) {
+            Ok(()) => Ok(outcome),
+            Err((_, permits)) => Err(permits),
+        }
+    }
+
+    /// Ends the connection: what is in flight is lost, the server hears `NBD_CMD_DISC`.
+    pub(crate) fn hang_up(&self) {
+        let cause = Error::new(ErrorKind::Closed, "the connection was given up");
+        self.shared.bury(None, &Arc::new(cause));
+        self.shared.hung_up.notify_one();
+    }
+
+    /// Waits until nothing is left of the connection, after [`Connection::hang_up`].
+    pub(crate) async fn gone(&self) {
+        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(task) = task {
+            // The task bounds itself by `GOODBYE`; a panic in it has been reported by tokio.
+            let _ = task.await;
+        }
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.hang_up();
+    }
+}
+
+impl Shared {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Enters a request into the table and queues it, in one step.
+    fn submit(
+        &self,
+        command: Command,
+        offset: u64,
+        length: u64,
+        body: Box<Body>,
+        permits: Permits,
+    ) -> Result<(), (Box<Body>, Permits)> {
+        let mut table = self.table();
+        let cookie = table.last_cookie + 1;
+        let request = Request { command, cookie, offset, length };
+        let queued = table.queue.as_ref().map(|queue| queue.try_send(request));
+        if !matches!(queued, Some(Ok(()))) {
+            drop(table);
+            // Closed: the writer has ended, and the reader task did not get to say so yet. Full: the
+            // server answers requests that were not sent. Whoever asks again at once must not be
+            // given this connection, or it would ask for ever.
+            let cause = Error::new(ErrorKind::Disconnected, "no request can be sent any more");
+            self.bury(None, &Arc::new(cause));
+            self.hung_up.notify_one();
+            return Err((body, permits));
+        }
+        table.last_cookie = cookie;
+        let deadline = Instant::now() + self.limits.request_timeout;
+        table.entries.insert(cookie, Entry { deadline, body: Some(body), _permits: permits });
+        self.counters.requests.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Marks the connection dead and answers every request in flight `Lost`. The first cause
+    /// stays; `current` is the body that the reader had in hand.
+    fn bury(&self, current: Option<Box<Body>>, cause: &Arc<Error>) {
+        let entries = {
+            let mut table = self.table();
+            table.queue = None;
+            table.death.get_or_insert_with(|| Arc::clone(cause));
+            std::mem::take(&mut table.entries)
+        };
+        let bodies = entries.into_values().filter_map(|entry| entry.body);
+        bodies.chain(current).for_each(|body| body.lose(cause));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,102 @@
+//! From an address to a connection that is ready for requests.
+
+use std::fmt;
+use std::sync::Arc;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::time::timeout;
+
+use crate::config::{Address, Config};
+use crate::connection::{Connection, Counters, Limits};
+use crate::error::{Error, ErrorKind, sanitise};
+use crate::handshake::{Negotiated, negotiate};
+
+/// All that is needed to make one more connection.
+pub(super) struct Dialer {
+    address: Address,
+    export: String,
+    contexts: Vec<String>,
+    pub(super) config: Config,
+    counters: Arc<Counters>,
+}
+
+impl fmt::Display for Dialer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "export {:?} at {}", sanitise(self.export.as_bytes()), self.address)
+    }
+}
+
+impl Dialer {
+    pub(super) fn new(
+        address: Address,
+        export: &str,
+        contexts: &[String],
+        config: Config,
+        counters: Arc<Counters>,
+    ) -> Self {
+        // A context asked for twice is granted once; asking once keeps the answer plain.
+        let mut wanted: Vec<String> = Vec::new();
+        for context in contexts {
+            if !wanted.contains(context) {
+                wanted.push(context.clone());
+            }
+        }
+        Self { address, export: export.to_owned(), contexts: wanted, config, counters }
+    }
+
+    /// Connects and shakes hands, once, within the limits.
+    pub(super) async fn dial(&self) -> Result<Connection, Error> {
+        match &self.address {
+            Address::Unix(path) => {
+                let mut stream = self.connect(UnixStream::connect(path)).await?;
+                let negotiated = self.shake_hands(&mut stream).await?;
+                let (reader, writer) = stream.into_split();
+                Ok(self.start(reader, writer, negotiated))
+            }
+            Address::Tcp { host, port } => {
+                let mut stream = self.connect(TcpStream::connect((host.as_str(), *port))).await?;
+                // Requests are small and waited for.
+                stream.set_nodelay(true).map_err(|error| self.failed(error))?;
+                let negotiated = self.shake_hands(&mut stream).await?;
+                let (reader, writer) = stream.into_split();
+                Ok(self.start(reader, writer, negotiated))
+            }
+        }
+    }
+
+    async fn connect<S>(&self, connecting: impl Future<Output = std::io::Result<S>>) -> Result<S, Error> {
+        let limit = self.config.connect_timeout;
+        match timeout(limit, connecting).await {
+            Ok(Ok(stream)) => Ok(stream),
+            Ok(Err(error)) => Err(self.failed(error)),
+            Err(_) => Err(Error::new(ErrorKind::Connect, format!("{self} within {limit:?}"))),
+        }
+    }
+
+    fn failed(&self, error: std::io::Error) -> Error {
+        Error::new(ErrorKind::Connect, self.to_string()).with_source(error)
+    }
+
+    async fn shake_hands<S>(&self, stream: &mut S) -> Result<Negotiated, Error>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        let limit = self.config.handshake_timeout;
+        match timeout(limit, negotiate(stream, &self.export, &self.contexts)).await {
+            Ok(Ok(negotiated)) => Ok(negotiated),
+            Ok(Err(error)) => Err(Error::new(error.kind(), self.to_string()).with_source(error)),
+            Err(_) => Err(Error::new(ErrorKind::Handshake, format!("{self} within {limit:?}"))),
+        }
+    }
+
+    fn start<R, W>(&self, reader: R, writer: W, negotiated: Negotiated) -> Connection
+    where
+        R: AsyncRead + Unpin + Send + 'static,
+        W: AsyncWrite + Unpin + Send + 'static,
+    {
+        let limits =
+            Limits { requests: self.config.max_in_flight_requests, request_timeout: self.config.request_timeout };
+        Connection::start(reader, writer, negotiated, limits, Arc::clone(&self.counters))
+    }
+}
