@@ -1,0 +1,183 @@
+//! Which ranges of a disk hold data, learnt in the background from the first byte on.
+//!
+//! Asking QEMU for the allocation of a large disk takes seconds; whoever seeks waits only until the part that decides
+//! the answer is known. The task that learns is started at the first question and owned by [`Allocation`]: dropping it
+//! stops the task.
+
+use std::ops::{ControlFlow, Range};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{OnceCell, watch};
+use tokio::task::JoinHandle;
+
+use super::extents::Extents;
+use super::{Map, Source};
+use crate::error::{Error, Kind, Result, chain};
+
+/// Ranges that a step of learning gathers at most before those who wait are told.
+const EXTENTS_PER_STEP: usize = 1024;
+
+/// How long those who wait are left in the dark at most while ranges come in.
+const STEP_TIME: Duration = Duration::from_millis(5);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Progress {
+    Known(u64),
+    Failed(String),
+}
+
+/// The allocation of one disk at one point in time.
+pub struct Allocation {
+    source: Arc<dyn Source>,
+    size: u64,
+    /// What is known so far; complete below the offset that `progress` tells. Held for look-ups only; the inner `Arc`
+    /// is shared out when nothing more is added.
+    known: Known,
+    learning: OnceCell<Learning>,
+}
+
+type Known = Arc<Mutex<Arc<Extents>>>;
+
+struct Learning {
+    progress: watch::Receiver<Progress>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Learning {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Allocation {
+    /// Nothing is asked before the first question.
+    pub fn new(source: Arc<dyn Source>, size: u64) -> Self {
+        Self { source, size, known: Arc::default(), learning: OnceCell::new() }
+    }
+
+    /// The first offset at or after `offset` that holds data, if any does.
+    ///
+    /// # Errors
+    /// When the allocation cannot be learnt.
+    pub async fn next_data(&self, offset: u64) -> Result<Option<u64>> {
+        self.when(offset, |extents, upto| match extents.next_inside(offset) {
+            Some(found) => Some(Some(found)),
+            None if upto == self.size => Some(None),
+            None => None,
+        })
+        .await
+    }
+
+    /// The first offset at or after `offset` that reads as zeroes; the end of the disk counts as a hole.
+    ///
+    /// # Errors
+    /// When the allocation cannot be learnt.
+    pub async fn next_hole(&self, offset: u64) -> Result<u64> {
+        self.when(offset, |extents, upto| {
+            let found = extents.next_outside(offset);
+            (found < upto || upto == self.size).then(|| found.min(self.size))
+        })
+        .await
+    }
+
+    /// All of it, once all of it is known.
+    ///
+    /// # Errors
+    /// When the allocation cannot be learnt.
+    pub async fn complete(&self) -> Result<Arc<Extents>> {
+        self.when(0, |extents, upto| (upto == self.size).then(|| extents.clone())).await
+    }
+
+    /// Bytes that hold data, if that is known without waiting.
+    pub fn bytes_if_known(&self) -> Option<u64> {
+        let learning = self.learning.get()?;
+        let done = *learning.progress.borrow() == Progress::Known(self.size);
+        done.then(|| self.lock().bytes())
+    }
+
+    /// The extents inside a window that is already known, for reads that can skip holes; `None` if it is not.
+    pub fn within_if_known(&self, window: Range<u64>) -> Option<Vec<Range<u64>>> {
+        let learning = self.learning.get()?;
+        match *learning.progress.borrow() {
+            Progress::Known(upto) if window.end <= upto => {}
+            _ => return None,
+        }
+        Some(self.lock().within(window).collect())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Arc<Extents>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn when<T>(&self, offset: u64, answer: impl Fn(&Arc<Extents>, u64) -> Option<T>) -> Result<T> {
+        let mut progress = self.learning().await.progress.clone();
+        loop {
+            let now = progress.borrow_and_update().clone();
+            match now {
+                Progress::Known(upto) => {
+                    if (upto > offset || upto == self.size)
+                        && let Some(found) = answer(&self.lock(), upto)
+                    {
+                        return Ok(found);
+                    }
+                }
+                Progress::Failed(why) => return Err(Error::new(Kind::Io, why)),
+            }
+            if progress.changed().await.is_err() {
+                return Err(Error::new(Kind::Io, "the allocation of the disk is not known: the point in time ended"));
+            }
+        }
+    }
+
+    async fn learning(&self) -> &Learning {
+        self.learning
+            .get_or_init(|| async {
+                let (tell, progress) = watch::channel(Progress::Known(0));
+                let task = tokio::spawn(learn(self.source.clone(), self.size, self.known.clone(), tell));
+                Learning { progress, task }
+            })
+            .await
+    }
+}
+
+/// Walks the disk once. The sink cannot wait, so it works in steps: enough ranges or enough time, then those who wait
+/// are told.
+async fn learn(source: Arc<dyn Source>, size: u64, known: Known, tell: watch::Sender<Progress>) {
+    let mut step: Vec<Range<u64>> = Vec::with_capacity(EXTENTS_PER_STEP);
+    let mut told = Instant::now();
+    let mut fault = None;
+    let add = |step: &mut Vec<Range<u64>>, upto: u64| -> Result<()> {
+        let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+        let extents = Arc::make_mut(&mut known);
+        for range in step.drain(..) {
+            extents.push(range)?;
+        }
+        drop(known);
+        tell.send_replace(Progress::Known(upto));
+        Ok(())
+    };
+    let walked = source
+        .map(&Map::Allocation, 0..size, &mut |range, data| {
+            let upto = range.end;
+            if data {
+                step.push(range);
+            }
+            if step.len() >= EXTENTS_PER_STEP || told.elapsed() >= STEP_TIME {
+                told = Instant::now();
+                if let Err(error) = add(&mut step, upto) {
+                    fault = Some(error);
+                    return ControlFlow::Break(());
+                }
+            }
+            ControlFlow::Continue(())
+        })
+        .await;
+    let outcome = match (walked, fault) {
+        (Err(error), _) | (Ok(()), Some(error)) => Err(error),
+        (Ok(()), None) => add(&mut step, size),
+    };
+    if let Err(error) = outcome {
+        tell.send_replace(Progress::Failed(format!("cannot learn what the disk has allocated: {}", chain(&error))));
+    }
+}

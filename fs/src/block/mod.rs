@@ -1,0 +1,47 @@
+//! Where the bytes of a frozen disk come from, and what is known about them.
+//!
+//! A [`Source`] reads one disk at one point in time. Two implementations: [`nbd`], over an export of QEMU's, and the
+//! one in memory that the tests of the file system use. [`extents`] holds lists of ranges, [`allocation`] learns in the
+//! background which ranges hold data.
+
+pub mod allocation;
+pub mod extents;
+pub mod nbd;
+
+use std::ops::{ControlFlow, Range};
+
+use async_trait::async_trait;
+use bytes::BytesMut;
+
+use crate::error::Result;
+
+/// What a map of a disk tells apart.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Map {
+    /// Ranges that hold data, against ranges that read as zeroes.
+    Allocation,
+    /// Ranges that changed since a checkpoint; the name is the source's own for the frozen bitmap.
+    Dirty(String),
+}
+
+/// Receives the ranges of a map in order: the range, and whether it is in the map (holds data; is dirty).
+pub type Sink<'a> = dyn FnMut(Range<u64>, bool) -> ControlFlow<()> + Send + 'a;
+
+/// One disk at one point in time.
+#[async_trait]
+pub trait Source: Send + Sync {
+    /// Fills `buf`, whose length is the length of the read, from `offset` (bytes); the same allocation comes back.
+    ///
+    /// # Errors
+    /// Any failure; no byte of a failed read is given out.
+    async fn read(&self, offset: u64, buf: BytesMut) -> Result<BytesMut>;
+
+    /// Tells `sink` all ranges of `window` in order, without gaps, until it breaks off.
+    ///
+    /// # Errors
+    /// Any failure; what the sink was told until then is right.
+    async fn map(&self, map: &Map, window: Range<u64>, sink: &mut Sink<'_>) -> Result<()>;
+
+    /// Gives up connections; later reads fail.
+    async fn close(&self);
+}

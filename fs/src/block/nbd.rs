@@ -1,0 +1,137 @@
+//! A frozen disk behind an export of QEMU's NBD server.
+//!
+//! Connections are made at the first need. Data and allocation share one pool; each dirty map is fetched once over a
+//! short-lived connection of its own that negotiates just that bitmap, so a machine with a thousand checkpoints costs
+//! nothing until one is read.
+
+use std::ops::{ControlFlow, Range};
+
+use async_trait::async_trait;
+use bytes::BytesMut;
+use nbd_pool::{Address, Config, ErrorKind, Pool, context};
+use tokio::sync::OnceCell;
+
+use super::{Map, Sink, Source};
+use crate::error::{Error, Kind, Result};
+
+/// How much of a disk one question about its allocation covers: QEMU walks its tables before it answers, and those who
+/// wait for the first part must not wait for the last.
+const ALLOCATION_WINDOW: u64 = 4 << 30;
+
+/// The same for a dirty bitmap, which is in QEMU's memory.
+const DIRTY_WINDOW: u64 = 1 << 40;
+
+/// Where an export is found.
+#[derive(Debug, Clone)]
+pub struct Export {
+    /// The NBD server.
+    pub address: Address,
+    /// The export's name.
+    pub name: String,
+    /// Bounds and time limits of the connections.
+    pub config: Config,
+}
+
+/// A disk read over NBD.
+pub struct NbdSource {
+    export: Export,
+    size: u64,
+    pool: OnceCell<Pool>,
+}
+
+impl NbdSource {
+    /// Nothing is connected yet; `size` (bytes) is what the export must have.
+    pub fn new(export: Export, size: u64) -> Self {
+        Self { export, size, pool: OnceCell::new() }
+    }
+
+    async fn pool(&self) -> Result<&Pool> {
+        let contexts = [context::BASE_ALLOCATION.to_owned()];
+        self.pool.get_or_try_init(|| self.connect(&contexts)).await
+    }
+
+    async fn connect(&self, contexts: &[String]) -> Result<Pool> {
+        let Export { address, name, config } = &self.export;
+        let pool = Pool::connect(address.clone(), name, contexts, config.clone())
+            .await
+            .map_err(|error| self.failed("cannot connect to", error))?;
+        let info = pool.info();
+        if info.size != self.size || info.contexts != contexts {
+            let (size, contexts) = (info.size, info.contexts.clone());
+            pool.close().await;
+            return Err(Error::new(
+                Kind::Io,
+                format!("export {name} has {size} bytes and maps {contexts:?}; expected {} bytes", self.size),
+            ));
+        }
+        Ok(pool)
+    }
+
+    fn failed(&self, what: &str, error: nbd_pool::Error) -> Error {
+        let kind = match error.kind() {
+            ErrorKind::Timeout => Kind::Timeout,
+            _ => Kind::Io,
+        };
+        Error::with_source(kind, format!("{what} export {} at {}", self.export.name, self.export.address), error)
+    }
+
+    async fn walk(
+        &self,
+        pool: &Pool,
+        context: &str,
+        window: Range<u64>,
+        piece: u64,
+        inside: impl Fn(u64) -> bool + Send + Sync,
+        sink: &mut Sink<'_>,
+    ) -> Result<()> {
+        let mut at = window.start;
+        while at < window.end {
+            let end = window.end.min(at.saturating_add(piece));
+            let mut flow = ControlFlow::Continue(());
+            pool.block_status(context, at..end, |extent| {
+                flow = sink(extent.offset..extent.offset + extent.length, inside(extent.flags));
+                flow
+            })
+            .await
+            .map_err(|error| self.failed("cannot read the map of", error))?;
+            if flow.is_break() {
+                break;
+            }
+            at = end;
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Source for NbdSource {
+    async fn read(&self, offset: u64, buf: BytesMut) -> Result<BytesMut> {
+        let pool = self.pool().await?;
+        pool.read(offset, buf).await.map_err(|error| self.failed(&format!("cannot read at {offset} from"), error))
+    }
+
+    async fn map(&self, map: &Map, window: Range<u64>, sink: &mut Sink<'_>) -> Result<()> {
+        match map {
+            Map::Allocation => {
+                let pool = self.pool().await?;
+                let data = |flags| flags & context::STATE_ZERO == 0;
+                self.walk(pool, context::BASE_ALLOCATION, window, ALLOCATION_WINDOW, data, sink).await
+            }
+            Map::Dirty(bitmap) => {
+                let name = context::dirty_bitmap(bitmap);
+                let pool = self.connect(std::slice::from_ref(&name)).await?;
+                let walked = self
+                    .walk(&pool, &name, window, DIRTY_WINDOW, |flags| flags & context::STATE_DIRTY != 0, sink)
+                    .await;
+                pool.close().await;
+                walked
+            }
+        }
+    }
+
+    async fn close(&self) {
+        if let Some(pool) = self.pool.get() {
+            pool.close().await;
+        }
+    }
+}

@@ -1,0 +1,119 @@
+//! Errors of the file system: a kind that code matches, what and where, and a source.
+//!
+//! `Display` of an [`Error`] is its own context only; whoever prints it walks `source()` once (see [`chain`]). The
+//! kernel gets an errno from one exhaustive table, [`Kind::errno`].
+
+use rustix::io::Errno;
+
+/// What went wrong, as far as a caller may want to act on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// The name, handle or checkpoint does not exist.
+    NotFound,
+    /// The point in time of this handle was released; its data cannot be had any more.
+    Stale,
+    /// The point in time of this handle was lost, or its data could not be read.
+    Io,
+    /// Something else holds what is needed: another backup, an NBD server, open files.
+    Busy,
+    /// No point in time is held, and this request may not take one.
+    NothingHeld,
+    /// A request that makes no sense: a bad command, option or offset.
+    Invalid,
+    /// No data or hole lies past the offset of a seek.
+    NoSuchData,
+    /// This machine or this version of QEMU cannot do it safely.
+    Unsupported,
+    /// The user may not do it.
+    Denied,
+    /// A time limit passed.
+    Timeout,
+    /// The machine does not answer any more.
+    Gone,
+    /// A bound of ours was reached.
+    TooLarge,
+}
+
+impl Kind {
+    /// The errno that the kernel, and so the program that reads, gets to see.
+    pub fn errno(self) -> Errno {
+        match self {
+            Self::NotFound => Errno::NOENT,
+            Self::Stale => Errno::STALE,
+            Self::Io => Errno::IO,
+            Self::Busy => Errno::BUSY,
+            Self::NothingHeld => Errno::NODATA,
+            Self::Invalid => Errno::INVAL,
+            Self::NoSuchData => Errno::NXIO,
+            Self::Unsupported => Errno::OPNOTSUPP,
+            Self::Denied => Errno::ACCESS,
+            Self::Timeout => Errno::TIMEDOUT,
+            Self::Gone => Errno::NOTCONN,
+            Self::TooLarge => Errno::FBIG,
+        }
+    }
+}
+
+type Source = Box<dyn std::error::Error + Send + Sync + 'static>;
+
+/// An error with its kind, its context (what, where, what to do), and what caused it.
+#[derive(Debug, thiserror::Error)]
+#[error("{context}")]
+pub struct Error {
+    kind: Kind,
+    context: String,
+    #[source]
+    source: Option<Source>,
+}
+
+/// The result of everything in this crate that can fail.
+pub type Result<T> = std::result::Result<T, Error>;
+
+impl Error {
+    /// An error that nothing else caused.
+    pub fn new(kind: Kind, context: impl Into<String>) -> Self {
+        Self { kind, context: context.into(), source: None }
+    }
+
+    /// An error with its cause.
+    pub fn with_source(kind: Kind, context: impl Into<String>, source: impl Into<Source>) -> Self {
+        Self { kind, context: context.into(), source: Some(source.into()) }
+    }
+
+    /// The same kind, seen from one level further up.
+    #[must_use]
+    pub fn context(self, context: impl Into<String>) -> Self {
+        Self { kind: self.kind, context: context.into(), source: Some(Box::new(self)) }
+    }
+
+    /// What went wrong.
+    pub fn kind(&self) -> Kind {
+        self.kind
+    }
+}
+
+/// The whole chain of an error in one line: `what: why: why`.
+pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut line = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        line.push_str(": ");
+        line.push_str(&cause.to_string());
+        next = cause.source();
+    }
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_chain_is_told_once() {
+        let error = Error::new(Kind::Gone, "the socket closed")
+            .context("query-jobs failed")
+            .context("cannot take a point in time");
+        assert_eq!(chain(&error), "cannot take a point in time: query-jobs failed: the socket closed");
+        assert_eq!(error.kind().errno(), Errno::NOTCONN);
+    }
+}

@@ -1,0 +1,59 @@
+//! Open files and directories.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+
+use super::DirEntry;
+use crate::block::Source;
+use crate::error::{Error, Kind, Result};
+use crate::image::Image;
+use crate::point::Lease;
+
+/// A file that shows a disk.
+pub(super) struct OpenFile {
+    pub(super) lease: Lease,
+    pub(super) image: Arc<dyn Image>,
+    pub(super) source: Arc<dyn Source>,
+}
+
+pub(super) enum Handle {
+    Directory(Vec<DirEntry>),
+    /// The text as it was when the file was opened.
+    Status(Bytes),
+    Control,
+    File(OpenFile),
+}
+
+/// All of them, by number. Bounded by the open files that the system allows its users.
+#[derive(Default)]
+pub(super) struct Handles {
+    next: AtomicU64,
+    /// Held for look-ups only.
+    open: Mutex<HashMap<u64, Arc<Handle>>>,
+}
+
+impl Handles {
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Arc<Handle>>> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn add(&self, handle: Handle) -> u64 {
+        let number = self.next.fetch_add(1, Ordering::Relaxed);
+        self.lock().insert(number, Arc::new(handle));
+        number
+    }
+
+    /// # Errors
+    /// [`Kind::Invalid`] if nothing is open under that number.
+    pub(super) fn get(&self, number: u64) -> Result<Arc<Handle>> {
+        let found = self.lock().get(&number).cloned();
+        found.ok_or_else(|| Error::new(Kind::Invalid, format!("no file is open under handle {number}")))
+    }
+
+    pub(super) fn remove(&self, number: u64) {
+        self.lock().remove(&number);
+    }
+}

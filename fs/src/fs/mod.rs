@@ -1,0 +1,344 @@
+//! The operations of the file system, on our own types: everything that the kernel may ask, without the kernel.
+//!
+//! A look-up names a node and the point in time that an open would lease (see [`crate::tree::inode`]); an open leases
+//! it, taking one if it must, and makes the file's image; a read asks the image for segments, fetches them, and gives
+//! them out only after the point in time is confirmed. Nothing but an open takes a point in time.
+
+mod attr;
+mod handle;
+mod inventory;
+mod io;
+mod open;
+mod status;
+
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsStr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::SystemTime;
+
+use bytes::Bytes;
+
+pub use self::attr::Attr;
+use self::attr::{Ownership, blocks};
+use self::handle::{Handle, Handles};
+use self::inventory::Inventories;
+use self::open::Measure;
+use self::status::{Facts, Noted, Reads};
+use crate::error::{Error, Kind, Result, chain};
+use crate::options::Options;
+use crate::point::owner::{Invalidate, Points};
+use crate::tree::Node;
+use crate::tree::inode::Inodes;
+use crate::vm::{Inventory, Vm};
+
+/// A node as a look-up tells it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its attributes.
+    pub attr: Attr,
+    /// The point in time that opening it will lease; 0 where that does not matter.
+    pub generation: u64,
+}
+
+/// A name in a directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirEntry {
+    /// Inode number.
+    pub ino: u64,
+    /// Whether it is a directory.
+    pub directory: bool,
+    /// The name.
+    pub name: Arc<str>,
+}
+
+/// What a file is opened for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Only reading.
+    Read,
+    /// Writing, perhaps reading too.
+    Write,
+}
+
+/// An open file, and how the kernel may cache it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Opened {
+    /// To be given back with [`Fs::release`].
+    pub handle: u64,
+    /// Its pages may stay in the kernel's cache; else every read comes here.
+    pub cached: bool,
+}
+
+/// What `statfs` tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Space {
+    /// Virtual sizes of all disks together, in blocks of [`Space::BLOCK`].
+    pub blocks: u64,
+    /// Files in the tree that show disks.
+    pub files: u64,
+}
+
+impl Space {
+    /// Block size, in bytes.
+    pub const BLOCK: u32 = 4096;
+}
+
+#[derive(Default)]
+struct Counters {
+    count: AtomicU64,
+    bytes: AtomicU64,
+    failed: AtomicU64,
+}
+
+/// The file system of one mounted machine.
+pub struct Fs {
+    vm: Arc<dyn Vm>,
+    options: Options,
+    mount_id: String,
+    owner: Ownership,
+    mounted: SystemTime,
+    inventories: Inventories,
+    points: Points,
+    inodes: Arc<Inodes>,
+    handles: Handles,
+    counters: Counters,
+    /// The size of `status.json` when it was last written.
+    status_size: AtomicU64,
+    last_error: Mutex<Option<Noted>>,
+}
+
+impl Fs {
+    /// A file system for a machine. `owner` is the mounting user and group; `inodes` names the nodes whose pages
+    /// `invalidate` has to drop.
+    pub fn new(
+        vm: Arc<dyn Vm>,
+        options: Options,
+        mount_id: String,
+        owner: (u32, u32),
+        inodes: Arc<Inodes>,
+        invalidate: Invalidate,
+    ) -> Self {
+        Self {
+            owner: Ownership {
+                uid: options.uid.unwrap_or(owner.0),
+                gid: options.gid.unwrap_or(owner.1),
+                umask: options.umask,
+            },
+            mount_id,
+            mounted: SystemTime::now(),
+            inventories: Inventories::start(vm.clone()),
+            points: Points::start(vm.clone(), options.start, invalidate),
+            inodes,
+            handles: Handles::default(),
+            counters: Counters::default(),
+            status_size: AtomicU64::new(0),
+            last_error: Mutex::default(),
+            vm,
+            options,
+        }
+    }
+
+    /// The point in time, for whoever ends the mount.
+    pub fn points(&self) -> &Points {
+        &self.points
+    }
+
+    /// The machine that the tree shows: as it was at the point in time, or as it is now.
+    async fn inventory(&self) -> Result<Arc<Inventory>> {
+        match self.points.view().held {
+            Some(point) => Ok(point.inventory().clone()),
+            None => self.inventories.get().await,
+        }
+    }
+
+    /// The inventory where it decides whether the node is there; nodes that are always there must not fail with it.
+    async fn inventory_for(&self, node: &Node) -> Result<Arc<Inventory>> {
+        match node {
+            Node::Root | Node::Status | Node::Control => Ok(Arc::default()),
+            _ => self.inventory().await,
+        }
+    }
+
+    fn node(&self, ino: u64) -> Result<Node> {
+        let found = self.inodes.get(ino).map(|(node, _)| node);
+        found.ok_or_else(|| Error::new(Kind::NotFound, format!("no node has inode number {ino}")))
+    }
+
+    /// Finds a name in a directory. The kernel holds a reference afterwards, until [`Fs::forget`].
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`]; when the machine does not answer.
+    pub async fn lookup(&self, parent: u64, name: &OsStr) -> Result<Entry> {
+        let parent = self.node(parent)?;
+        let inventory = self.inventory_for(&parent).await?;
+        let node = parent
+            .child(name, &inventory, self.options.formats)
+            .ok_or_else(|| Error::new(Kind::NotFound, format!("there is no {}", name.display())))?;
+        let attr = self.attr(&node, &inventory).await?;
+        let generation = match node {
+            Node::File { .. } => self.points.view().upcoming(),
+            _ => 0,
+        };
+        self.inodes.tell(&node, generation);
+        Ok(Entry { attr, generation })
+    }
+
+    /// Takes back references that look-ups gave.
+    pub fn forget(&self, ino: u64, lookups: u64) {
+        self.inodes.forget(ino, lookups);
+    }
+
+    /// The attributes of a node.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] when the machine no longer has what it stands for; when the machine does not answer.
+    pub async fn getattr(&self, ino: u64) -> Result<Attr> {
+        let node = self.node(ino)?;
+        let inventory = self.inventory_for(&node).await?;
+        if !node.exists(&inventory) {
+            return Err(Error::new(Kind::NotFound, "the machine has no such disk or checkpoint any more"));
+        }
+        self.attr(&node, &inventory).await
+    }
+
+    async fn attr(&self, node: &Node, inventory: &Inventory) -> Result<Attr> {
+        let point = self.points.view().held;
+        let Measure { size, data, settled } = match node {
+            Node::File { disk, checkpoint, content } => {
+                self.measure(point.as_ref(), inventory, disk, checkpoint.as_ref(), *content).await?
+            }
+            Node::Status => {
+                let size = self.status_size.load(Ordering::Relaxed);
+                Measure { size, data: size, settled: false }
+            }
+            _ => Measure { size: 0, data: 0, settled: true },
+        };
+        Ok(Attr {
+            ino: self.inodes.number(node),
+            directory: node.is_directory(),
+            mode: self.owner.mode(node),
+            size,
+            blocks: blocks(data),
+            mtime: point.map_or(self.mounted, |point| point.time()),
+            uid: self.owner.uid,
+            gid: self.owner.gid,
+            settled,
+        })
+    }
+
+    /// Opens a directory: what is in it now, kept for [`Fs::readdir`].
+    ///
+    /// # Errors
+    /// When the machine does not answer.
+    pub async fn opendir(&self, ino: u64) -> Result<u64> {
+        let node = self.node(ino)?;
+        let inventory = self.inventory_for(&node).await?;
+        let entry = |ino, name: &str| DirEntry { ino, directory: true, name: name.into() };
+        let mut entries = vec![entry(ino, "."), entry(self.inodes.number(&node.parent()), "..")];
+        entries.extend(node.children(&inventory, self.options.formats).into_iter().map(|(name, child)| DirEntry {
+            ino: self.inodes.number(&child),
+            directory: child.is_directory(),
+            name,
+        }));
+        Ok(self.handles.add(Handle::Directory(entries)))
+    }
+
+    /// The entries of an open directory from `offset` on, which counts entries.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] if the handle is not an open directory.
+    pub fn readdir(&self, handle: u64, offset: usize, mut each: impl FnMut(usize, &DirEntry) -> bool) -> Result<()> {
+        match &*self.handles.get(handle)? {
+            Handle::Directory(entries) => {
+                for (index, entry) in entries.iter().enumerate().skip(offset) {
+                    if each(index + 1, entry) {
+                        break;
+                    }
+                }
+                Ok(())
+            }
+            _ => Err(Error::new(Kind::Invalid, "not an open directory")),
+        }
+    }
+
+    /// Opens a file. One that shows a disk takes a point in time if none is held.
+    ///
+    /// # Errors
+    /// [`Kind::Denied`] for anything but writing to `control` and reading the others, whoever asks.
+    /// [`Kind::Stale`] when the file was looked up for another point in time: look it up again and come back. Any
+    /// failure of taking a point in time; it is noted in `status.json`.
+    pub async fn open(&self, ino: u64, access: Access) -> Result<Opened> {
+        let (node, generation) = self
+            .inodes
+            .get(ino)
+            .ok_or_else(|| Error::new(Kind::NotFound, format!("no node has inode number {ino}")))?;
+        if (access == Access::Write) != (node == Node::Control) {
+            return Err(Error::new(Kind::Denied, "control is only written, all other files are only read"));
+        }
+        match node {
+            Node::Status => {
+                let text = self.status().await;
+                Ok(Opened { handle: self.handles.add(Handle::Status(text)), cached: false })
+            }
+            Node::Control => Ok(Opened { handle: self.handles.add(Handle::Control), cached: false }),
+            Node::File { disk, checkpoint, content } => {
+                let file = self.noted(self.open_file(generation, &disk, checkpoint.as_ref(), content).await)?;
+                Ok(Opened { handle: self.handles.add(Handle::File(file)), cached: content.is_image() })
+            }
+            _ => Err(Error::new(Kind::Invalid, "a directory is not opened as a file")),
+        }
+    }
+
+    /// Closes a file or directory. An unknown handle is no error: the kernel has given it up either way.
+    pub fn release(&self, handle: u64) {
+        self.handles.remove(handle);
+    }
+
+    /// Sizes for `statfs`. Never fails: a machine that does not answer has no disks.
+    pub async fn statfs(&self) -> Space {
+        let inventory = self.inventory().await.unwrap_or_default();
+        let bytes = inventory.disks.iter().map(|disk| disk.size).fold(0, u64::saturating_add);
+        let files = inventory.disks.iter().map(|disk| 2 + 3 * disk.bitmaps.len()).sum::<usize>();
+        Space { blocks: bytes.div_ceil(u64::from(Space::BLOCK)), files: u64::try_from(files).unwrap_or(u64::MAX) }
+    }
+
+    async fn status(&self) -> Bytes {
+        let (inventory, unreachable) = match self.inventories.get().await {
+            Ok(inventory) => (inventory, None),
+            Err(error) => (Arc::default(), Some(chain(&error))),
+        };
+        let last_error = self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let reads = Reads {
+            count: self.counters.count.load(Ordering::Relaxed),
+            bytes: self.counters.bytes.load(Ordering::Relaxed),
+            failed: self.counters.failed.load(Ordering::Relaxed),
+        };
+        let text = status::render(&Facts {
+            mount_id: &self.mount_id,
+            machine: self.vm.machine(),
+            inventory: &inventory,
+            unreachable: unreachable.as_deref(),
+            view: &self.points.view(),
+            last_error: last_error.as_ref(),
+            reads,
+        });
+        self.status_size.store(u64::try_from(text.len()).unwrap_or(0), Ordering::Relaxed);
+        Bytes::from(text)
+    }
+
+    /// Keeps an error for `status.json`, since the one who asked only gets an errno.
+    fn noted<T>(&self, outcome: Result<T>) -> Result<T> {
+        if let Err(error) = &outcome {
+            // The kernel comes back at once after this one.
+            if error.kind() != Kind::Stale {
+                let message = chain(error);
+                tracing::warn!("{message}");
+                *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(Noted::now(message));
+            }
+        }
+        outcome
+    }
+}

@@ -1,0 +1,160 @@
+//! Opening files that show a disk, and telling their sizes.
+
+use std::sync::Arc;
+
+use super::Fs;
+use super::handle::OpenFile;
+use crate::block::extents::Extents;
+use crate::error::{Error, Kind, Result};
+use crate::image::Image;
+use crate::image::delta::Delta;
+use crate::image::raw::Raw;
+use crate::image::text::{DATA, DIRTY, Form, Text};
+use crate::point::{FrozenDisk, PointInTime};
+use crate::tree::Content;
+use crate::vm::{Bitmap, Inventory};
+
+/// Length that a line of a map is taken to have until it is known.
+const LINE: u64 = 40;
+
+/// How large a file is.
+pub(super) struct Measure {
+    /// Size, in bytes.
+    pub(super) size: u64,
+    /// Bytes of it that are data.
+    pub(super) data: u64,
+    /// Whether both stay as they are for as long as the point in time does.
+    pub(super) settled: bool,
+}
+
+impl Fs {
+    pub(super) async fn open_file(
+        &self,
+        generation: u64,
+        disk: &Arc<str>,
+        checkpoint: Option<&Arc<str>>,
+        content: Content,
+    ) -> Result<OpenFile> {
+        let lease = self.points.open().await?;
+        if lease.number() != generation {
+            return Err(Error::new(Kind::Stale, "the file was looked up for another point in time"));
+        }
+        let image = self.image(&lease, disk, checkpoint, content).await?;
+        let source = frozen(&lease, disk)?.source.clone();
+        Ok(OpenFile { lease, image, source })
+    }
+
+    async fn image(
+        &self,
+        point: &PointInTime,
+        disk: &Arc<str>,
+        checkpoint: Option<&Arc<str>>,
+        content: Content,
+    ) -> Result<Arc<dyn Image>> {
+        let frozen = frozen(point, disk)?;
+        let size = frozen.disk.size;
+        let text = |form, label, extents| {
+            let header = self.header(point, frozen, checkpoint);
+            Arc::new(Text::new(form, header, label, extents))
+        };
+        Ok(match content {
+            Content::DiskRaw => Arc::new(Raw::new(size, frozen.disk.allocated, frozen.allocation.clone())),
+            Content::AllocatedMap => text(Form::Map, DATA, frozen.allocation.complete().await?),
+            Content::DirtyMap => text(Form::Map, DIRTY, dirty(point, frozen, checkpoint).await?),
+            Content::DirtyJson => text(Form::Json, DIRTY, dirty(point, frozen, checkpoint).await?),
+            Content::DeltaRaw => Arc::new(Delta::new(size, dirty(point, frozen, checkpoint).await?)),
+        })
+    }
+
+    /// What stands above the lines of a map.
+    fn header(&self, point: &PointInTime, frozen: &FrozenDisk, checkpoint: Option<&Arc<str>>) -> String {
+        use std::fmt::Write as _;
+        let machine = self.vm.machine();
+        let mut header = String::new();
+        let mut line = |name: &str, value: &dyn std::fmt::Display| {
+            let value = value.to_string().replace(|c: char| c.is_control(), "?");
+            writeln!(header, "# {name}: {value}").ok();
+        };
+        line("machine", machine.name.as_ref().unwrap_or(&machine.source));
+        line("disk", &frozen.disk.name);
+        if let Some(checkpoint) = checkpoint {
+            line("checkpoint", checkpoint);
+        }
+        line("point in time", &humantime::format_rfc3339_millis(point.time()));
+        line("virtual size", &frozen.disk.size);
+        if let Some(bitmap) = checkpoint.and_then(|checkpoint| frozen.disk.bitmaps.get(checkpoint)) {
+            line("granularity", &bitmap.granularity);
+        }
+        header
+    }
+
+    /// The size of a file: exact at a point in time, an estimate without one.
+    pub(super) async fn measure(
+        &self,
+        point: Option<&Arc<PointInTime>>,
+        inventory: &Inventory,
+        disk: &Arc<str>,
+        checkpoint: Option<&Arc<str>>,
+        content: Content,
+    ) -> Result<Measure> {
+        let known = inventory.disk(disk).ok_or_else(|| no_disk(disk))?;
+        let bitmap = checkpoint.and_then(|checkpoint| known.bitmaps.get(checkpoint));
+        let unusable = bitmap.is_some_and(|bitmap| bitmap.unusable.is_some());
+        if let Some(point) = point.filter(|_| !unusable) {
+            return self.exact(point, disk, checkpoint, content).await;
+        }
+        let dirty = bitmap.map_or(0, |bitmap| bitmap.dirty_bytes.min(known.size));
+        let text = bitmap.map_or(LINE, |bitmap| lines(bitmap, dirty).saturating_mul(LINE));
+        let (size, data) = match content {
+            Content::DiskRaw => (known.size, known.allocated.min(known.size)),
+            Content::DeltaRaw => (known.size, dirty),
+            Content::AllocatedMap | Content::DirtyMap | Content::DirtyJson => (text, text),
+        };
+        Ok(Measure { size, data, settled: false })
+    }
+
+    async fn exact(
+        &self,
+        point: &Arc<PointInTime>,
+        disk: &Arc<str>,
+        checkpoint: Option<&Arc<str>>,
+        content: Content,
+    ) -> Result<Measure> {
+        let frozen = frozen(point, disk)?;
+        // Text is never settled: its size is another one as soon as the point in time ends.
+        let settled = content.is_image() && (checkpoint.is_some() || frozen.allocation.bytes_if_known().is_some());
+        // A map is not fetched again only to be measured.
+        if let Some(data) = checkpoint.and_then(|checkpoint| point.maps().size(checkpoint, disk, content.name())) {
+            return Ok(Measure { size: if content.is_image() { frozen.disk.size } else { data }, data, settled });
+        }
+        let image = self.image(point, disk, checkpoint, content).await?;
+        let (size, data) = (image.size(), image.data_bytes());
+        if let Some(checkpoint) = checkpoint {
+            point.maps().note_size(checkpoint, disk, content.name(), data);
+        }
+        Ok(Measure { size, data, settled })
+    }
+}
+
+/// At most so many lines does a map of so many dirty bytes have.
+fn lines(bitmap: &Bitmap, dirty: u64) -> u64 {
+    dirty.div_ceil(u64::from(bitmap.granularity.max(1))) + 6
+}
+
+fn no_disk(disk: &str) -> Error {
+    Error::new(Kind::NotFound, format!("the machine has no disk {disk}"))
+}
+
+fn frozen<'a>(point: &'a PointInTime, disk: &str) -> Result<&'a FrozenDisk> {
+    point.disk(disk).ok_or_else(|| no_disk(disk))
+}
+
+async fn dirty(point: &PointInTime, frozen: &FrozenDisk, checkpoint: Option<&Arc<str>>) -> Result<Arc<Extents>> {
+    let name = &frozen.disk.name;
+    let checkpoint = checkpoint.ok_or_else(|| Error::new(Kind::NotFound, "this file belongs to a checkpoint"))?;
+    let bitmap = frozen.disk.bitmaps.get(checkpoint);
+    if let Some(reason) = bitmap.and_then(|bitmap| bitmap.unusable.as_ref()) {
+        return Err(Error::new(Kind::Io, format!("checkpoint {checkpoint} of disk {name} cannot be read: {reason}")));
+    }
+    point.maps().get(checkpoint, name).await
+}

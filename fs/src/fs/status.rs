@@ -1,0 +1,164 @@
+//! `status.json`: everything there is to know. Reading it starts nothing.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use serde::Serialize;
+
+use crate::point::owner::{Phase, View};
+use crate::vm::{Disk, Inventory, Machine, Skipped};
+
+#[derive(Serialize)]
+struct Document<'a> {
+    pullfs: &'static str,
+    pid: u32,
+    mount_id: &'a str,
+    machine: &'a Machine,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unreachable: Option<&'a str>,
+    disks: Vec<DiskStatus<'a>>,
+    skipped: &'a [Skipped],
+    checkpoints: Vec<CheckpointStatus<'a>>,
+    point: PointStatus,
+    last_end: Option<EndStatus<'a>>,
+    last_error: Option<&'a Noted>,
+    reads: Reads,
+}
+
+#[derive(Serialize)]
+struct DiskStatus<'a> {
+    name: &'a str,
+    node: &'a str,
+    format: &'a str,
+    size: u64,
+}
+
+#[derive(Serialize)]
+struct CheckpointStatus<'a> {
+    name: &'a str,
+    dirty_bytes: u64,
+    disks: BTreeMap<&'a str, BitmapStatus<'a>>,
+}
+
+#[derive(Serialize)]
+struct BitmapStatus<'a> {
+    dirty_bytes: u64,
+    granularity: u32,
+    recording: bool,
+    persistent: bool,
+    inconsistent: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unusable: Option<&'a str>,
+}
+
+#[derive(Serialize)]
+struct PointStatus {
+    state: &'static str,
+    number: u64,
+    time: Option<String>,
+    open_files: usize,
+}
+
+#[derive(Serialize)]
+struct EndStatus<'a> {
+    reason: &'a str,
+    time: String,
+}
+
+/// An error that was noted, for whoever only got an errno.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct Noted {
+    pub(super) message: String,
+    pub(super) time: String,
+}
+
+impl Noted {
+    pub(super) fn now(message: String) -> Self {
+        Self { message, time: rfc3339(SystemTime::now()) }
+    }
+}
+
+/// Reads served so far.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct Reads {
+    pub(super) count: u64,
+    pub(super) bytes: u64,
+    pub(super) failed: u64,
+}
+
+/// What the document is made of.
+pub(super) struct Facts<'a> {
+    pub(super) mount_id: &'a str,
+    pub(super) machine: &'a Machine,
+    /// The machine now.
+    pub(super) inventory: &'a Inventory,
+    /// Why the machine cannot be asked now, if it cannot.
+    pub(super) unreachable: Option<&'a str>,
+    pub(super) view: &'a View,
+    pub(super) last_error: Option<&'a Noted>,
+    pub(super) reads: Reads,
+}
+
+fn rfc3339(time: SystemTime) -> String {
+    humantime::format_rfc3339_millis(time).to_string()
+}
+
+pub(super) fn render(facts: &Facts<'_>) -> Vec<u8> {
+    let view = facts.view;
+    let inventory = facts.inventory;
+    let held = view.held.as_ref();
+    let document = Document {
+        pullfs: env!("CARGO_PKG_VERSION"),
+        pid: std::process::id(),
+        mount_id: facts.mount_id,
+        machine: facts.machine,
+        unreachable: facts.unreachable,
+        disks: inventory.disks.iter().map(disk).collect(),
+        skipped: &inventory.skipped,
+        checkpoints: checkpoints(inventory),
+        point: PointStatus {
+            state: match view.phase {
+                Phase::None => "none",
+                Phase::Taking => "taking",
+                Phase::Held => "held",
+                Phase::Releasing => "releasing",
+            },
+            number: view.number,
+            time: held.map(|point| rfc3339(point.time())),
+            open_files: held.map_or(0, |point| point.open_files()),
+        },
+        last_end: view.last_end.as_ref().map(|end| EndStatus { reason: &end.reason, time: rfc3339(end.time) }),
+        last_error: facts.last_error,
+        reads: facts.reads,
+    };
+    let mut text = serde_json::to_vec_pretty(&document).unwrap_or_default();
+    text.push(b'\n');
+    text
+}
+
+fn disk(disk: &Disk) -> DiskStatus<'_> {
+    DiskStatus { name: &disk.name, node: &disk.node, format: &disk.format, size: disk.size }
+}
+
+fn checkpoints(inventory: &Inventory) -> Vec<CheckpointStatus<'_>> {
+    let mut all: BTreeMap<&str, BTreeMap<&str, BitmapStatus<'_>>> = BTreeMap::new();
+    for disk in &inventory.disks {
+        for (checkpoint, bitmap) in &disk.bitmaps {
+            let status = BitmapStatus {
+                dirty_bytes: bitmap.dirty_bytes,
+                granularity: bitmap.granularity,
+                recording: bitmap.recording,
+                persistent: bitmap.persistent,
+                inconsistent: bitmap.inconsistent,
+                unusable: bitmap.unusable.as_deref(),
+            };
+            all.entry(checkpoint).or_default().insert(&disk.name, status);
+        }
+    }
+    all.into_iter()
+        .map(|(name, disks)| {
+            let dirty_bytes = disks.values().map(|bitmap| bitmap.dirty_bytes).fold(0, u64::saturating_add);
+            CheckpointStatus { name, dirty_bytes, disks }
+        })
+        .collect()
+}

@@ -1,0 +1,347 @@
+//! The file system without a mount and without QEMU: a machine in memory is the reference.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+use serde_json::Value;
+
+use super::*;
+use crate::image::Seek;
+use crate::options::Start;
+use crate::tree::inode::ROOT;
+use crate::vm::Fleece;
+use crate::vm::memory::{GRANULE, Memory};
+
+fn mount(vm: &Arc<Memory>, options: Options) -> Fs {
+    let inodes = Arc::new(Inodes::new("memory"));
+    Fs::new(vm.clone(), options, "pullfs-test".into(), (7, 8), inodes, Arc::new(|| {}))
+}
+
+fn machine(fleece: Fleece) -> Arc<Memory> {
+    Memory::new(&[("vda", 100_000), ("vdb", 512)], fleece)
+}
+
+async fn walk(fs: &Fs, path: &str) -> Result<Entry> {
+    let mut ino = ROOT;
+    let mut entry = None;
+    for name in path.split('/') {
+        let found = fs.lookup(ino, OsStr::new(name)).await?;
+        ino = found.attr.ino;
+        entry = Some(found);
+    }
+    entry.ok_or_else(|| Error::new(Kind::Invalid, "an empty path"))
+}
+
+/// As the kernel does: an open that finds its look-up outdated looks up again, once.
+async fn open(fs: &Fs, path: &str) -> Result<u64> {
+    let entry = walk(fs, path).await?;
+    let access = if path == "control" { Access::Write } else { Access::Read };
+    match fs.open(entry.attr.ino, access).await {
+        Err(error) if error.kind() == Kind::Stale => Ok(fs.open(walk(fs, path).await?.attr.ino, access).await?.handle),
+        other => Ok(other?.handle),
+    }
+}
+
+async fn read_all(fs: &Fs, handle: u64) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    loop {
+        let more = fs.read(handle, bytes.len() as u64, 40_000).await?;
+        if more.is_empty() {
+            return Ok(bytes);
+        }
+        bytes.extend_from_slice(&more);
+    }
+}
+
+async fn status(fs: &Fs) -> Value {
+    let handle = open(fs, "status.json").await.unwrap();
+    serde_json::from_slice(&read_all(fs, handle).await.unwrap()).unwrap()
+}
+
+async fn command(fs: &Fs, word: &str) -> Result<usize> {
+    let handle = open(fs, "control").await?;
+    fs.write(handle, word.as_bytes()).await
+}
+
+/// Everything that is not an open of a file that shows a disk.
+async fn look_at(fs: &Fs, ino: u64) {
+    assert!(fs.getattr(ino).await.is_ok());
+    let handle = fs.opendir(ino).await.unwrap();
+    let mut entries = Vec::new();
+    fs.readdir(handle, 2, |_, entry| {
+        entries.push(entry.clone());
+        false
+    })
+    .unwrap();
+    fs.release(handle);
+    for entry in entries {
+        let found = fs.lookup(ino, OsStr::new(&*entry.name)).await.unwrap();
+        assert_eq!(found.attr.ino, entry.ino, "readdir and lookup agree");
+        assert_eq!(found.attr.directory, entry.directory);
+        if entry.directory {
+            Box::pin(look_at(fs, entry.ino)).await;
+        } else {
+            assert_eq!(fs.getattr(entry.ino).await.unwrap(), found.attr);
+        }
+    }
+}
+
+#[tokio::test]
+async fn looking_takes_no_point_in_time() {
+    let vm = machine(Fleece::Job);
+    vm.checkpoint("monday");
+    let fs = mount(&vm, Options::default());
+    look_at(&fs, ROOT).await;
+    assert_eq!(status(&fs).await["point"]["state"], "none");
+    assert!(fs.statfs().await.blocks > 0);
+    assert_eq!(vm.taken(), 0);
+    open(&fs, "current/vdb/disk.raw").await.unwrap();
+    open(&fs, "checkpoints/monday/vda/dirty.map").await.unwrap();
+    assert_eq!(vm.taken(), 1, "all share one");
+    look_at(&fs, ROOT).await;
+    assert_eq!(status(&fs).await["point"]["state"], "held");
+}
+
+#[tokio::test]
+async fn only_control_is_written_whoever_asks() {
+    let vm = machine(Fleece::Job);
+    let fs = mount(&vm, Options::default());
+    for (path, access) in
+        [("current/vda/disk.raw", Access::Write), ("status.json", Access::Write), ("control", Access::Read)]
+    {
+        let ino = walk(&fs, path).await.unwrap().attr.ino;
+        assert_eq!(fs.open(ino, access).await.unwrap_err().kind(), Kind::Denied, "{path}");
+    }
+    assert_eq!(vm.taken(), 0);
+}
+
+#[tokio::test]
+async fn modes_and_owners_are_what_was_asked_for() {
+    let fs = mount(&machine(Fleece::Job), Options { umask: 0o027, gid: Some(99), ..Options::default() });
+    let raw = walk(&fs, "current/vda/disk.raw").await.unwrap().attr;
+    assert_eq!((raw.mode, raw.uid, raw.gid, raw.size), (0o440, 7, 99, 100_000));
+    assert_eq!(walk(&fs, "current").await.unwrap().attr.mode, 0o550);
+    assert_eq!(walk(&fs, "control").await.unwrap().attr.mode, 0o200);
+    assert_eq!(walk(&fs, "current/vdz").await.unwrap_err().kind(), Kind::NotFound);
+}
+
+#[tokio::test]
+async fn a_release_makes_open_files_stale_for_good() {
+    let vm = machine(Fleece::Job);
+    vm.write("vda", 0, b"before");
+    let fs = mount(&vm, Options::default());
+    let first = walk(&fs, "current/vda/disk.raw").await.unwrap();
+    let old = fs.open(first.attr.ino, Access::Read).await.unwrap().handle;
+    assert_eq!(&fs.read(old, 0, 6).await.unwrap()[..], b"before");
+    command(&fs, "release\n").await.unwrap();
+    assert_eq!(fs.read(old, 0, 6).await.unwrap_err().kind(), Kind::Stale);
+    vm.write("vda", 0, b"after!");
+    let stale = fs.open(first.attr.ino, Access::Read).await.unwrap_err();
+    assert_eq!(stale.kind(), Kind::Stale, "the kernel must look the file up again first");
+    let again = walk(&fs, "current/vda/disk.raw").await.unwrap();
+    assert_eq!(again.attr.ino, first.attr.ino);
+    assert_ne!(again.generation, first.generation, "so that the kernel cuts the old descriptors off");
+    let new = fs.open(again.attr.ino, Access::Read).await.unwrap().handle;
+    assert_eq!(&fs.read(new, 0, 6).await.unwrap()[..], b"after!");
+    assert_eq!(fs.read(old, 0, 6).await.unwrap_err().kind(), Kind::Stale);
+    assert_eq!(status(&fs).await["last_end"]["reason"], "released");
+}
+
+#[tokio::test]
+async fn no_byte_comes_out_after_a_loss() {
+    for (fleece, announced) in
+        [(Fleece::Job, true), (Fleece::Job, false), (Fleece::Backing, true), (Fleece::Backing, false)]
+    {
+        let vm = machine(fleece);
+        let fs = mount(&vm, Options::default());
+        let handle = open(&fs, "current/vda/disk.raw").await.unwrap();
+        fs.read(handle, 0, 512).await.unwrap();
+        vm.lose(announced);
+        let error = fs.read(handle, 0, 512).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::Io, "{fleece:?}, announced: {announced}");
+        assert!(fs.seek(handle, 0, Seek::Data).await.is_err());
+        if announced {
+            for _ in 0..100 {
+                if status(&fs).await["last_end"]["reason"] == "lost by the test" {
+                    break;
+                }
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+            assert_eq!(status(&fs).await["last_end"]["reason"], "lost by the test");
+            let new = open(&fs, "current/vda/disk.raw").await.unwrap();
+            assert!(fs.read(new, 0, 512).await.is_ok(), "a new one can be taken");
+        }
+    }
+}
+
+#[tokio::test]
+async fn commands_are_granted_or_refused_with_a_reason() {
+    let vm = machine(Fleece::Job);
+    let fs = mount(&vm, Options { start: Start::Manual, ..Options::default() });
+    assert_eq!(open(&fs, "current/vda/disk.raw").await.unwrap_err().kind(), Kind::NothingHeld);
+    assert_eq!(command(&fs, "release").await.unwrap_err().kind(), Kind::NothingHeld);
+    for wrong in ["", "begin now", "relase", "\u{0}", &"begin ".repeat(1000)] {
+        assert_eq!(command(&fs, wrong).await.unwrap_err().kind(), Kind::Invalid, "{wrong:?}");
+    }
+    command(&fs, "begin").await.unwrap();
+    let handle = open(&fs, "current/vda/disk.raw").await.unwrap();
+    assert_eq!(command(&fs, "begin").await.unwrap_err().kind(), Kind::Busy);
+    assert!(status(&fs).await["last_error"]["message"].as_str().unwrap().contains("files are open"));
+    fs.release(handle);
+    command(&fs, "begin").await.unwrap();
+    assert_eq!(vm.taken(), 2);
+    let file = open(&fs, "current/vdb/disk.raw").await.unwrap();
+    assert_eq!(fs.write(file, b"x").await.unwrap_err().kind(), Kind::Denied);
+    assert_eq!(fs.read(12_345, 0, 1).await.unwrap_err().kind(), Kind::Invalid);
+}
+
+#[tokio::test]
+async fn a_machine_that_refuses_is_not_asked_for_every_file() {
+    let vm = machine(Fleece::Job);
+    let fs = mount(&vm, Options::default());
+    vm.refuse(Some(Kind::Busy));
+    for _ in 0..3 {
+        assert_eq!(open(&fs, "current/vda/disk.raw").await.unwrap_err().kind(), Kind::Busy);
+    }
+    let told = status(&fs).await;
+    assert!(told["last_error"]["message"].as_str().unwrap().ends_with("told to refuse"));
+    assert_eq!(told["point"]["number"], 1, "one try for all three");
+    vm.refuse(None);
+    command(&fs, "begin").await.unwrap();
+    assert!(open(&fs, "current/vda/disk.raw").await.is_ok());
+}
+
+#[tokio::test]
+async fn after_the_end_nothing_is_taken() {
+    let vm = machine(Fleece::Job);
+    let fs = mount(&vm, Options::default());
+    let handle = open(&fs, "current/vda/disk.raw").await.unwrap();
+    fs.points().end().await.unwrap();
+    assert_eq!(fs.read(handle, 0, 1).await.unwrap_err().kind(), Kind::Stale);
+    assert_eq!(open(&fs, "current/vda/disk.raw").await.unwrap_err().kind(), Kind::Gone);
+    assert_eq!(vm.taken(), 1);
+}
+
+/// What holes a file has, found by seeking as `cp` does.
+async fn data_ranges(fs: &Fs, handle: u64) -> Vec<Range<u64>> {
+    let mut ranges = Vec::new();
+    let mut at = 0;
+    loop {
+        match fs.seek(handle, at, Seek::Data).await {
+            Ok(start) => {
+                at = fs.seek(handle, start, Seek::Hole).await.unwrap();
+                ranges.push(start..at);
+            }
+            Err(error) => {
+                assert_eq!(error.kind(), Kind::NoSuchData);
+                return ranges;
+            }
+        }
+    }
+}
+
+/// The extents that a map tells, as its reader would parse them.
+fn extents(map: &str) -> Vec<Range<u64>> {
+    let lines = map.lines().filter(|line| !line.starts_with('#'));
+    lines
+        .map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let (offset, length): (u64, u64) = (fields[0].parse().unwrap(), fields[1].parse().unwrap());
+            offset..offset + length
+        })
+        .collect()
+}
+
+fn place(range: &Range<u64>, size: usize) -> Range<usize> {
+    usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap().min(size)
+}
+
+#[derive(Debug, Clone)]
+enum Act {
+    Write { offset: usize, length: usize, byte: u8 },
+    Checkpoint,
+}
+
+fn acts() -> impl Strategy<Value = Vec<Act>> {
+    let write = (0_usize..99_000, 1_usize..4000, 0_u8..3).prop_map(|(offset, length, byte)| {
+        let length = length.min(100_000 - offset);
+        Act::Write { offset, length, byte }
+    });
+    proptest::collection::vec(prop_oneof![6 => write, 1 => Just(Act::Checkpoint)], 0..25)
+}
+
+fn perform(vm: &Memory, acts: &[Act]) {
+    for (index, act) in acts.iter().enumerate() {
+        match act {
+            Act::Write { offset, length, byte } => vm.write("vda", *offset, &vec![*byte; *length]),
+            Act::Checkpoint => vm.checkpoint(&format!("c{index}")),
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Full + delta = later full, and everything stays what it was at the instant whatever the guest does next.
+    #[test]
+    fn what_is_read_is_the_disk_at_the_point_in_time(
+        before in acts(), since in acts(), after in acts(), reads in proptest::collection::vec((0_u64..110_000, 0_u32..70_000), 1..8),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let vm = machine(Fleece::Backing);
+            let fs = mount(&vm, Options::default());
+            perform(&vm, &before);
+            vm.checkpoint("monday");
+            let full = vm.data("vda");
+            perform(&vm, &since);
+            let later = vm.data("vda");
+            let raw = open(&fs, "current/vda/disk.raw").await.unwrap();
+            perform(&vm, &after);
+
+            assert_eq!(read_all(&fs, raw).await.unwrap(), later);
+            let handles = ["allocated.map", "disk.raw"].map(|name| format!("current/vda/{name}"));
+            let map = open(&fs, &handles[0]).await.unwrap();
+            let allocated = extents(std::str::from_utf8(&read_all(&fs, map).await.unwrap()).unwrap());
+            assert_eq!(data_ranges(&fs, raw).await, allocated);
+            // Now that holes are known, they are answered without the disk.
+            for (offset, size) in reads {
+                let bytes = fs.read(raw, offset, size).await.unwrap();
+                let range = place(&(offset.min(100_000)..offset.saturating_add(size.into())), 100_000);
+                assert_eq!(&bytes[..], &later[range]);
+            }
+
+            let dir = "checkpoints/monday/vda";
+            let map = open(&fs, &format!("{dir}/dirty.map")).await.unwrap();
+            let dirty = extents(std::str::from_utf8(&read_all(&fs, map).await.unwrap()).unwrap());
+            let json = open(&fs, &format!("{dir}/dirty.json")).await.unwrap();
+            let array: Vec<Value> = serde_json::from_slice(&read_all(&fs, json).await.unwrap()).unwrap();
+            assert_eq!(array.len(), dirty.len());
+            let delta = open(&fs, &format!("{dir}/delta.raw")).await.unwrap();
+            assert_eq!(data_ranges(&fs, delta).await, dirty);
+            let delta = read_all(&fs, delta).await.unwrap();
+            let mut restored = full;
+            let mut outside = delta.clone();
+            for range in &dirty {
+                assert!(usize::try_from(range.start).unwrap() % GRANULE == 0);
+                let range = place(range, restored.len());
+                restored[range.clone()].copy_from_slice(&delta[range.clone()]);
+                outside[range].fill(0);
+            }
+            assert_eq!(restored, later);
+            assert!(outside.iter().all(|byte| *byte == 0), "what did not change is a hole");
+
+            for (name, size) in [("dirty.map", None), ("delta.raw", Some(100_000_u64))] {
+                let attr = walk(&fs, &format!("{dir}/{name}")).await.unwrap().attr;
+                let handle = open(&fs, &format!("{dir}/{name}")).await.unwrap();
+                assert_eq!(attr.size, read_all(&fs, handle).await.unwrap().len() as u64, "sizes are exact once held");
+                let bytes: u64 = dirty.iter().map(|range| range.end - range.start).sum();
+                if size.is_some() {
+                    assert_eq!(attr.blocks, bytes.div_ceil(512));
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,350 @@
+//! The kernel's side: the only module that knows fuser.
+//!
+//! Each request becomes a task, so a thread that reads requests never waits for a machine and one read never holds up
+//! another. Replies go straight from the task to the kernel. The mount itself is made and ended in [`mount`].
+
+pub mod mount;
+
+use std::ffi::OsStr;
+use std::future::Future;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, Notifier, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty,
+    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session, SessionACL, TimeOrNow,
+    WriteFlags,
+};
+use tokio::runtime::Handle;
+
+use crate::error::{Error, Kind, Result};
+use crate::fs::{Access, Attr, Fs, Space};
+use crate::image::Seek;
+use crate::tree::inode::Inodes;
+
+/// How long the kernel may believe a name or an attribute: disks and checkpoints come and go.
+const TTL: Duration = Duration::from_secs(1);
+
+/// Attributes that change when a point in time begins, or when more is known of it, are not believed at all.
+const UNSETTLED_TTL: Duration = Duration::ZERO;
+
+/// Threads that take requests from the kernel.
+const THREADS: usize = 2;
+
+/// Reads ahead and of `O_DIRECT` that the kernel may have under way at once.
+const MAX_BACKGROUND: u16 = 64;
+
+/// Largest request, in bytes; also lets the kernel read so much at once.
+const MAX_REQUEST: u32 = 1 << 20;
+
+/// `SEEK_DATA` and `SEEK_HOLE` of lseek(2).
+const SEEK_DATA: i32 = 3;
+const SEEK_HOLE: i32 = 4;
+
+/// Tells the kernel to forget what it cached; empty until the mount answers.
+#[derive(Default)]
+pub struct Forgetter {
+    notifier: OnceLock<Notifier>,
+}
+
+impl Forgetter {
+    /// Drops the pages and attributes of all files that show disks. Waits for pages that are just being read.
+    pub fn forget(&self, inodes: &Inodes) {
+        let Some(notifier) = self.notifier.get() else { return };
+        for number in inodes.files() {
+            // The kernel may have dropped the node by itself; then there is nothing to forget.
+            if let Err(error) = notifier.inval_inode(INodeNo(number), 0, 0) {
+                tracing::trace!("inode {number}: {error}");
+            }
+        }
+    }
+}
+
+/// A mount that answers.
+pub struct Serving {
+    session: Session<Adapter>,
+}
+
+/// Shakes hands with the kernel over a mounted `/dev/fuse` descriptor.
+///
+/// # Errors
+/// When the kernel's protocol is too old, or the mount is gone already.
+pub fn serve(fs: Arc<Fs>, device: OwnedFd, allow_other: bool, forgetter: &Forgetter) -> Result<Serving> {
+    let adapter = Adapter { fs, runtime: Handle::current() };
+    let acl = if allow_other { SessionACL::All } else { SessionACL::Owner };
+    let mut config = Config::default();
+    config.acl = acl;
+    config.n_threads = Some(THREADS);
+    config.clone_fd = true;
+    let session = Session::from_fd(adapter, device, acl, config).map_err(|error| {
+        Error::with_source(Kind::Unsupported, "the kernel does not take up the FUSE session", error)
+    })?;
+    // Set once: a forgetter belongs to one mount.
+    forgetter.notifier.set(session.notifier()).ok();
+    Ok(Serving { session })
+}
+
+impl Serving {
+    /// Answers the kernel until the file system is unmounted. Blocks.
+    ///
+    /// # Errors
+    /// When reading requests fails otherwise than by the unmount.
+    pub fn run(self) -> io::Result<()> {
+        self.session.run()
+    }
+}
+
+struct Adapter {
+    fs: Arc<Fs>,
+    runtime: Handle,
+}
+
+impl Adapter {
+    fn answer<F: Future<Output = ()> + Send + 'static>(&self, with: impl FnOnce(Arc<Fs>) -> F) {
+        self.runtime.spawn(with(self.fs.clone()));
+    }
+}
+
+fn errno(error: &Error) -> Errno {
+    Errno::from_i32(error.kind().errno().raw_os_error())
+}
+
+fn file_attr(attr: &Attr) -> FileAttr {
+    FileAttr {
+        ino: INodeNo(attr.ino),
+        size: attr.size,
+        blocks: attr.blocks,
+        atime: attr.mtime,
+        mtime: attr.mtime,
+        ctime: attr.mtime,
+        crtime: SystemTime::UNIX_EPOCH,
+        kind: file_type(attr.directory),
+        perm: attr.mode,
+        nlink: if attr.directory { 2 } else { 1 },
+        uid: attr.uid,
+        gid: attr.gid,
+        rdev: 0,
+        blksize: Space::BLOCK,
+        flags: 0,
+    }
+}
+
+fn file_type(directory: bool) -> FileType {
+    if directory { FileType::Directory } else { FileType::RegularFile }
+}
+
+fn ttl(attr: &Attr) -> Duration {
+    if attr.settled { TTL } else { UNSETTLED_TTL }
+}
+
+impl Filesystem for Adapter {
+    fn init(&mut self, _request: &Request, config: &mut KernelConfig) -> io::Result<()> {
+        let refused = |what: &str| io::Error::other(format!("the kernel refuses {what}"));
+        config.set_max_write(MAX_REQUEST).map_err(|_| refused("requests of 1 MiB"))?;
+        config.set_max_background(MAX_BACKGROUND).map_err(|_| refused("64 background requests"))?;
+        // Look-ups in one directory need not wait for each other. An older kernel does without.
+        config.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS).ok();
+        Ok(())
+    }
+
+    fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        let name = name.to_owned();
+        self.answer(|fs| async move {
+            match fs.lookup(parent.0, &name).await {
+                Ok(entry) => {
+                    let attr = file_attr(&entry.attr);
+                    reply.entry_with_ttls(&ttl(&entry.attr), &TTL, &attr, Generation(entry.generation));
+                }
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
+    fn forget(&self, _request: &Request, ino: INodeNo, lookups: u64) {
+        self.fs.forget(ino.0, lookups);
+    }
+
+    fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
+        self.answer(|fs| async move {
+            match fs.getattr(ino.0).await {
+                Ok(attr) => reply.attr(&ttl(&attr), &file_attr(&attr)),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
+    /// Only for `echo … > control`, which truncates first: nothing has a size or a mode that can be set.
+    fn setattr(
+        &self,
+        _request: &Request,
+        ino: INodeNo,
+        mode: Option<u32>,
+        uid: Option<u32>,
+        gid: Option<u32>,
+        _size: Option<u64>,
+        _atime: Option<TimeOrNow>,
+        _mtime: Option<TimeOrNow>,
+        _ctime: Option<SystemTime>,
+        _handle: Option<FileHandle>,
+        _crtime: Option<SystemTime>,
+        _chgtime: Option<SystemTime>,
+        _bkuptime: Option<SystemTime>,
+        _flags: Option<fuser::BsdFileFlags>,
+        reply: ReplyAttr,
+    ) {
+        let owner = mode.is_some() || uid.is_some() || gid.is_some();
+        self.answer(|fs| async move {
+            match fs.getattr(ino.0).await {
+                Ok(attr) if attr.writable() && !owner => reply.attr(&ttl(&attr), &file_attr(&attr)),
+                Ok(_) => reply.error(Errno::EPERM),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
+    fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let access = match flags.acc_mode() {
+            OpenAccMode::O_RDONLY => Access::Read,
+            OpenAccMode::O_WRONLY | OpenAccMode::O_RDWR => Access::Write,
+        };
+        self.answer(move |fs| async move {
+            match fs.open(ino.0, access).await {
+                Ok(opened) => {
+                    // What the kernel has of this node is of this point in time: another one has another generation.
+                    let flags = if opened.cached { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::FOPEN_DIRECT_IO };
+                    reply.opened(FileHandle(opened.handle), flags | FopenFlags::FOPEN_NOFLUSH);
+                }
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
+    fn read(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: u64,
+        size: u32,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.answer(|fs| async move {
+            match fs.read(handle.0, offset, size).await {
+                Ok(bytes) => reply.data(&bytes),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
+    fn write(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        _offset: u64,
+        data: &[u8],
+        _write_flags: WriteFlags,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        let data = data.to_vec();
+        self.answer(|fs| async move {
+            match fs.write(handle.0, &data).await {
+                Ok(written) => reply.written(u32::try_from(written).unwrap_or(u32::MAX)),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
+    fn flush(&self, _request: &Request, _ino: INodeNo, _handle: FileHandle, _owner: LockOwner, reply: ReplyEmpty) {
+        reply.ok();
+    }
+
+    fn release(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        _flags: OpenFlags,
+        _lock_owner: Option<LockOwner>,
+        _flush: bool,
+        reply: ReplyEmpty,
+    ) {
+        self.fs.release(handle.0);
+        reply.ok();
+    }
+
+    fn lseek(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        handle: FileHandle,
+        offset: i64,
+        whence: i32,
+        reply: ReplyLseek,
+    ) {
+        let what = match whence {
+            SEEK_DATA => Seek::Data,
+            SEEK_HOLE => Seek::Hole,
+            _ => return reply.error(Errno::EINVAL),
+        };
+        let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
+        self.answer(|fs| async move {
+            match fs.seek(handle.0, offset, what).await {
+                Ok(found) => match i64::try_from(found) {
+                    Ok(found) => reply.offset(found),
+                    Err(_) => reply.error(Errno::EOVERFLOW),
+                },
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
+    fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
+        self.answer(|fs| async move {
+            match fs.opendir(ino.0).await {
+                Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
+    fn readdir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let from = usize::try_from(offset).unwrap_or(usize::MAX);
+        let listed = self.fs.readdir(handle.0, from, |next, entry| {
+            let next = u64::try_from(next).unwrap_or(u64::MAX);
+            reply.add(INodeNo(entry.ino), next, file_type(entry.directory), &*entry.name)
+        });
+        match listed {
+            Ok(()) => reply.ok(),
+            Err(error) => reply.error(errno(&error)),
+        }
+    }
+
+    fn releasedir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
+        self.fs.release(handle.0);
+        reply.ok();
+    }
+
+    /// No file has any; saying so is kinder than not knowing the question.
+    fn listxattr(&self, _request: &Request, _ino: INodeNo, size: u32, reply: ReplyXattr) {
+        if size == 0 { reply.size(0) } else { reply.data(&[]) }
+    }
+
+    fn getxattr(&self, _request: &Request, _ino: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
+        reply.error(Errno::NO_XATTR);
+    }
+
+    fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
+        self.answer(|fs| async move {
+            let space = fs.statfs().await;
+            reply.statfs(space.blocks, 0, 0, space.files, 0, Space::BLOCK, 255, Space::BLOCK);
+        });
+    }
+}

@@ -1,0 +1,159 @@
+//! What a file of the tree contains, as a function of the frozen disk.
+//!
+//! An image answers `map(range) → segments` without any I/O; [`read`] then fetches the segments that lie on the disk,
+//! all at once, and fills in the rest. Seeks ask the same extents.
+
+pub mod delta;
+pub mod raw;
+pub mod text;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::{Bytes, BytesMut};
+use tokio::task::JoinSet;
+
+use crate::block::Source;
+use crate::error::{Error, Kind, Result};
+
+/// A piece of a file, in file order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Segment {
+    /// So many zero bytes.
+    Zero(usize),
+    /// Bytes that are known without the disk.
+    Bytes(Bytes),
+    /// Bytes of the disk: offset on the disk and length.
+    Disk {
+        /// Disk offset, in bytes.
+        offset: u64,
+        /// Length, in bytes.
+        length: usize,
+    },
+}
+
+/// What a seek looks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Seek {
+    /// `SEEK_DATA`.
+    Data,
+    /// `SEEK_HOLE`.
+    Hole,
+}
+
+/// The content of one file.
+#[async_trait]
+pub trait Image: Send + Sync {
+    /// Size of the file, in bytes.
+    fn size(&self) -> u64;
+
+    /// Bytes that are data rather than holes; an estimate as long as the allocation is not known.
+    fn data_bytes(&self) -> u64;
+
+    /// The segments of `range`, which lies within the size; their lengths add up to it.
+    fn map(&self, range: Range<u64>) -> Vec<Segment>;
+
+    /// lseek(2): the next data or hole at or after `offset`.
+    ///
+    /// # Errors
+    /// [`Kind::NoSuchData`] at or past the end, or past the last data.
+    async fn seek(&self, offset: u64, what: Seek) -> Result<u64>;
+}
+
+/// The answer of `seek` where nothing is found.
+pub(crate) fn no_such_data(offset: u64) -> Error {
+    Error::new(Kind::NoSuchData, format!("nothing more at or after offset {offset}"))
+}
+
+/// The length of a range that a read asks for.
+fn length(range: &Range<u64>) -> usize {
+    usize::try_from(range.end - range.start).unwrap_or(usize::MAX)
+}
+
+/// Disk ranges that lie closer together than this are fetched in one request: the bytes between cost less than a
+/// request of their own.
+const GAP: usize = 16 << 10;
+
+/// One request to the disk: where it lands in the buffer, and what inside it must read as zeroes nevertheless.
+struct Run {
+    at: usize,
+    length: usize,
+    offset: u64,
+    gaps: Vec<Range<usize>>,
+}
+
+/// What has to be fetched for `segments`; bytes that are known without the disk are put into `buffer` at once.
+fn runs(segments: &[Segment], buffer: &mut [u8]) -> Vec<Run> {
+    let mut runs: Vec<Run> = Vec::new();
+    let mut at = 0;
+    for segment in segments {
+        match segment {
+            Segment::Zero(length) => at += length,
+            Segment::Bytes(bytes) => {
+                buffer[at..at + bytes.len()].copy_from_slice(bytes);
+                at += bytes.len();
+            }
+            Segment::Disk { offset, length } => {
+                match runs.last_mut() {
+                    Some(run) if run.reaches(at, *offset) => {
+                        if run.at + run.length < at {
+                            run.gaps.push(run.length..at - run.at);
+                        }
+                        run.length = at + length - run.at;
+                    }
+                    _ => runs.push(Run { at, length: *length, offset: *offset, gaps: Vec::new() }),
+                }
+                at += length;
+            }
+        }
+    }
+    runs
+}
+
+impl Run {
+    /// Whether a disk range that lands at `at` continues this run, with at most a small gap of zeroes between.
+    fn reaches(&self, at: usize, offset: u64) -> bool {
+        let gap = at - (self.at + self.length);
+        let distance = u64::try_from(at - self.at).unwrap_or(u64::MAX);
+        gap <= GAP && offset.checked_sub(self.offset) == Some(distance)
+    }
+}
+
+/// Reads `range`, cut to the size of the image; what lies on the disk is fetched concurrently.
+///
+/// # Errors
+/// Any failure of the source; no byte of a failed read is given out.
+pub async fn read(image: &dyn Image, source: &Arc<dyn Source>, range: Range<u64>) -> Result<Bytes> {
+    let end = range.end.min(image.size());
+    if range.start >= end {
+        return Ok(Bytes::new());
+    }
+    let mut rest = BytesMut::zeroed(length(&(range.start..end)));
+    let runs = runs(&image.map(range.start..end), &mut rest);
+    let mut pieces: Vec<BytesMut> = Vec::with_capacity(2 * runs.len() + 1);
+    let mut reads = JoinSet::new();
+    let mut at = 0;
+    for run in runs {
+        pieces.push(rest.split_to(run.at - at));
+        let piece = rest.split_to(run.length);
+        at = run.at + run.length;
+        let (index, source) = (pieces.len(), source.clone());
+        pieces.push(BytesMut::new());
+        reads.spawn(async move {
+            let mut piece = source.read(run.offset, piece).await?;
+            run.gaps.into_iter().for_each(|gap| piece[gap].fill(0));
+            Ok::<_, Error>((index, piece))
+        });
+    }
+    pieces.push(rest);
+    while let Some(done) = reads.join_next().await {
+        let (index, piece) = done.map_err(|error| Error::with_source(Kind::Io, "a read was cut off", error))??;
+        pieces[index] = piece;
+    }
+    let mut whole = BytesMut::new();
+    for piece in pieces {
+        whole.unsplit(piece);
+    }
+    Ok(whole.freeze())
+}

@@ -1,0 +1,69 @@
+//! `disk.raw`: the disk as it is, holes where it reads as zeroes.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use super::{Image, Seek, Segment, length, no_such_data};
+use crate::block::allocation::Allocation;
+use crate::error::Result;
+
+/// A whole disk.
+pub struct Raw {
+    size: u64,
+    estimate: u64,
+    allocation: Arc<Allocation>,
+}
+
+impl Raw {
+    /// `estimate` is the number of data bytes that is told until the allocation is known.
+    pub fn new(size: u64, estimate: u64, allocation: Arc<Allocation>) -> Self {
+        Self { size, estimate: estimate.min(size), allocation }
+    }
+}
+
+#[async_trait]
+impl Image for Raw {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn data_bytes(&self) -> u64 {
+        self.allocation.bytes_if_known().unwrap_or(self.estimate)
+    }
+
+    fn map(&self, range: Range<u64>) -> Vec<Segment> {
+        match self.allocation.within_if_known(range.clone()) {
+            Some(extents) => on_disk(range, extents),
+            None => vec![Segment::Disk { offset: range.start, length: length(&range) }],
+        }
+    }
+
+    async fn seek(&self, offset: u64, what: Seek) -> Result<u64> {
+        if offset >= self.size {
+            return Err(no_such_data(offset));
+        }
+        match what {
+            Seek::Data => self.allocation.next_data(offset).await?.ok_or_else(|| no_such_data(offset)),
+            Seek::Hole => self.allocation.next_hole(offset).await,
+        }
+    }
+}
+
+/// The segments of a range of a disk of which only `extents` (sorted, inside the range) need to be read.
+pub(super) fn on_disk(range: Range<u64>, extents: impl IntoIterator<Item = Range<u64>>) -> Vec<Segment> {
+    let mut segments = Vec::new();
+    let mut at = range.start;
+    for extent in extents {
+        if extent.start > at {
+            segments.push(Segment::Zero(length(&(at..extent.start))));
+        }
+        segments.push(Segment::Disk { offset: extent.start, length: length(&extent) });
+        at = extent.end;
+    }
+    if at < range.end {
+        segments.push(Segment::Zero(length(&(at..range.end))));
+    }
+    segments
+}

@@ -1,0 +1,23 @@
+//! The file system behind pullfs: a running machine's disks at a point in time, as files.
+//!
+//! ```text
+//! kernel ─▶ fuse ─▶ fs ─▶ image.map(range) ─▶ segments ─▶ block ─▶ nbd-pool ─▶ QEMU      data
+//!                   │
+//!                   └──▶ point (policy, owner, plan) ─▶ vm ─▶ QEMU                       control
+//! ```
+//! [`fuse`] is the only module that knows the kernel's side; [`fs`] has the operations on our own types and is tested
+//! without a mount; [`tree`] names the nodes; [`image`] says what is in a file; [`block`] reads a frozen disk;
+//! [`point`] holds the point in time; [`vm`] is the machine.
+//!
+//! Invariants: nothing but an open (or a command) takes a point in time; no byte is given out unless its point in time
+//! was held after it was read; everything made in the machine is in a ledger before it is made.
+
+pub mod block;
+pub mod error;
+pub mod fs;
+pub mod fuse;
+pub mod image;
+pub mod options;
+pub mod point;
+pub mod tree;
+pub mod vm;

@@ -1,0 +1,260 @@
+//! Mount options: `-o name,name=value,…`; lists within a value are joined by `+`.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use nbd_pool::Address;
+
+use crate::error::{Error, Kind, Result};
+
+/// How points in time are to be kept (`fleece=`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Fleece {
+    /// The best way that is safe with this QEMU.
+    #[default]
+    Auto,
+    /// A backup job's filter and `snapshot-access`.
+    Job,
+    /// Scratch with the live disk as its backing file.
+    Backing,
+}
+
+/// What may take a point in time (`start=`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Start {
+    /// The first open of a file that needs one.
+    #[default]
+    Read,
+    /// Only an explicit `begin`.
+    Manual,
+}
+
+/// Which files appear (`formats=`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Formats {
+    /// `disk.raw`, `delta.raw`.
+    pub raw: bool,
+    /// `allocated.map`, `dirty.map`, `dirty.json`.
+    pub map: bool,
+}
+
+impl Default for Formats {
+    fn default() -> Self {
+        Self { raw: true, map: true }
+    }
+}
+
+/// All mount options with their defaults.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Which files appear.
+    pub formats: Formats,
+    /// What may take a point in time.
+    pub start: Start,
+    /// Directory for scratch files.
+    pub scratch: PathBuf,
+    /// How points in time are kept.
+    pub fleece: Fleece,
+    /// Only these disks; none for all.
+    pub disks: Option<BTreeSet<String>>,
+    /// An NBD server that already runs.
+    pub nbd: Option<Address>,
+    /// NBD connections for each disk, at most.
+    pub connections: usize,
+    /// Owner of the files; none for the mounting user.
+    pub uid: Option<u32>,
+    /// Group of the files; none for the mounting user's.
+    pub gid: Option<u32>,
+    /// Permission bits that are taken away.
+    pub umask: u16,
+    /// Whether other users may come in.
+    pub allow_other: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            formats: Formats::default(),
+            start: Start::default(),
+            scratch: PathBuf::from("/var/tmp"),
+            fleece: Fleece::default(),
+            disks: None,
+            nbd: None,
+            connections: 2,
+            uid: None,
+            gid: None,
+            umask: 0o077,
+            allow_other: false,
+        }
+    }
+}
+
+impl Options {
+    /// Parses what stands behind `-o`. A comma in a value is written `\,`.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`], naming the option and what it takes.
+    pub fn parse(text: &str) -> Result<Self> {
+        let mut options = Self::default();
+        for option in split(text) {
+            match option.split_once('=') {
+                Some((name, value)) => options.set(name, value)?,
+                None => options.flag(&option)?,
+            }
+        }
+        Ok(options)
+    }
+
+    fn flag(&mut self, name: &str) -> Result<()> {
+        match name {
+            // Nothing but `control` is ever written; mount(8) passes one of the two.
+            "ro" | "rw" => {}
+            "allow_other" => self.allow_other = true,
+            _ => return Err(unknown(name)),
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, name: &str, value: &str) -> Result<()> {
+        match name {
+            "formats" => self.formats = formats(value)?,
+            "start" => {
+                self.start = match value {
+                    "read" => Start::Read,
+                    "manual" => Start::Manual,
+                    _ => return Err(bad(name, value, "read or manual")),
+                }
+            }
+            "scratch" if value.starts_with('/') => self.scratch = PathBuf::from(value),
+            "scratch" => return Err(bad(name, value, "the absolute path of a directory")),
+            "fleece" => {
+                self.fleece = match value {
+                    "auto" => Fleece::Auto,
+                    "job" => Fleece::Job,
+                    "backing" => Fleece::Backing,
+                    _ => return Err(bad(name, value, "auto, job or backing")),
+                }
+            }
+            "disks" => {
+                let names: BTreeSet<String> = value.split('+').map(str::to_owned).collect();
+                if names.contains("") {
+                    return Err(bad(name, value, "names of disks, joined by +"));
+                }
+                self.disks = Some(names);
+            }
+            "nbd" => match value.strip_prefix("unix:") {
+                Some(path) if path.starts_with('/') => self.nbd = Some(Address::Unix(PathBuf::from(path))),
+                _ => return Err(bad(name, value, "unix:PATH, the socket of the machine's NBD server")),
+            },
+            "connections" => self.connections = number(name, value, 1, 16)?,
+            "uid" => self.uid = Some(number(name, value, 0, u32::MAX - 1)?),
+            "gid" => self.gid = Some(number(name, value, 0, u32::MAX - 1)?),
+            "umask" => {
+                self.umask = u16::from_str_radix(value, 8)
+                    .ok()
+                    .filter(|mask| *mask <= 0o777)
+                    .ok_or_else(|| bad(name, value, "permission bits in octal, such as 077"))?;
+            }
+            _ => return Err(unknown(name)),
+        }
+        Ok(())
+    }
+}
+
+/// Splits at commas that no backslash stands before; empty options are dropped.
+fn split(text: &str) -> Vec<String> {
+    let mut options = vec![String::new()];
+    let mut characters = text.chars().peekable();
+    while let Some(character) = characters.next() {
+        match (character, options.last_mut()) {
+            ('\\', Some(last)) if characters.peek() == Some(&',') => {
+                characters.next();
+                last.push(',');
+            }
+            (',', _) => options.push(String::new()),
+            (_, Some(last)) => last.push(character),
+            (_, None) => {}
+        }
+    }
+    options.retain(|option| !option.is_empty());
+    options
+}
+
+fn formats(value: &str) -> Result<Formats> {
+    let mut formats = Formats { raw: false, map: false };
+    for format in value.split('+') {
+        match format {
+            "raw" => formats.raw = true,
+            "map" => formats.map = true,
+            _ => return Err(bad("formats", value, "raw and map, joined by +")),
+        }
+    }
+    Ok(formats)
+}
+
+fn number<T: std::str::FromStr + PartialOrd + std::fmt::Display>(
+    name: &str,
+    value: &str,
+    low: T,
+    high: T,
+) -> Result<T> {
+    let takes = format!("a number from {low} to {high}");
+    value.parse().ok().filter(|number| (low..=high).contains(number)).ok_or_else(|| bad(name, value, &takes))
+}
+
+fn bad(name: &str, value: &str, takes: &str) -> Error {
+    Error::new(Kind::Invalid, format!("mount option {name}={value}: it takes {takes}"))
+}
+
+fn unknown(name: &str) -> Error {
+    Error::new(Kind::Invalid, format!("there is no mount option {name}; see pullfs mount --help"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn reads_what_it_documents() {
+        let options =
+            Options::parse("ro,disks=vda+vdb,scratch=/a\\,b,start=manual,umask=027,formats=raw,uid=5").unwrap();
+        assert_eq!(options.disks.unwrap().into_iter().collect::<Vec<_>>(), ["vda", "vdb"]);
+        assert_eq!(options.scratch, PathBuf::from("/a,b"));
+        assert_eq!((options.start, options.umask, options.uid), (Start::Manual, 0o027, Some(5)));
+        assert_eq!(options.formats, Formats { raw: true, map: false });
+        assert_eq!(Options::parse("").unwrap(), Options::default());
+    }
+
+    #[test]
+    fn says_what_an_option_takes() {
+        for (text, word) in [
+            ("start=now", "read or manual"),
+            ("scratch=tmp", "absolute path"),
+            ("umask=999", "octal"),
+            ("connections=0", "from 1 to 16"),
+            ("speed=11", "no mount option speed"),
+            ("disks=", "names of disks"),
+            ("nbd=tcp:1", "unix:PATH"),
+            ("formats=vmdk", "joined by +"),
+        ] {
+            let error = Options::parse(text).unwrap_err();
+            assert_eq!(error.kind(), Kind::Invalid);
+            assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_is_options_or_an_error(text in "[a-z=+,\\\\0-9/]{0,40}") {
+            let _ = Options::parse(&text);
+        }
+
+        #[test]
+        fn a_value_with_commas_survives(path in "/[a-z,]{0,20}") {
+            let text = format!("ro,scratch={},allow_other", path.replace(',', "\\,"));
+            prop_assert_eq!(Options::parse(&text).unwrap().scratch, PathBuf::from(path));
+        }
+    }
+}

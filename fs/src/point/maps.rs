@@ -1,0 +1,133 @@
+//! The frozen dirty maps of a point in time, each fetched when it is first needed.
+//!
+//! A map of a million extents has 16 MB; those that nobody has open are kept only up to [`KEPT_EXTENTS`]. Their sizes
+//! are small and kept for good, so that a `stat` fetches a map once at most.
+
+use std::collections::{BTreeMap, HashMap};
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::OnceCell;
+
+use crate::block::extents::Extents;
+use crate::block::{Map, Source};
+use crate::error::{Error, Kind, Result};
+use crate::vm::Taken;
+
+/// Extents of all kept maps together (24 MiB); the newest map is kept whatever its size.
+const KEPT_EXTENTS: usize = 3 << 19;
+
+/// Checkpoint and disk.
+type Key = (Arc<str>, Arc<str>);
+
+struct Frozen {
+    source: Arc<dyn Source>,
+    size: u64,
+    /// By checkpoint, the source's name for the map.
+    names: BTreeMap<Arc<str>, String>,
+}
+
+struct Slot {
+    cell: Arc<OnceCell<Arc<Extents>>>,
+    used: u64,
+}
+
+#[derive(Default)]
+struct Kept {
+    slots: HashMap<Key, Slot>,
+    sizes: HashMap<(Key, &'static str), u64>,
+    clock: u64,
+}
+
+/// All dirty maps of a point in time.
+pub struct Maps {
+    disks: HashMap<Arc<str>, Frozen>,
+    /// Held for look-ups only; a map that is being fetched is waited for in its cell.
+    kept: Mutex<Kept>,
+}
+
+impl Maps {
+    pub(super) fn new(taken: &Taken) -> Self {
+        let disks = taken.inventory.disks.iter().zip(&taken.disks);
+        let frozen = disks.map(|(disk, view)| {
+            let frozen = Frozen { source: view.source.clone(), size: disk.size, names: view.frozen.clone() };
+            (disk.name.clone(), frozen)
+        });
+        Self { disks: frozen.collect(), kept: Mutex::default() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What changed on `disk` since `checkpoint`. Those who ask at the same time share one fetch.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`] if the map was not frozen; any failure of fetching it.
+    pub async fn get(&self, checkpoint: &Arc<str>, disk: &Arc<str>) -> Result<Arc<Extents>> {
+        let not_found = || Error::new(Kind::NotFound, format!("{disk} has no map of checkpoint {checkpoint}"));
+        let frozen = self.disks.get(disk).ok_or_else(not_found)?;
+        let name = frozen.names.get(checkpoint).ok_or_else(not_found)?;
+        let key = (checkpoint.clone(), disk.clone());
+        let cell = {
+            let mut kept = self.lock();
+            kept.clock += 1;
+            let used = kept.clock;
+            let slot = kept.slots.entry(key.clone()).or_insert_with(|| Slot { cell: Arc::default(), used });
+            slot.used = used;
+            slot.cell.clone()
+        };
+        let extents = cell.get_or_try_init(|| fetch(frozen, name)).await?.clone();
+        self.lock().trim(&key);
+        Ok(extents)
+    }
+
+    /// The size of a file made of a map, if it was told by [`Maps::note_size`]; `file` tells the files of one map apart.
+    pub fn size(&self, checkpoint: &Arc<str>, disk: &Arc<str>, file: &'static str) -> Option<u64> {
+        self.lock().sizes.get(&((checkpoint.clone(), disk.clone()), file)).copied()
+    }
+
+    /// Keeps the size of a file made of a map, in bytes.
+    pub fn note_size(&self, checkpoint: &Arc<str>, disk: &Arc<str>, file: &'static str, size: u64) {
+        self.lock().sizes.insert(((checkpoint.clone(), disk.clone()), file), size);
+    }
+}
+
+impl Kept {
+    /// Drops the maps that were not used for longest, but not `newest`.
+    fn trim(&mut self, newest: &Key) {
+        let len = |slot: &Slot| slot.cell.get().map_or(0, |extents| extents.len());
+        let mut total: usize = self.slots.values().map(len).sum();
+        while total > KEPT_EXTENTS {
+            let oldest = self.slots.iter().filter(|(key, slot)| *key != newest && len(slot) > 0);
+            let Some(key) = oldest.min_by_key(|(_, slot)| slot.used).map(|(key, _)| key.clone()) else { return };
+            total -= self.slots.remove(&key).map_or(0, |slot| len(&slot));
+        }
+    }
+}
+
+async fn fetch(frozen: &Frozen, name: &str) -> Result<Arc<Extents>> {
+    let mut extents = Extents::default();
+    let mut fault = None;
+    let map = Map::Dirty(name.to_owned());
+    frozen
+        .source
+        .map(&map, 0..frozen.size, &mut |range, dirty| {
+            if !dirty {
+                return ControlFlow::Continue(());
+            }
+            match extents.push(range) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(error) => {
+                    fault = Some(error);
+                    ControlFlow::Break(())
+                }
+            }
+        })
+        .await?;
+    if let Some(error) = fault {
+        return Err(error);
+    }
+    extents.shrink_to_fit();
+    Ok(Arc::new(extents))
+}

@@ -1,0 +1,169 @@
+//! The point in time: all disks of the machine at one instant, held until it is let go or lost.
+//!
+//! ```text
+//!             open, begin                       release, begin, end of the mount
+//!    ┌──────┐ ──────────▶ ┌────────┐ ─────▶ ┌──────┐ ───────────────▶ ┌───────────┐
+//!    │ none │             │ taking │        │ held │   the machine    │ releasing │
+//!    └──────┘ ◀────────── └────────┘        └──────┘ ──lost it───────▶ └───────────┘
+//!        ▲      failed: undone                                             │
+//!        └─────────────────────────────────────────────────────────────────┘
+//! ```
+//! One task, the [`owner`], has that state; all others ask it. [`policy`] says what is granted, [`plan`] undoes what
+//! fails half-way. A [`PointInTime`] is shared by all who opened a file on it, and outlives its end only to say that it
+//! ended.
+
+pub mod maps;
+pub mod owner;
+pub mod plan;
+pub mod policy;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::SystemTime;
+
+use self::maps::Maps;
+use crate::block::Source;
+use crate::block::allocation::Allocation;
+use crate::error::{Error, Kind, Result};
+use crate::vm::{Disk, Inventory, Taken, Vm};
+
+/// How a point in time ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Somebody let it go.
+    Released,
+    /// The machine does not keep it any more.
+    Lost,
+}
+
+/// A disk at the point in time.
+pub struct FrozenDisk {
+    /// What it was at that instant.
+    pub disk: Disk,
+    /// Reads it.
+    pub source: Arc<dyn Source>,
+    /// Where it holds data.
+    pub allocation: Arc<Allocation>,
+}
+
+/// A point in time that is, or was, held.
+pub struct PointInTime {
+    number: u64,
+    time: SystemTime,
+    inventory: Arc<Inventory>,
+    disks: Vec<FrozenDisk>,
+    maps: Maps,
+    needs_confirmation: bool,
+    vm: Arc<dyn Vm>,
+    ended: OnceLock<Ended>,
+    /// Files open on it.
+    open: AtomicUsize,
+}
+
+impl PointInTime {
+    fn new(taken: Taken, vm: Arc<dyn Vm>) -> Self {
+        let maps = Maps::new(&taken);
+        let freeze = |(disk, view): (&Disk, &crate::vm::TakenDisk)| FrozenDisk {
+            disk: disk.clone(),
+            source: view.source.clone(),
+            allocation: Arc::new(Allocation::new(view.source.clone(), disk.size)),
+        };
+        Self {
+            number: taken.number,
+            time: taken.time,
+            disks: taken.inventory.disks.iter().zip(&taken.disks).map(freeze).collect(),
+            inventory: taken.inventory,
+            maps,
+            needs_confirmation: taken.needs_confirmation,
+            vm,
+            ended: OnceLock::new(),
+            open: AtomicUsize::new(0),
+        }
+    }
+
+    /// Tells it from all others of this mount.
+    pub fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// When it was taken.
+    pub fn time(&self) -> SystemTime {
+        self.time
+    }
+
+    /// What the machine was at that instant.
+    pub fn inventory(&self) -> &Arc<Inventory> {
+        &self.inventory
+    }
+
+    /// A disk by name.
+    pub fn disk(&self, name: &str) -> Option<&FrozenDisk> {
+        self.disks.iter().find(|frozen| *frozen.disk.name == *name)
+    }
+
+    /// The frozen dirty maps.
+    pub fn maps(&self) -> &Maps {
+        &self.maps
+    }
+
+    /// Files open on it now.
+    pub fn open_files(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// That it has not ended.
+    ///
+    /// # Errors
+    /// [`Kind::Stale`] if it was released, [`Kind::Io`] if it was lost.
+    pub fn check(&self) -> Result<()> {
+        match self.ended.get() {
+            None => Ok(()),
+            Some(Ended::Released) => Err(Error::new(Kind::Stale, "the point in time of this file was released")),
+            Some(Ended::Lost) => Err(Error::new(Kind::Io, "the point in time of this file was lost")),
+        }
+    }
+
+    /// That data read before this call may be given out: the machine has kept the point in time until now.
+    ///
+    /// # Errors
+    /// As [`PointInTime::check`]; [`Kind::Io`] when the machine does not confirm it.
+    pub async fn confirm(&self) -> Result<()> {
+        if self.needs_confirmation {
+            self.check()?;
+            if let Err(error) = self.vm.confirm(self.number).await {
+                self.check()?;
+                return Err(error.context("data was read, but the machine no longer keeps the point in time"));
+            }
+        }
+        self.check()
+    }
+
+    fn end(&self, how: Ended) {
+        // The first reason stands.
+        self.ended.set(how).ok();
+    }
+}
+
+/// A share in a point in time: one open file.
+pub struct Lease(Arc<PointInTime>);
+
+impl Lease {
+    fn new(point: Arc<PointInTime>) -> Self {
+        point.open.fetch_add(1, Ordering::Relaxed);
+        Self(point)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl std::ops::Deref for Lease {
+    type Target = PointInTime;
+
+    fn deref(&self) -> &PointInTime {
+        &self.0
+    }
+}

@@ -1,0 +1,292 @@
+//! The task that owns the point in time of a mount.
+//!
+//! Requests are served one after another, so no two of them see a state in between. The task is never cancelled while
+//! it works on the machine: whoever asks waits outside and may give up at any time.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+use super::policy::{Decision, Wish, decide};
+use super::{Ended, Lease, PointInTime};
+use crate::error::{Error, Kind, Result, chain};
+use crate::options::Start;
+use crate::vm::{Event, Vm};
+
+/// Requests that wait for their turn; more wait for room.
+const MAX_QUEUED: usize = 1024;
+
+/// After a failure, how long further opens get its error at once: a tool that walks the tree opens every file, and the
+/// machine is not to be bothered for each.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// How long dropping the kernel's pages may take; a page that is just being read is waited for.
+const INVALIDATE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Where the point in time stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Phase {
+    /// None is held.
+    #[default]
+    None,
+    /// One is being taken.
+    Taking,
+    /// One is held.
+    Held,
+    /// One is ending.
+    Releasing,
+}
+
+/// How and when the last point in time ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct End {
+    /// Why, in words for the user.
+    pub reason: String,
+    /// When.
+    pub time: SystemTime,
+}
+
+/// What everybody may see without asking.
+#[derive(Clone, Default)]
+pub struct View {
+    /// Where it stands.
+    pub phase: Phase,
+    /// The number of the newest point in time that was begun; 0 before the first.
+    pub number: u64,
+    /// The one that is held.
+    pub held: Option<Arc<PointInTime>>,
+    /// How the last one ended.
+    pub last_end: Option<End>,
+}
+
+impl View {
+    /// The number of the point in time that the next open will get, unless something comes in between.
+    pub fn upcoming(&self) -> u64 {
+        match self.phase {
+            Phase::Taking | Phase::Held => self.number,
+            Phase::None | Phase::Releasing => self.number + 1,
+        }
+    }
+}
+
+/// Called when a point in time has ended: drops what the kernel cached of it. May block.
+pub type Invalidate = Arc<dyn Fn() + Send + Sync>;
+
+struct Request {
+    wish: Wish,
+    reply: oneshot::Sender<Result<Option<Lease>>>,
+}
+
+/// A handle to the owner.
+#[derive(Clone)]
+pub struct Points {
+    requests: mpsc::Sender<Request>,
+    view: watch::Receiver<View>,
+}
+
+impl Points {
+    /// Starts the task.
+    pub fn start(vm: Arc<dyn Vm>, start: Start, invalidate: Invalidate) -> Self {
+        let (requests, inbox) = mpsc::channel(MAX_QUEUED);
+        let (tell, view) = watch::channel(View::default());
+        let events = vm.events();
+        let owner = Owner { vm, start, invalidate, tell, events, failed: None, ending: false };
+        tokio::spawn(owner.run(inbox));
+        Self { requests, view }
+    }
+
+    /// What stands now.
+    pub fn view(&self) -> View {
+        self.view.borrow().clone()
+    }
+
+    /// A share in the point in time; takes one if none is held.
+    ///
+    /// # Errors
+    /// [`Kind::NothingHeld`] with `start=manual`; any failure of taking it.
+    pub async fn open(&self) -> Result<Lease> {
+        let lease = self.ask(Wish::Open).await?;
+        lease.ok_or_else(|| Error::new(Kind::Io, "the point in time ended before the file was open"))
+    }
+
+    /// Takes a new point in time.
+    ///
+    /// # Errors
+    /// [`Kind::Busy`] while files are open on the one that is held; any failure of taking it.
+    pub async fn begin(&self) -> Result<()> {
+        self.ask(Wish::Begin).await.map(drop)
+    }
+
+    /// Lets go of the point in time; open files of it become stale.
+    ///
+    /// # Errors
+    /// [`Kind::NothingHeld`]; any failure that may have left something in the machine.
+    pub async fn release(&self) -> Result<()> {
+        self.ask(Wish::Release).await.map(drop)
+    }
+
+    /// Makes sure that nothing is left in the machine, and that nothing is taken any more.
+    ///
+    /// # Errors
+    /// Any failure that may have left something in the machine.
+    pub async fn end(&self) -> Result<()> {
+        self.ask(Wish::End).await.map(drop)
+    }
+
+    async fn ask(&self, wish: Wish) -> Result<Option<Lease>> {
+        let (reply, answer) = oneshot::channel();
+        let ended = || Error::new(Kind::Gone, "the mount is ending");
+        self.requests.send(Request { wish, reply }).await.map_err(|_| ended())?;
+        answer.await.map_err(|_| ended())?
+    }
+}
+
+struct Owner {
+    vm: Arc<dyn Vm>,
+    start: Start,
+    invalidate: Invalidate,
+    tell: watch::Sender<View>,
+    events: broadcast::Receiver<Event>,
+    failed: Option<(Instant, Kind, String)>,
+    /// Set for good by [`Wish::End`].
+    ending: bool,
+}
+
+impl Owner {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Request>) {
+        loop {
+            tokio::select! {
+                // What the machine says comes first: no lease on a point in time that it said was lost.
+                biased;
+                event = self.events.recv() => match event {
+                    Ok(event) => self.heard(event).await,
+                    Err(broadcast::error::RecvError::Lagged(_)) => self.lost("too much happened in the machine at once").await,
+                    Err(broadcast::error::RecvError::Closed) => return,
+                },
+                request = inbox.recv() => match request {
+                    Some(Request { wish, reply }) => {
+                        let outcome = self.serve(wish).await;
+                        // Who asked may have given up; then the lease goes with the answer.
+                        reply.send(outcome).ok();
+                    }
+                    None => return,
+                },
+            }
+        }
+    }
+
+    fn held(&self) -> Option<Arc<PointInTime>> {
+        self.tell.borrow().held.clone()
+    }
+
+    async fn serve(&mut self, wish: Wish) -> Result<Option<Lease>> {
+        self.ending |= wish == Wish::End;
+        let held = self.held();
+        match decide(wish, held.as_ref().map(|point| point.open_files()), self.start) {
+            Decision::Share => Ok(held.map(Lease::new)),
+            Decision::Take => self.take(wish).await,
+            Decision::Replace => {
+                self.end(Ended::Released, "a new one was begun").await?;
+                self.take(wish).await
+            }
+            Decision::LetGo => {
+                let reason = if wish == Wish::End { "unmounted" } else { "released" };
+                self.end(Ended::Released, reason).await?;
+                Ok(None)
+            }
+            Decision::Nothing => self.vm.release().await.map(|()| None),
+            Decision::Busy => Err(Error::new(
+                Kind::Busy,
+                "files are open on the point in time that is held; close them or release it first",
+            )),
+            Decision::NothingHeld if wish == Wish::Open => Err(Error::new(
+                Kind::NothingHeld,
+                "no point in time is held, and with start=manual only `pullfs begin` takes one",
+            )),
+            Decision::NothingHeld => Err(Error::new(Kind::NothingHeld, "no point in time is held")),
+        }
+    }
+
+    async fn take(&mut self, wish: Wish) -> Result<Option<Lease>> {
+        if self.ending {
+            return Err(Error::new(Kind::Gone, "the mount is ending"));
+        }
+        if let Some((when, kind, why)) = &self.failed
+            && wish == Wish::Open
+            && when.elapsed() < RETRY_AFTER
+        {
+            return Err(Error::new(*kind, why.clone()));
+        }
+        self.tell.send_modify(|view| {
+            view.phase = Phase::Taking;
+            view.number += 1;
+        });
+        let number = self.tell.borrow().number;
+        match self.vm.take(number).await {
+            Ok(taken) => {
+                let point = Arc::new(PointInTime::new(taken, self.vm.clone()));
+                tracing::info!(number, disks = point.inventory.disks.len(), "point in time taken");
+                self.failed = None;
+                let lease = Lease::new(point.clone());
+                self.tell.send_modify(|view| {
+                    view.phase = Phase::Held;
+                    view.held = Some(point);
+                });
+                Ok(Some(lease))
+            }
+            Err(error) => {
+                self.tell.send_modify(|view| view.phase = Phase::None);
+                let error = error.context("cannot take a point in time");
+                self.failed = Some((Instant::now(), error.kind(), chain(&error)));
+                Err(error)
+            }
+        }
+    }
+
+    async fn heard(&mut self, event: Event) {
+        match event {
+            Event::Lost { number, reason } if self.held().is_some_and(|point| point.number() == number) => {
+                self.lost(&reason).await;
+            }
+            Event::Lost { .. } => {}
+            Event::Gone(reason) => self.lost(&reason).await,
+        }
+    }
+
+    async fn lost(&mut self, reason: &str) {
+        if self.held().is_none() {
+            return;
+        }
+        tracing::warn!("the point in time is lost: {reason}");
+        if let Err(error) = self.end(Ended::Lost, reason).await {
+            tracing::warn!("what is left of it is removed at the next chance: {}", chain(&error));
+        }
+    }
+
+    /// Ends the point in time that is held: readers are told first, then the machine lets go, then the kernel forgets.
+    async fn end(&mut self, how: Ended, reason: &str) -> Result<()> {
+        let Some(point) = self.held() else { return Ok(()) };
+        point.end(how);
+        self.tell.send_modify(|view| {
+            view.phase = Phase::Releasing;
+            view.held = None;
+        });
+        let released = self.vm.release().await;
+        for disk in &point.disks {
+            disk.source.close().await;
+        }
+        let invalidate = self.invalidate.clone();
+        let forgotten = tokio::task::spawn_blocking(move || invalidate());
+        if tokio::time::timeout(INVALIDATE_LIMIT, forgotten).await.is_err() {
+            tracing::warn!("the kernel takes long to drop what it cached of the point in time");
+        }
+        tracing::info!(number = point.number, "point in time ended: {reason}");
+        self.tell.send_modify(|view| {
+            view.phase = Phase::None;
+            view.last_end = Some(End { reason: reason.to_owned(), time: SystemTime::now() });
+        });
+        released
+            .map_err(|error| error.context("the point in time ended, but something of it may be left in the machine"))
+    }
+}

@@ -1,0 +1,144 @@
+//! Inode numbers, and the nodes that the kernel knows.
+//!
+//! A number is a hash of what the node stands for, so it is the same in every mount of the same machine. The kernel
+//! also gets a *generation* with each node that shows a disk: the number of the point in time that opening it will
+//! lease. When a node is looked up again with another generation, the kernel cuts all old descriptors off from it
+//! (fs/fuse/inode.c `fuse_iget`), so pages of one instant can never be read through a descriptor of another.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use super::Node;
+
+/// The root's number, by the FUSE protocol.
+pub const ROOT: u64 = 1;
+
+struct Known {
+    node: Node,
+    /// References that the kernel holds, from look-ups not yet forgotten.
+    lookups: u64,
+    /// The generation last told.
+    generation: u64,
+}
+
+/// The nodes that the kernel holds references to. Bounded by what the kernel caches.
+pub struct Inodes {
+    machine: String,
+    /// Held for look-ups in the table only.
+    known: Mutex<HashMap<u64, Known>>,
+}
+
+impl Inodes {
+    /// `machine` is what tells this machine from others.
+    pub fn new(machine: &str) -> Self {
+        let root = Known { node: Node::Root, lookups: 1, generation: 0 };
+        Self { machine: machine.to_owned(), known: Mutex::new(HashMap::from([(ROOT, root)])) }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<u64, Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The number of a node.
+    pub fn number(&self, node: &Node) -> u64 {
+        let known = self.lock();
+        self.find(&known, node)
+    }
+
+    fn find(&self, known: &HashMap<u64, Known>, node: &Node) -> u64 {
+        if *node == Node::Root {
+            return ROOT;
+        }
+        let mut number = hash(&self.machine, node);
+        // Two names with one hash: the later one moves on.
+        while number <= ROOT || known.get(&number).is_some_and(|known| known.node != *node) {
+            number = number.wrapping_add(1);
+        }
+        number
+    }
+
+    /// Notes that the kernel was told of a node with this generation; its number comes back.
+    pub fn tell(&self, node: &Node, generation: u64) -> u64 {
+        let mut known = self.lock();
+        let number = self.find(&known, node);
+        let entry = known.entry(number).or_insert_with(|| Known { node: node.clone(), lookups: 0, generation });
+        entry.lookups = entry.lookups.saturating_add(1);
+        entry.generation = generation;
+        number
+    }
+
+    /// The node of a number, and the generation that the kernel was told.
+    pub fn get(&self, number: u64) -> Option<(Node, u64)> {
+        self.lock().get(&number).map(|known| (known.node.clone(), known.generation))
+    }
+
+    /// Drops references that the kernel gives back.
+    pub fn forget(&self, number: u64, lookups: u64) {
+        let mut known = self.lock();
+        if let Some(entry) = known.get_mut(&number) {
+            entry.lookups = entry.lookups.saturating_sub(lookups);
+            if entry.lookups == 0 && number != ROOT {
+                known.remove(&number);
+            }
+        }
+    }
+
+    /// All numbers whose nodes show a disk.
+    pub fn files(&self) -> Vec<u64> {
+        let known = self.lock();
+        known.iter().filter(|(_, known)| matches!(known.node, Node::File { .. })).map(|(number, _)| *number).collect()
+    }
+}
+
+/// FNV-1a, 64 bits: numbers must be the same in every version of pullfs, so no library decides on them.
+fn hash(machine: &str, node: &Node) -> u64 {
+    let (kind, checkpoint, disk) = match node {
+        Node::Root => ("root", "", ""),
+        Node::Status => ("status", "", ""),
+        Node::Control => ("control", "", ""),
+        Node::Current => ("current", "", ""),
+        Node::Disk(disk) => ("disk", "", &**disk),
+        Node::Checkpoints => ("checkpoints", "", ""),
+        Node::Checkpoint(checkpoint) => ("checkpoint", &**checkpoint, ""),
+        Node::CheckpointDisk { checkpoint, disk } => ("checkpoint-disk", &**checkpoint, &**disk),
+        Node::File { disk, checkpoint, content } => (content.name(), checkpoint.as_deref().unwrap_or(""), &**disk),
+    };
+    let parts = [machine, checkpoint, disk, kind];
+    // No part has a NUL, so it keeps them apart.
+    let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
+    bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tree::Content;
+
+    fn raw(disk: &str) -> Node {
+        Node::File { disk: disk.into(), checkpoint: None, content: Content::DiskRaw }
+    }
+
+    #[test]
+    fn numbers_are_the_same_in_every_mount() {
+        let (one, two) = (Inodes::new("qmp:/vm"), Inodes::new("qmp:/vm"));
+        let number = one.tell(&raw("vda"), 3);
+        assert_eq!(number, two.number(&raw("vda")));
+        assert_eq!(number, 0x49c7_618b_4664_1807, "changing the hash changes what backup tools take for the same file");
+        assert_ne!(number, one.number(&raw("vdb")));
+        assert_ne!(number, Inodes::new("qmp:/other").number(&raw("vda")));
+    }
+
+    #[test]
+    fn a_node_lives_as_long_as_the_kernel_holds_it() {
+        let inodes = Inodes::new("m");
+        let number = inodes.tell(&raw("vda"), 1);
+        assert_eq!(inodes.tell(&raw("vda"), 2), number);
+        assert_eq!(inodes.get(number), Some((raw("vda"), 2)));
+        inodes.forget(number, 1);
+        assert!(inodes.get(number).is_some());
+        inodes.forget(number, 1);
+        assert_eq!(inodes.get(number), None);
+        inodes.forget(ROOT, 99);
+        assert!(inodes.get(ROOT).is_some());
+    }
+}

@@ -1,0 +1,188 @@
+//! The layout of the mount: which nodes there are, what they are called, which inode numbers they have.
+//!
+//! A pure function of the machine's [`Inventory`]; nothing here does I/O or knows of points in time.
+//!
+//! ```text
+//! Root ─ Status, Control
+//!      ─ Current ─ Disk ─ disk.raw, allocated.map
+//!      ─ Checkpoints ─ Checkpoint ─ CheckpointDisk ─ dirty.map, dirty.json, delta.raw
+//! ```
+
+pub mod inode;
+pub mod name;
+
+use std::collections::BTreeSet;
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use crate::options::Formats;
+use crate::vm::Inventory;
+
+/// What a file below a disk contains.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Content {
+    /// The whole disk.
+    DiskRaw,
+    /// Where it holds data.
+    AllocatedMap,
+    /// What changed, as text.
+    DirtyMap,
+    /// What changed, as JSON.
+    DirtyJson,
+    /// What changed, at its place on the disk.
+    DeltaRaw,
+}
+
+impl Content {
+    const CURRENT: [Self; 2] = [Self::DiskRaw, Self::AllocatedMap];
+    const CHECKPOINT: [Self; 3] = [Self::DirtyMap, Self::DirtyJson, Self::DeltaRaw];
+
+    /// The file's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::DiskRaw => "disk.raw",
+            Self::AllocatedMap => "allocated.map",
+            Self::DirtyMap => "dirty.map",
+            Self::DirtyJson => "dirty.json",
+            Self::DeltaRaw => "delta.raw",
+        }
+    }
+
+    /// Whether the file is made of the disk's bytes rather than of text about them.
+    pub fn is_image(self) -> bool {
+        matches!(self, Self::DiskRaw | Self::DeltaRaw)
+    }
+
+    fn appears(self, formats: Formats) -> bool {
+        if self.is_image() { formats.raw } else { formats.map }
+    }
+}
+
+/// A node of the tree.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Node {
+    /// The mount point.
+    Root,
+    /// `status.json`.
+    Status,
+    /// `control`.
+    Control,
+    /// `current`.
+    Current,
+    /// `current/DISK`.
+    Disk(Arc<str>),
+    /// `checkpoints`.
+    Checkpoints,
+    /// `checkpoints/NAME`.
+    Checkpoint(Arc<str>),
+    /// `checkpoints/NAME/DISK`.
+    CheckpointDisk {
+        /// The checkpoint.
+        checkpoint: Arc<str>,
+        /// The disk.
+        disk: Arc<str>,
+    },
+    /// A file that shows a disk at a point in time.
+    File {
+        /// The disk.
+        disk: Arc<str>,
+        /// The checkpoint since which changes are shown; none for the whole disk.
+        checkpoint: Option<Arc<str>>,
+        /// What it contains.
+        content: Content,
+    },
+}
+
+impl Node {
+    /// Whether it is a directory.
+    pub fn is_directory(&self) -> bool {
+        !matches!(self, Self::Status | Self::Control | Self::File { .. })
+    }
+
+    /// The directory it stands in; the root's is the root.
+    #[must_use]
+    pub fn parent(&self) -> Self {
+        match self {
+            Self::Root | Self::Status | Self::Control | Self::Current | Self::Checkpoints => Self::Root,
+            Self::Disk(_) => Self::Current,
+            Self::Checkpoint(_) => Self::Checkpoints,
+            Self::CheckpointDisk { checkpoint, .. } => Self::Checkpoint(checkpoint.clone()),
+            Self::File { disk, checkpoint: None, .. } => Self::Disk(disk.clone()),
+            Self::File { disk, checkpoint: Some(checkpoint), .. } => {
+                Self::CheckpointDisk { checkpoint: checkpoint.clone(), disk: disk.clone() }
+            }
+        }
+    }
+
+    /// What is in this directory, with names, in a stable order. A file has nothing in it.
+    pub fn children(&self, inventory: &Inventory, formats: Formats) -> Vec<(Arc<str>, Self)> {
+        let file = |disk: &Arc<str>, checkpoint: Option<&Arc<str>>, content: Content| {
+            let node = Self::File { disk: disk.clone(), checkpoint: checkpoint.cloned(), content };
+            (Arc::from(content.name()), node)
+        };
+        match self {
+            Self::Root => vec![
+                ("status.json".into(), Self::Status),
+                ("control".into(), Self::Control),
+                ("current".into(), Self::Current),
+                ("checkpoints".into(), Self::Checkpoints),
+            ],
+            Self::Current => {
+                inventory.disks.iter().map(|disk| (disk.name.clone(), Self::Disk(disk.name.clone()))).collect()
+            }
+            Self::Disk(disk) => Content::CURRENT
+                .into_iter()
+                .filter(|content| content.appears(formats))
+                .map(|content| file(disk, None, content))
+                .collect(),
+            Self::Checkpoints => {
+                let names: BTreeSet<&Arc<str>> = inventory.disks.iter().flat_map(|disk| disk.bitmaps.keys()).collect();
+                names.into_iter().map(|name| (name.clone(), Self::Checkpoint(name.clone()))).collect()
+            }
+            Self::Checkpoint(checkpoint) => inventory
+                .disks
+                .iter()
+                .filter(|disk| disk.bitmaps.contains_key(checkpoint))
+                .map(|disk| {
+                    let (checkpoint, disk) = (checkpoint.clone(), disk.name.clone());
+                    (disk.clone(), Self::CheckpointDisk { checkpoint, disk })
+                })
+                .collect(),
+            Self::CheckpointDisk { checkpoint, disk } => Content::CHECKPOINT
+                .into_iter()
+                .filter(|content| content.appears(formats))
+                .map(|content| file(disk, Some(checkpoint), content))
+                .collect(),
+            Self::Status | Self::Control | Self::File { .. } => Vec::new(),
+        }
+    }
+
+    /// The child of that name, if the machine has what it stands for.
+    pub fn child(&self, name: &OsStr, inventory: &Inventory, formats: Formats) -> Option<Self> {
+        let name = name.to_str()?;
+        match self {
+            // The wide directories are not listed for each look-up.
+            Self::Current => Some(Self::Disk(inventory.disk(name)?.name.clone())),
+            Self::Checkpoints => {
+                let (name, _) = inventory.disks.iter().find_map(|disk| disk.bitmaps.get_key_value(name))?;
+                Some(Self::Checkpoint(name.clone()))
+            }
+            _ => self.children(inventory, formats).into_iter().find(|child| *child.0 == *name).map(|child| child.1),
+        }
+    }
+
+    /// Whether the machine has what the node stands for.
+    pub fn exists(&self, inventory: &Inventory) -> bool {
+        let has = |disk: &str, checkpoint: Option<&Arc<str>>| {
+            let disk = inventory.disk(disk);
+            disk.is_some_and(|disk| checkpoint.is_none_or(|checkpoint| disk.bitmaps.contains_key(checkpoint)))
+        };
+        match self {
+            Self::Root | Self::Status | Self::Control | Self::Current | Self::Checkpoints => true,
+            Self::Disk(disk) => has(disk, None),
+            Self::Checkpoint(checkpoint) => inventory.disks.iter().any(|disk| disk.bitmaps.contains_key(checkpoint)),
+            Self::CheckpointDisk { checkpoint, disk } => has(disk, Some(checkpoint)),
+            Self::File { disk, checkpoint, .. } => has(disk, checkpoint.as_ref()),
+        }
+    }
+}

@@ -1,0 +1,178 @@
+//! A machine, as the rest of the file system sees it.
+//!
+//! [`Vm`] is the seam to whoever runs the machine: [`qmp`] talks to QEMU itself; [`memory`] is a machine made of byte
+//! arrays, for the tests of everything above. A `Vm` can describe its disks and checkpoints at any time without
+//! disturbing anything, take one point in time at once, and let go of it.
+
+#[cfg(any(test, feature = "testing"))]
+pub mod memory;
+pub mod qmp;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use async_trait::async_trait;
+use serde::Serialize;
+use tokio::sync::broadcast;
+
+use crate::block::Source;
+use crate::error::Result;
+
+/// What does not change while a machine is mounted.
+#[derive(Debug, Clone, Serialize)]
+pub struct Machine {
+    /// The source as the user gave it, such as `qmp:/run/vm1.qmp`.
+    pub source: String,
+    /// The machine's own name, where it has one.
+    pub name: Option<String>,
+    /// QEMU's version.
+    pub qemu: String,
+    /// How the point in time is kept.
+    pub fleece: Fleece,
+}
+
+/// How QEMU keeps a point in time (mount option `fleece=`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fleece {
+    /// A backup job's filter and a `snapshot-access` node on it.
+    Job,
+    /// A scratch image whose backing file is the live disk.
+    Backing,
+}
+
+/// The disks and checkpoints of a machine at the moment of asking.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Inventory {
+    /// Disks that can be read, in the machine's order; names are unique.
+    pub disks: Vec<Disk>,
+    /// What is not shown, and why.
+    pub skipped: Vec<Skipped>,
+}
+
+impl Inventory {
+    /// The disk of that name.
+    pub fn disk(&self, name: &str) -> Option<&Disk> {
+        self.disks.iter().find(|disk| *disk.name == *name)
+    }
+}
+
+/// A disk of a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Disk {
+    /// The name that the user knows it by; fit to be a file name.
+    pub name: Arc<str>,
+    /// Name of its root node.
+    pub node: String,
+    /// Image format.
+    pub format: String,
+    /// Virtual size, in bytes.
+    pub size: u64,
+    /// Estimate of the bytes that hold data.
+    pub allocated: u64,
+    /// The dirty bitmaps that make up checkpoints of this disk, by checkpoint.
+    pub bitmaps: BTreeMap<Arc<str>, Bitmap>,
+}
+
+/// The dirty bitmap of one checkpoint on one disk, counted over the whole backing chain.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bitmap {
+    /// Dirty bytes, counted in whole granules: an upper bound of what an incremental has to copy.
+    pub dirty_bytes: u64,
+    /// Bytes a bit stands for.
+    pub granularity: u32,
+    /// Whether changes are still recorded.
+    pub recording: bool,
+    /// Whether the bitmap survives a restart of the machine.
+    pub persistent: bool,
+    /// Whether QEMU lost it in a crash.
+    pub inconsistent: bool,
+    /// Why it cannot tell what changed since the checkpoint, if it cannot.
+    pub unusable: Option<String>,
+    /// The bitmaps of that name down the backing chain, as (node, recording).
+    pub parts: Vec<(String, bool)>,
+}
+
+/// Something of the machine that is not shown in the tree.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Skipped {
+    /// Its name.
+    pub name: String,
+    /// Why, in words for the user.
+    pub reason: String,
+}
+
+/// A point in time that a machine holds.
+pub struct Taken {
+    /// Tells this point in time from all others of this mount; from 1.
+    pub number: u64,
+    /// When it was taken.
+    pub time: SystemTime,
+    /// What the machine was at that instant.
+    pub inventory: Arc<Inventory>,
+    /// A frozen view of each disk of the inventory, in its order.
+    pub disks: Vec<TakenDisk>,
+    /// Whether data may be given out only after [`Vm::confirm`].
+    pub needs_confirmation: bool,
+}
+
+/// One disk of a point in time.
+pub struct TakenDisk {
+    /// Reads it.
+    pub source: Arc<dyn Source>,
+    /// By checkpoint, the source's name for what changed since: for [`Map::Dirty`](crate::block::Map::Dirty).
+    pub frozen: BTreeMap<Arc<str>, String>,
+}
+
+/// What a machine tells of its own accord.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The point in time of this number is not kept any more, for a reason.
+    Lost {
+        /// Which.
+        number: u64,
+        /// Why, in words for the user.
+        reason: String,
+    },
+    /// The machine does not answer any more; whatever it held is lost to us.
+    Gone(String),
+}
+
+/// A machine.
+#[async_trait]
+pub trait Vm: Send + Sync {
+    /// What does not change.
+    fn machine(&self) -> &Machine;
+
+    /// Disks and checkpoints now. Starts nothing, changes nothing.
+    ///
+    /// # Errors
+    /// When the machine does not answer.
+    async fn inventory(&self) -> Result<Inventory>;
+
+    /// Takes a point in time of all disks and dirty bitmaps at one instant. When it fails, nothing is left of it, or
+    /// what is left goes with the next [`Vm::release`].
+    ///
+    /// # Errors
+    /// [`Kind::Busy`](crate::error::Kind::Busy) when another backup is in the way; any other failure.
+    async fn take(&self, number: u64) -> Result<Taken>;
+
+    /// Lets go of all that [`Vm::take`] left in the machine, of all numbers. Nothing held is no error.
+    ///
+    /// # Errors
+    /// When something may be left; calling again tries again.
+    async fn release(&self) -> Result<()>;
+
+    /// Makes sure that the point in time is kept at this moment.
+    ///
+    /// # Errors
+    /// When it is not, or that cannot be known.
+    async fn confirm(&self, number: u64) -> Result<()>;
+
+    /// What happens to the machine from now on. A receiver that lags must take the point in time for lost.
+    fn events(&self) -> broadcast::Receiver<Event>;
+
+    /// Ends the connection; releases nothing.
+    async fn disconnect(&self);
+}

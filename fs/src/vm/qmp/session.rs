@@ -1,0 +1,234 @@
+//! QEMU's block layer as far as a point in time needs it: typed calls over a [`Qmp`] connection.
+//!
+//! Calls that remove something are idempotent: what is not there is fine, and they return only when QEMU says that it
+//! is gone.
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
+
+use super::transport::{Qmp, refused};
+use crate::error::{Error, Kind, Result};
+
+/// How long something that was told to end may take. A job ends when the requests in flight on its disk have.
+const END_LIMIT: Duration = Duration::from_secs(30);
+
+/// Between two looks at something that is about to end: QEMU needs a millisecond as a rule.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+
+#[derive(Debug, Deserialize)]
+pub(super) struct Job {
+    pub(super) id: String,
+    pub(super) status: String,
+    pub(super) error: Option<String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct ExportInfo {
+    id: String,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct FdSet {
+    fdset_id: u64,
+    fds: Vec<FdSetFd>,
+}
+
+#[derive(Debug, Deserialize)]
+struct FdSetFd {
+    fd: i64,
+    opaque: Option<String>,
+}
+
+/// Block-layer calls.
+#[derive(Clone)]
+pub(super) struct Session {
+    pub(super) qmp: Qmp,
+}
+
+impl Session {
+    async fn run(&self, command: &str, arguments: Value) -> Result<()> {
+        self.qmp.execute(command, arguments).await.map(drop)
+    }
+
+    async fn list<T: serde::de::DeserializeOwned>(&self, command: &str) -> Result<Vec<T>> {
+        super::understand(command, self.qmp.execute(command, json!({})).await?)
+    }
+
+    pub(super) async fn jobs(&self) -> Result<Vec<Job>> {
+        self.list("query-jobs").await
+    }
+
+    pub(super) async fn transaction(&self, actions: Vec<Value>) -> Result<()> {
+        self.run("transaction", json!({"actions": actions})).await
+    }
+
+    pub(super) async fn add_node(&self, options: Value) -> Result<()> {
+        self.run("blockdev-add", options).await
+    }
+
+    pub(super) async fn remove_node(&self, name: &str) -> Result<()> {
+        match self.run("blockdev-del", json!({"node-name": name})).await {
+            Err(error) if refused(&error).is_some() => {
+                if self.node_exists(name).await? {
+                    Err(error)
+                } else {
+                    Ok(())
+                }
+            }
+            other => other,
+        }
+    }
+
+    async fn node_exists(&self, name: &str) -> Result<bool> {
+        let nodes = self.qmp.execute("query-named-block-nodes", json!({"flat": true})).await?;
+        let nodes = nodes.as_array().ok_or_else(|| not_understood("query-named-block-nodes"))?;
+        Ok(nodes.iter().any(|node| node.get("node-name").and_then(Value::as_str) == Some(name)))
+    }
+
+    /// Puts a descriptor into a set of its own that carries `label`; the set's number comes back.
+    pub(super) async fn add_descriptor(&self, descriptor: OwnedFd, label: &str) -> Result<u64> {
+        let reply = self.qmp.execute_with("add-fd", json!({"opaque": label}), descriptor).await?;
+        reply.get("fdset-id").and_then(Value::as_u64).ok_or_else(|| not_understood("add-fd"))
+    }
+
+    pub(super) async fn remove_descriptors(&self, label: &str) -> Result<()> {
+        for set in self.list::<FdSet>("query-fdsets").await? {
+            for fd in set.fds.iter().filter(|fd| fd.opaque.as_deref() == Some(label)) {
+                self.run("remove-fd", json!({"fdset-id": set.fdset_id, "fd": fd.fd})).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Formats a node as qcow2 and waits until that is done.
+    pub(super) async fn format(&self, job: &str, node: &str, size: u64) -> Result<()> {
+        let options = json!({"driver": "qcow2", "file": node, "size": size});
+        self.run("blockdev-create", json!({"job-id": job, "options": options})).await?;
+        let mut patience = Patience::new();
+        let error = loop {
+            match self.job(job).await? {
+                Some(found) if found.status == "concluded" => break found.error,
+                Some(_) => patience.pause(job).await?,
+                None => break Some("the job vanished".to_owned()),
+            }
+        };
+        self.end_job(job).await?;
+        match error {
+            None => Ok(()),
+            Some(why) => Err(Error::new(Kind::Io, format!("QEMU cannot format its scratch image: {why}"))),
+        }
+    }
+
+    async fn job(&self, id: &str) -> Result<Option<Job>> {
+        Ok(self.jobs().await?.into_iter().find(|job| job.id == id))
+    }
+
+    /// Cancels a job if it runs, and dismisses it.
+    pub(super) async fn end_job(&self, id: &str) -> Result<()> {
+        let mut patience = Patience::new();
+        while let Some(job) = self.job(id).await? {
+            let command = match job.status.as_str() {
+                "concluded" => Some("job-dismiss"),
+                "aborting" | "null" => None,
+                _ => Some("job-cancel"),
+            };
+            if let Some(command) = command {
+                match self.run(command, json!({"id": id})).await {
+                    // The job went on by itself in between; the next look tells.
+                    Err(error) if refused(&error).is_none() => return Err(error),
+                    _ => {}
+                }
+            }
+            patience.pause(id).await?;
+        }
+        Ok(())
+    }
+
+    pub(super) async fn add_export(&self, options: Value) -> Result<()> {
+        self.run("block-export-add", options).await
+    }
+
+    pub(super) async fn remove_export(&self, id: &str) -> Result<()> {
+        let mut patience = Patience::new();
+        let mut told = false;
+        while self.list::<ExportInfo>("query-block-exports").await?.iter().any(|export| export.id == id) {
+            if !told {
+                told = true;
+                match self.run("block-export-del", json!({"id": id, "mode": "hard"})).await {
+                    Err(error) if refused(&error).is_none() => return Err(error),
+                    _ => {}
+                }
+            }
+            patience.pause(id).await?;
+        }
+        Ok(())
+    }
+
+    /// Starts the NBD server on a listening socket of ours.
+    pub(super) async fn start_server_on(&self, listener: OwnedFd, name: &str) -> Result<()> {
+        self.qmp.execute_with("getfd", json!({"fdname": name}), listener).await?;
+        let started = self.start_server(json!({"type": "fd", "data": {"str": name}})).await;
+        if started.is_err() {
+            // On success QEMU has taken it; else it would keep listening for nobody.
+            if let Err(error) = self.run("closefd", json!({"fdname": name})).await {
+                tracing::debug!("closefd: {}", crate::error::chain(&error));
+            }
+        }
+        started
+    }
+
+    pub(super) async fn start_server(&self, address: Value) -> Result<()> {
+        self.run("nbd-server-start", json!({"addr": address, "max-connections": 0})).await.map_err(|error| {
+            let running = refused(&error).is_some_and(|refusal| refusal.description.contains("already running"));
+            if running {
+                Error::with_source(
+                    Kind::Busy,
+                    "this machine's only NBD server is in use, by another backup as a rule; let that finish, or name \
+                     the server's socket with -o nbd=unix:PATH",
+                    error,
+                )
+            } else {
+                error
+            }
+        })
+    }
+
+    pub(super) async fn stop_server(&self) -> Result<()> {
+        match self.run("nbd-server-stop", json!({})).await {
+            Err(error) if refused(&error).is_some() => Ok(()),
+            other => other,
+        }
+    }
+}
+
+/// Waiting for something that was told to end: longer pauses each time, and not for ever.
+struct Patience {
+    deadline: Instant,
+    pause: Duration,
+}
+
+impl Patience {
+    fn new() -> Self {
+        Self { deadline: Instant::now() + END_LIMIT, pause: FIRST_PAUSE }
+    }
+
+    async fn pause(&mut self, what: &str) -> Result<()> {
+        if Instant::now() >= self.deadline {
+            let limit = END_LIMIT.as_secs();
+            return Err(Error::new(Kind::Timeout, format!("{what} did not end within {limit} s")));
+        }
+        sleep(self.pause).await;
+        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
+        Ok(())
+    }
+}
+
+fn not_understood(command: &str) -> Error {
+    Error::new(Kind::Invalid, format!("the answer of QEMU to {command} is not understood"))
+}

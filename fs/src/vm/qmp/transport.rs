@@ -1,0 +1,239 @@
+//! A QMP connection: lines of JSON over a unix socket.
+//!
+//! One task owns the connection and all that is in flight on it; callers send it requests and wait outside, so giving
+//! up on an answer never harms the connection. A second task cuts the stream into lines. When the stream ends, all
+//! that wait are told, and the next request connects anew.
+//!
+//! ```text
+//! callers ──Request──▶ ┌────────┐ ──bytes, descriptors──▶ ┌──────┐
+//!         ◀──reply──── │ driver │                         │ QEMU │
+//! events  ◀─broadcast─ └────────┘ ◀──Line── line cutter ◀─ └──────┘
+//! ```
+//! Unknown events are passed on like any other; unknown fields do no harm (QEMU docs/interop/qmp-spec.rst).
+
+mod connection;
+#[cfg(test)]
+mod tests;
+
+use std::collections::HashMap;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::time::timeout;
+
+use self::connection::Connection;
+use crate::error::{Error, Kind, Result};
+
+/// How long QEMU may take to greet. It greets at once unless another client has the socket.
+pub const GREETING_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long the answer to a command may take; QEMU waits for the guest's I/O in some.
+pub const COMMAND_LIMIT: Duration = Duration::from_secs(30);
+
+/// Requests waiting for the driver; a caller waits for room.
+const MAX_QUEUED: usize = 64;
+
+/// Events kept for a receiver that is slow.
+const MAX_EVENTS: usize = 1024;
+
+/// An event of QEMU's, or the end of the connection.
+#[derive(Debug, Clone)]
+pub enum Message {
+    /// Name and data of an event.
+    Event {
+        /// Such as `JOB_STATUS_CHANGE`.
+        name: String,
+        /// Its `data`, or null.
+        data: Value,
+    },
+    /// The stream ended, and why.
+    Disconnected(String),
+}
+
+/// A command that QEMU refused.
+#[derive(Debug, thiserror::Error)]
+#[error("{description}")]
+pub struct Refusal {
+    /// QEMU's error class, such as `GenericError`.
+    pub class: String,
+    /// QEMU's own words.
+    pub description: String,
+}
+
+struct Request {
+    command: Value,
+    descriptor: Option<OwnedFd>,
+    reply: oneshot::Sender<Result<Value>>,
+}
+
+/// A handle to a QMP connection; clones share it.
+#[derive(Clone)]
+pub struct Qmp {
+    requests: mpsc::Sender<Request>,
+    messages: broadcast::Sender<Message>,
+}
+
+impl Qmp {
+    /// Connects, waits for the greeting and leaves negotiation mode.
+    ///
+    /// # Errors
+    /// [`Kind::Busy`] when nobody greets in time, [`Kind::Gone`] when nobody listens.
+    pub async fn connect(path: &Path) -> Result<Self> {
+        let (messages, _) = broadcast::channel(MAX_EVENTS);
+        let (requests, inbox) = mpsc::channel(MAX_QUEUED);
+        let connection = Connection::open(path).await?;
+        let driver = Driver {
+            path: path.to_owned(),
+            messages: messages.clone(),
+            waiting: HashMap::new(),
+            next_id: 1,
+            connection: Some(connection),
+        };
+        tokio::spawn(driver.run(inbox));
+        Ok(Self { requests, messages })
+    }
+
+    /// Sends a command and waits for its answer at most [`COMMAND_LIMIT`].
+    ///
+    /// # Errors
+    /// [`Kind::Gone`] when the connection ends, [`Kind::Timeout`]; otherwise the source is a [`Refusal`].
+    pub async fn execute(&self, name: &str, arguments: Value) -> Result<Value> {
+        self.send(name, arguments, None).await
+    }
+
+    /// The same with a descriptor that travels beside the command (`add-fd`, `getfd`).
+    ///
+    /// # Errors
+    /// As [`Qmp::execute`].
+    pub async fn execute_with(&self, name: &str, arguments: Value, descriptor: OwnedFd) -> Result<Value> {
+        self.send(name, arguments, Some(descriptor)).await
+    }
+
+    async fn send(&self, name: &str, arguments: Value, descriptor: Option<OwnedFd>) -> Result<Value> {
+        let (reply, answer) = oneshot::channel();
+        let request = Request { command: json!({"execute": name, "arguments": arguments}), descriptor, reply };
+        let ended = || Error::new(Kind::Gone, "the connection to QEMU is closed");
+        let exchange = async {
+            self.requests.send(request).await.map_err(|_| ended())?;
+            answer.await.map_err(|_| ended())?
+        };
+        match timeout(COMMAND_LIMIT, exchange).await {
+            Ok(answer) => answer.map_err(|error| error.context(format!("QMP command {name} failed"))),
+            Err(_) => Err(Error::new(
+                Kind::Timeout,
+                format!("QMP command {name} was not answered within {} s", COMMAND_LIMIT.as_secs()),
+            )),
+        }
+    }
+
+    /// Events from now on.
+    pub fn messages(&self) -> broadcast::Receiver<Message> {
+        self.messages.subscribe()
+    }
+}
+
+/// Whether QEMU itself refused the command, so that it surely had no effect.
+pub fn refused(error: &Error) -> Option<&Refusal> {
+    let mut next = std::error::Error::source(error);
+    while let Some(cause) = next {
+        if let Some(refusal) = cause.downcast_ref() {
+            return Some(refusal);
+        }
+        next = cause.source();
+    }
+    None
+}
+
+struct Driver {
+    path: PathBuf,
+    messages: broadcast::Sender<Message>,
+    waiting: HashMap<u64, oneshot::Sender<Result<Value>>>,
+    next_id: u64,
+    connection: Option<Connection>,
+}
+
+impl Driver {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Request>) {
+        loop {
+            let Some(connection) = &mut self.connection else {
+                match inbox.recv().await {
+                    Some(request) => self.reconnect_and_serve(request).await,
+                    None => return,
+                }
+                continue;
+            };
+            tokio::select! {
+                request = inbox.recv() => match request {
+                    Some(request) => self.serve(request).await,
+                    None => return,
+                },
+                message = connection.next() => match message {
+                    Ok(message) => self.dispatch(message),
+                    Err(why) => self.disconnected(&why),
+                },
+            }
+        }
+    }
+
+    async fn reconnect_and_serve(&mut self, request: Request) {
+        match Connection::open(&self.path).await {
+            Ok(connection) => {
+                self.connection = Some(connection);
+                self.serve(request).await;
+            }
+            Err(error) => {
+                request.reply.send(Err(error)).ok();
+            }
+        }
+    }
+
+    async fn serve(&mut self, request: Request) {
+        let Some(connection) = &self.connection else { return };
+        let id = self.next_id;
+        self.next_id += 1;
+        self.waiting.retain(|_, reply| !reply.is_closed());
+        let mut command = request.command;
+        command["id"] = json!(id);
+        match connection.write(&command, request.descriptor).await {
+            Ok(()) => {
+                self.waiting.insert(id, request.reply);
+            }
+            Err(error) => {
+                self.disconnected(&error.to_string());
+                request.reply.send(Err(error)).ok();
+            }
+        }
+    }
+
+    fn dispatch(&mut self, mut message: Value) {
+        if let Some(name) = message.get("event").and_then(Value::as_str) {
+            let name = name.to_owned();
+            // Nobody may be listening.
+            self.messages.send(Message::Event { name, data: message["data"].take() }).ok();
+            return;
+        }
+        let Some(reply) = message.get("id").and_then(Value::as_u64).and_then(|id| self.waiting.remove(&id)) else {
+            return;
+        };
+        let answer = match message.get("error") {
+            None => Ok(message["return"].take()),
+            Some(error) => {
+                let field = |name: &str| error.get(name).and_then(Value::as_str).unwrap_or("").to_owned();
+                let refusal = Refusal { class: field("class"), description: field("desc") };
+                Err(Error::with_source(Kind::Unsupported, "QEMU refused", refusal))
+            }
+        };
+        reply.send(answer).ok();
+    }
+
+    fn disconnected(&mut self, why: &str) {
+        self.connection = None;
+        for (_, reply) in self.waiting.drain() {
+            reply.send(Err(Error::new(Kind::Gone, why))).ok();
+        }
+        self.messages.send(Message::Disconnected(why.to_owned())).ok();
+    }
+}
