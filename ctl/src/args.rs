@@ -1,0 +1,104 @@
+//! The command line, as one plain value.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::failure::Code;
+
+const MOUNT_OPTIONS: &str = "\
+Mount options (-o name=value,…; lists are joined by +):
+  formats=raw+map      which files appear (all)
+  start=read|manual    may reading take the point in time (read)
+  scratch=DIR          where QEMU puts clusters that the guest overwrites (/var/tmp)
+  fleece=auto|job|backing  how the point in time is kept (auto)
+  disks=A+B            only these disks (all)
+  nbd=unix:PATH        use the machine's NBD server that already listens there
+  connections=N        NBD connections for each disk, at most (2)
+  uid=N,gid=N,umask=N  who owns the files and what is taken from 0555 (the mounting user, 077)
+  allow_other          let other users in, as far as the modes allow
+  ro, rw               accepted; nothing but control is ever written";
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done; 1 wrong usage; 2 the system or the machine failed; 3 nothing held, or not found; 4 busy; \
+32 mount failed.";
+
+/// Mount the backups of running QEMU virtual machines as plain files.
+#[derive(Debug, Parser)]
+#[command(name = "pullfs", version, after_help = EXIT_CODES, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Mount a machine; returns when the mount answers
+    #[command(after_help = MOUNT_OPTIONS)]
+    Mount(Mount),
+    /// Unmount, and wait until nothing of it is left in the machine
+    #[command(alias = "unmount")]
+    Umount(MountPoint),
+    /// Show the machine, its disks and checkpoints, and the point in time
+    Status(Shown),
+    /// Take a point in time of all disks now
+    Begin(MountPoint),
+    /// Let go of the point in time; files still open on it become stale
+    Release(MountPoint),
+    /// Look at checkpoints
+    #[command(subcommand)]
+    Checkpoint(Checkpoint),
+    /// Start a small machine and show what pullfs does with it
+    Demo,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Mount {
+    /// The machine: qmp:PATH, its QMP socket
+    pub(crate) source: String,
+    /// An empty directory
+    pub(crate) mount_point: PathBuf,
+    /// Mount options, see below; may be given several times
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    pub(crate) options: Vec<String>,
+    /// Stay in the foreground, messages on standard error
+    #[arg(short, long)]
+    pub(crate) foreground: bool,
+    /// More messages; twice for all (the environment variable `RUST_LOG` takes precedence)
+    #[arg(short, long, action = clap::ArgAction::Count)]
+    pub(crate) verbose: u8,
+    /// Say on standard output when the mount answers, then leave the terminal alone
+    #[arg(long, hide = true, requires = "foreground")]
+    pub(crate) announce: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct MountPoint {
+    /// Where the machine is mounted
+    pub(crate) mount_point: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Shown {
+    /// Where the machine is mounted
+    pub(crate) mount_point: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Checkpoint {
+    /// List checkpoints and how much changed since
+    List(Shown),
+}
+
+/// Parses the command line; what clap has to say, and the exit code, if there is nothing to run.
+pub(crate) fn parse() -> Result<Command, ExitCode> {
+    Cli::try_parse().map(|cli| cli.command).map_err(|error| {
+        // Standard error may be closed; the exit code still tells.
+        error.print().ok();
+        if error.use_stderr() { ExitCode::from(Code::Usage as u8) } else { ExitCode::SUCCESS }
+    })
+}

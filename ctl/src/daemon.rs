@@ -1,0 +1,162 @@
+//! The daemon of one mount: brings up the machine's connection, the file system and the mount, in this order, and takes
+//! them down in the reverse one.
+
+use std::io::Write;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow};
+use pullfs_fs::error::chain;
+use pullfs_fs::fs::Fs;
+use pullfs_fs::fuse::mount::Mount;
+use pullfs_fs::fuse::{Forgetter, serve};
+use pullfs_fs::options::Options;
+use pullfs_fs::tree::inode::Inodes;
+use pullfs_fs::vm::Vm;
+use pullfs_fs::vm::qmp::ids::MountId;
+use pullfs_fs::vm::qmp::{QmpVm, Settings};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+use tracing_subscriber::EnvFilter;
+
+use crate::failure::{Failure, Outcome};
+use crate::runtime_dir::RuntimeDir;
+
+/// What the daemon says when the mount answers.
+pub(crate) const READY: &str = "ready";
+
+/// How long letting go of the machine may take at the end. Each step has its own limit; this is for all of them.
+const END_LIMIT: Duration = Duration::from_secs(120);
+
+/// How long readers may take to notice that the mount is gone.
+const SESSION_LIMIT: Duration = Duration::from_secs(5);
+
+/// What the daemon is to do.
+pub(crate) struct Task {
+    pub(crate) source: String,
+    pub(crate) socket: PathBuf,
+    /// Absolute, checked.
+    pub(crate) mount_point: PathBuf,
+    pub(crate) options: Options,
+    /// Whether somebody waits for [`READY`] on standard output.
+    pub(crate) announce: bool,
+    pub(crate) verbose: u8,
+}
+
+pub(crate) fn run(task: Task) -> Outcome {
+    if task.announce {
+        // A terminal that closes must not take the mount with it.
+        rustix::process::setsid().context("cannot leave the terminal")?;
+    }
+    let level = ["warn", "info", "debug"][usize::from(task.verbose.min(2))];
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .thread_name("pullfs")
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    let outcome = runtime.block_on(live(task));
+    // A read of a machine that hangs must not keep the process.
+    runtime.shutdown_timeout(SESSION_LIMIT);
+    outcome
+}
+
+async fn live(task: Task) -> Outcome {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mount_id = MountId::random();
+    let runtime_dir = RuntimeDir::create(&mount_id)?;
+    let settings = settings(&task, &mount_id, &runtime_dir);
+    let vm: Arc<dyn Vm> = Arc::new(QmpVm::connect(settings).await?);
+
+    let inodes = Arc::new(Inodes::new(&task.source));
+    let forgetter = Arc::new(Forgetter::default());
+    let invalidate = {
+        let (inodes, forgetter) = (inodes.clone(), forgetter.clone());
+        Arc::new(move || forgetter.forget(&inodes))
+    };
+    let owner = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
+    let allow_other = task.options.allow_other;
+    let fs = Arc::new(Fs::new(vm.clone(), task.options, mount_id.to_string(), owner, inodes, invalidate));
+    let (mount, device) = Mount::new(&task.source, &task.mount_point, allow_other)?;
+    let serving = {
+        let fs = fs.clone();
+        let forgetter = forgetter.clone();
+        let runtime = tokio::runtime::Handle::current();
+        // Shaking hands waits for the kernel.
+        tokio::task::spawn_blocking(move || {
+            let _inside = runtime.enter();
+            serve(fs, device, allow_other, &forgetter)
+        })
+        .await
+        .context("the FUSE session panicked")?
+    };
+    let serving = serving.inspect_err(|_| {
+        mount.detach().ok();
+    })?;
+
+    let (ended, mut session) = oneshot::channel();
+    std::thread::Builder::new()
+        .name("fuse".to_owned())
+        .spawn(move || ended.send(serving.run()))
+        .context("cannot start the FUSE thread")?;
+    tracing::info!("{} is mounted on {}", task.source, task.mount_point.display());
+    if task.announce {
+        announce()?;
+    }
+
+    tokio::select! {
+        outcome = &mut session => {
+            if let Ok(Err(error)) = outcome {
+                tracing::warn!("the FUSE session broke: {error}");
+            }
+        }
+        _ = terminate.recv() => tracing::info!("told to end"),
+        _ = interrupt.recv() => tracing::info!("interrupted"),
+    }
+    // Detached first, so that nobody begins anything new; a mount that was unmounted is not there any more.
+    if let Err(error) = mount.detach() {
+        tracing::warn!("{}", chain(&error));
+    }
+    let released = timeout(END_LIMIT, fs.points().end()).await;
+    vm.disconnect().await;
+    if !session.is_terminated() && timeout(SESSION_LIMIT, session).await.is_err() {
+        tracing::info!("files are still open; their readers get errors from now on");
+    }
+    match released {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(error)) => Err(Failure::from(error)),
+        Err(_) => Err(anyhow!("the machine did not let go within {} s", END_LIMIT.as_secs()).into()),
+    }
+}
+
+fn settings(task: &Task, mount: &MountId, runtime_dir: &RuntimeDir) -> Settings {
+    let options = &task.options;
+    Settings {
+        source: task.source.clone(),
+        socket: task.socket.clone(),
+        mount: mount.clone(),
+        runtime_dir: runtime_dir.path().to_owned(),
+        scratch_dir: options.scratch.clone(),
+        disks: options.disks.clone(),
+        fleece: options.fleece,
+        server: options.nbd.clone(),
+        nbd: nbd_pool::Config { connections: options.connections, ..nbd_pool::Config::default() },
+    }
+}
+
+/// Tells who waits, and lets go of the terminal: what is written there from now on would come as a surprise.
+fn announce() -> anyhow::Result<()> {
+    std::env::set_current_dir("/").context("cannot leave the current directory")?;
+    let mut out = std::io::stdout();
+    // Whoever waited may have given up; the mount stays.
+    writeln!(out, "{READY}").and_then(|()| out.flush()).ok();
+    let null = std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").context("cannot open /dev/null")?;
+    rustix::stdio::dup2_stdout(&null)?;
+    rustix::stdio::dup2_stderr(&null)?;
+    Ok(())
+}

@@ -1,0 +1,45 @@
+//! `pullfs`: mounts the backups of running QEMU machines as plain files.
+//!
+//! `args` turns the command line into one plain value; each command has a file of its own and gives back a
+//! [`failure::Failure`] at worst, whose chain is printed here, once, in one line.
+
+mod args;
+mod checkpoint;
+mod control;
+mod daemon;
+mod demo;
+mod failure;
+mod mount;
+mod mounted;
+mod runtime_dir;
+mod status;
+mod umount;
+
+use std::process::ExitCode;
+
+use crate::args::Command;
+
+fn main() -> ExitCode {
+    let arguments = match args::parse() {
+        Ok(arguments) => arguments,
+        Err(code) => return code,
+    };
+    let outcome = match arguments {
+        Command::Mount(arguments) => mount::run(&arguments),
+        Command::Umount(arguments) => umount::run(&arguments.mount_point),
+        Command::Status(arguments) => status::run(&arguments.mount_point, arguments.json),
+        Command::Begin(arguments) => control::begin(&arguments.mount_point),
+        Command::Release(arguments) => control::release(&arguments.mount_point),
+        Command::Checkpoint(args::Checkpoint::List(arguments)) => {
+            checkpoint::list(&arguments.mount_point, arguments.json)
+        }
+        Command::Demo => demo::run(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("pullfs: {failure}");
+            failure.exit_code()
+        }
+    }
+}

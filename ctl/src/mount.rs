@@ -1,0 +1,107 @@
+//! `pullfs mount`: starts a daemon in the background and waits until its mount answers; `-f` is that daemon.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use pullfs_fs::fuse::mount::check_mount_point;
+use pullfs_fs::options::Options;
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::args::Mount;
+use crate::daemon::{self, READY, Task};
+use crate::failure::{Code, Failure, Outcome};
+
+/// How long the daemon may take until its mount answers: each question to the machine has its own, shorter limit.
+const READY_LIMIT: Duration = Duration::from_secs(120);
+
+/// The mount itself answers in no time once it is there.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+pub(crate) fn run(arguments: &Mount) -> Outcome {
+    let options = Options::parse(&arguments.options.join(",")).map_err(Failure::from)?;
+    let socket = source(&arguments.source)?;
+    let mount_point = check_mount_point(&arguments.mount_point).map_err(|error| Failure::from(error).of_mount())?;
+    if arguments.foreground {
+        let task = Task {
+            source: format!("qmp:{}", socket.display()),
+            socket,
+            mount_point,
+            options,
+            announce: arguments.announce,
+            verbose: arguments.verbose,
+        };
+        return daemon::run(task).map_err(Failure::of_mount);
+    }
+    background(arguments, &socket, &mount_point).map_err(Failure::of_mount)
+}
+
+/// The QMP socket of a source.
+fn source(source: &str) -> Outcome<PathBuf> {
+    let usage = |message: String| Failure::message(Code::Usage, message);
+    let Some(place) = source.strip_prefix("qmp:") else {
+        return Err(usage(format!("source {source}: it takes qmp:PATH, the path of the machine's QMP socket")));
+    };
+    if !place.contains('/') && place.contains(':') {
+        return Err(usage(format!("source {source}: QMP over TCP is not supported yet; use a unix socket")));
+    }
+    std::path::absolute(place).map_err(|error| usage(format!("source {source}: {error}")))
+}
+
+fn background(arguments: &Mount, socket: &Path, mount_point: &Path) -> Outcome {
+    let mut command = Command::new(std::env::current_exe().context("cannot find the program itself")?);
+    command.args(["mount", "--foreground", "--announce"]);
+    command.args(std::iter::repeat_n("-v", arguments.verbose.into()));
+    for options in &arguments.options {
+        command.args(["-o", options]);
+    }
+    let mut source = std::ffi::OsString::from("qmp:");
+    source.push(socket);
+    command.arg("--").arg(source).arg(mount_point).stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.spawn().context("cannot start the daemon")?;
+    if announced(&mut child)? {
+        return answers(mount_point).map_err(Failure::from);
+    }
+    // The daemon has said why on standard error, which it shares.
+    let status = child.wait().context("cannot wait for the daemon")?;
+    let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(Code::Mount as u8);
+    std::process::exit(code.into())
+}
+
+/// Whether the daemon said that its mount answers, rather than ending.
+fn announced(child: &mut Child) -> anyhow::Result<bool> {
+    let pipe = child.stdout.take().context("the daemon has no standard output")?;
+    let deadline = Instant::now() + READY_LIMIT;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut fds = [PollFd::new(&pipe, PollFlags::IN)];
+        match poll(&mut fds, Some(&left.try_into()?)) {
+            Ok(0) => {
+                // It is told to end, and cleans up behind itself.
+                let pid = rustix::process::Pid::from_child(child);
+                rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
+                return Err(anyhow!("the mount did not answer within {} s", READY_LIMIT.as_secs()));
+            }
+            Ok(_) => break,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error).context("cannot wait for the daemon"),
+        }
+    }
+    let mut line = String::new();
+    BufReader::new(pipe).read_line(&mut line)?;
+    Ok(line.trim_end() == READY)
+}
+
+fn answers(mount_point: &Path) -> anyhow::Result<()> {
+    let (tell, told) = std::sync::mpsc::channel();
+    let path = mount_point.join("status.json");
+    // On a thread of its own: a mount that does not answer would hold it for good.
+    std::thread::spawn(move || tell.send(std::fs::metadata(path)).ok());
+    match told.recv_timeout(ANSWER_LIMIT) {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(error).with_context(|| format!("the mount at {} does not answer", mount_point.display())),
+        Err(_) => Err(anyhow!("the mount at {} does not answer", mount_point.display())),
+    }
+}

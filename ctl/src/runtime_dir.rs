@@ -1,0 +1,57 @@
+//! The directory of one mount for its sockets: mode 0700, removed at the end.
+
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use pullfs_fs::vm::qmp::ids::MountId;
+
+/// Removed when dropped.
+pub(crate) struct RuntimeDir(PathBuf);
+
+impl RuntimeDir {
+    pub(crate) fn create(mount: &MountId) -> anyhow::Result<Self> {
+        let base = base();
+        let private = |path: &Path, recursive: bool| {
+            std::fs::DirBuilder::new()
+                .mode(0o700)
+                .recursive(recursive)
+                .create(path)
+                .with_context(|| format!("cannot make the directory {}", path.display()))
+        };
+        private(&base, true)?;
+        let owner = std::fs::symlink_metadata(&base)?;
+        anyhow::ensure!(
+            owner.is_dir() && owner.uid() == rustix::process::geteuid().as_raw(),
+            "{} belongs to somebody else; sockets are not safe there",
+            base.display()
+        );
+        let path = base.join(mount.to_string());
+        private(&path, false)?;
+        Ok(Self(path))
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+/// Root's is in /run; a user's in the session's runtime directory, or in /tmp where there is no session.
+fn base() -> PathBuf {
+    let uid = rustix::process::geteuid();
+    if uid.is_root() {
+        return PathBuf::from("/run/pullfs");
+    }
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(dir) if Path::new(&dir).is_absolute() => PathBuf::from(dir).join("pullfs"),
+        _ => PathBuf::from(format!("/tmp/pullfs-{}", uid.as_raw())),
+    }
+}
+
+impl Drop for RuntimeDir {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            tracing::warn!("cannot remove {}: {error}", self.0.display());
+        }
+    }
+}
