@@ -1,8 +1,29 @@
 # What a person types. `make` alone lists the targets.
 
-CARGO = cargo
+# Debian's packages, all of them in this one place. QEMU 10 itself (qemu-system-x86, qemu-utils) comes from the backports
+# suite, QEMU 7.2 is unpacked beside it: tests/setup/packages.sh and tests/setup/qemu-old.sh.
+PACKAGES_BUILD = gcc libc6-dev
+PACKAGES_DEMO  = $(PACKAGES_BUILD) fuse3 e2fsprogs busybox-static kmod cpio xz-utils python3
+PACKAGES_TEST  = $(PACKAGES_DEMO) attr libnbd-bin nbdkit
 
-.PHONY: help check clean
+PREFIX  = /usr/local
+DESTDIR =
+# mount(8) looks for helpers in /sbin and /usr/sbin alone: with PREFIX=/usr/local, `mount -t pullfs` and fstab need
+# SBINDIR=/usr/sbin (or a link there); `pullfs mount` needs nothing.
+BINDIR  = $(PREFIX)/bin
+SBINDIR = $(PREFIX)/sbin
+
+CARGO = cargo
+SETUP = $(CURDIR)/target/setup
+# Where Cargo puts its output is Cargo's business (CARGO_TARGET_DIR, its configuration files).
+TARGET_DIR = $(shell $(CARGO) metadata --format-version 1 --no-deps --offline | sed 's/.*"target_directory":"\([^"]*\)".*/\1/')
+
+# What the tests find their machines by; see tests/src/tools.rs.
+qemu_old = $$([ -e $(SETUP)/qemu-old/.complete ] && echo $(SETUP)/qemu-old || echo none)
+qemu_new = $$(qemu-system-x86_64 --version | grep -q 'version [2-8]\.' && echo none || echo installed)
+machines = PULLFS_TEST_GUEST=$(SETUP)/guest PULLFS_TEST_QEMU_OLD=$(qemu_old) PULLFS_TEST_QEMU_NEW=$(qemu_new)
+
+.PHONY: help check test bench demo install setup setup-demo clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null || \
@@ -15,5 +36,40 @@ check: ## before a push, without QEMU: format, lints, unit tests
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
 	    else echo "check: cargo-deny is not installed, deny.toml was not checked"; fi
 
-clean: ## what was built
+test: setup ## everything, as root: installs what it needs, real QEMU, real mounts
+	$(CARGO) fmt --all --check
+	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
+	$(CARGO) build -p pullfs -p pullfs-mount-helpers
+	$(CARGO) test --workspace --all-features --doc
+	$(CARGO) test --workspace --all-features --exclude pullfs-tests --lib --bins --tests --no-fail-fast
+	$(machines) $(CARGO) test -p pullfs-tests --no-fail-fast --lib --tests
+	@for missing in "PULLFS_TEST_QEMU_OLD=$(qemu_old)" "PULLFS_TEST_QEMU_NEW=$(qemu_new)"; do case $$missing in \
+	    *OLD=none) echo "*** ONLY ONE QEMU WAS TESTED: $$(qemu-system-x86_64 --version | head -n 1); 7.2 COULD NOT BE HAD ***" ;; \
+	    *NEW=none) echo "*** ONLY ONE QEMU WAS TESTED: $$(qemu-system-x86_64 --version | head -n 1); 9.0 OR NEWER COULD NOT BE HAD ***" ;; \
+	esac; done
+
+bench: setup ## the figures: all benchmarks there are
+	$(CARGO) build --release -p pullfs -p pullfs-mount-helpers
+	$(machines) $(CARGO) bench --workspace --all-features
+
+demo: setup-demo ## as root: mounts a small machine that runs Linux and backs it up while it writes
+	$(CARGO) build --release --quiet -p pullfs -p pullfs-mount-helpers
+	tests/demo.sh $(TARGET_DIR)/release/pullfs $(SETUP)/guest
+
+install: ## PREFIX=/usr/local DESTDIR=: the binary and the mount helper
+	$(CARGO) build --release -p pullfs -p pullfs-mount-helpers
+	install -D -m 755 $(TARGET_DIR)/release/pullfs $(DESTDIR)$(BINDIR)/pullfs
+	install -D -m 755 $(TARGET_DIR)/release/mount-pullfs $(DESTDIR)$(SBINDIR)/mount.pullfs
+
+setup: ## as root: Debian's packages, QEMU 7.2 beside 10, the guest (`make test` calls this)
+	tests/setup/packages.sh $(PACKAGES_TEST)
+	tests/setup/qemu-old.sh $(SETUP)/qemu-old || [ $$? = 3 ]
+	tests/setup/guest.sh $(SETUP)/guest
+
+setup-demo:
+	tests/setup/packages.sh $(PACKAGES_DEMO)
+	tests/setup/guest.sh $(SETUP)/guest
+
+clean: ## what was built and set up
 	$(CARGO) clean
+	rm -rf $(SETUP)

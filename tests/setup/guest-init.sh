@@ -1,0 +1,51 @@
+#!/bin/busybox sh
+# The whole of the guest: two file systems, a counter that both of them hold, and files that come and go.
+#
+# Once `counter=N` is on the serial console, N is on both disks for good. /a gets N before /b, so in one point in time of
+# both disks /a is at most one ahead of /b: a copy of the two at different instants shows.
+# The kernel's command line chooses what happens: pullfs.mode=churn (default), or idle for mounted and silent.
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs dev /dev
+
+while read -r module; do
+    insmod "/modules/$module"
+done </modules/order
+
+mode=churn
+for word in $(cat /proc/cmdline); do
+    case $word in pullfs.mode=*) mode=${word#pullfs.mode=} ;; esac
+done
+
+waited=0
+until [ -b /dev/vda ] && [ -b /dev/vdb ]; do
+    waited=$((waited + 1))
+    [ "$waited" -gt 50 ] && { echo "guest: the disks did not appear"; exec poweroff -f; }
+    sleep 0.1
+done
+mount -t ext4 -o data=ordered /dev/vda /a || echo "guest: cannot mount /dev/vda"
+mount -t ext4 -o data=ordered /dev/vdb /b || echo "guest: cannot mount /dev/vdb"
+mkdir -p /a/churn /b/churn
+echo "guest: ready"
+
+# In place and of one length: the file is a number at every instant, whatever has reached the disk.
+count() { printf '%012d\n' "$2" | dd of="$1/counter" conv=notrunc,fsync 2>/dev/null || echo "guest: cannot write $1"; }
+
+# At most 16 files of at most 512 KiB on each disk.
+churn() {
+    slot=$(($2 % 16))
+    dd if=/dev/urandom of="$1/churn/$slot" bs=64k count=$(($2 % 8 + 1)) 2>/dev/null || echo "guest: cannot write $1"
+    rm -f "$1/churn/$((($2 + 5) % 16))"
+}
+
+n=0
+while [ "$mode" != idle ]; do
+    n=$((n + 1))
+    count /a $n
+    count /b $n
+    echo "counter=$n"
+    churn /a $n
+    churn /b $n
+done
+while :; do sleep 3600; done

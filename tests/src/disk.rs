@@ -1,0 +1,94 @@
+//! Disks of machines under test, with content that tells where it belongs.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use crate::process::ok;
+use crate::tools;
+
+/// A disk to start a machine with.
+#[derive(Clone, Debug)]
+pub struct Disk {
+    pub(crate) id: String,
+    pub(crate) format: &'static str,
+    size: u64,
+    filled: Vec<(u64, u64)>,
+    image: Option<PathBuf>,
+}
+
+impl Disk {
+    /// A new qcow2 disk (clusters of 64 KiB).
+    pub fn qcow2(id: &str, size: u64) -> Self {
+        Self::new(id, "qcow2", size)
+    }
+
+    /// A new raw disk.
+    pub fn raw(id: &str, size: u64) -> Self {
+        Self::new(id, "raw", size)
+    }
+
+    fn new(id: &str, format: &'static str, size: u64) -> Self {
+        Self { id: id.to_owned(), format, size, filled: Vec::new(), image: None }
+    }
+
+    /// Fills these extents (offset, length) of a new disk: each 8 bytes tell where they belong.
+    #[must_use]
+    pub fn filled(mut self, extents: &[(u64, u64)]) -> Self {
+        self.filled.extend_from_slice(extents);
+        self
+    }
+
+    /// An image that is there.
+    #[must_use]
+    pub fn from_image(mut self, image: &Path) -> Self {
+        self.image = Some(image.to_owned());
+        self
+    }
+
+    /// The disk's image; a new one is made in `dir`.
+    #[track_caller]
+    pub(crate) fn create_in(&mut self, dir: &Path) {
+        if self.image.is_none() {
+            self.image = Some(self.create(dir));
+        }
+    }
+
+    /// The disk's image.
+    #[track_caller]
+    pub(crate) fn image(&self) -> &Path {
+        self.image.as_deref().expect("a disk of a machine has an image")
+    }
+
+    /// QEMU's description of the disk, as the node `node`.
+    #[track_caller]
+    pub(crate) fn blockdev(&self, node: &str) -> String {
+        let file = format!("file-{}", self.id);
+        json!({
+            "driver": self.format, "node-name": node, "discard": "unmap",
+            "file": {"driver": "file", "node-name": file, "filename": self.image(), "discard": "unmap"},
+        })
+        .to_string()
+    }
+
+    fn create(&self, dir: &Path) -> PathBuf {
+        let image = dir.join(format!("{}.{}", self.id, self.format));
+        let raw = dir.join(format!("{}.raw", self.id));
+        let file = File::create(&raw).expect("an image");
+        file.set_len(self.size).expect("an image");
+        // Odd, so that the disks of a machine differ at every place.
+        let seed = self.id.bytes().fold(1_u64, |seed, byte| seed * 257 + u64::from(byte));
+        for &(offset, length) in &self.filled {
+            let words = offset / 8..(offset + length) / 8;
+            let bytes = words.flat_map(|word| (word ^ seed << 40).to_le_bytes());
+            file.write_all_at(&bytes.collect::<Vec<u8>>(), offset).expect("filling an image");
+        }
+        if self.format != "raw" {
+            ok(tools::tool("qemu-img").args(["convert", "-O", self.format]).arg(&raw).arg(&image));
+            std::fs::remove_file(&raw).expect("removing the raw image");
+        }
+        image
+    }
+}

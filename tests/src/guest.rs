@@ -1,0 +1,91 @@
+//! A real guest: Linux that writes to two ext4 disks all the time; see tests/setup/guest-init.sh.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use crate::disk::Disk;
+use crate::flavor::Flavor;
+use crate::machine::Machine;
+use crate::process::{ok, wait_until};
+use crate::tools;
+
+/// About 3 s by itself; other tests keep the processors busy.
+const BOOT_LIMIT: Duration = Duration::from_secs(120);
+
+/// A guest that has booted. `vda` is a qcow2 disk, `vdb` a raw one; both hold ext4 with a journal.
+#[derive(Debug)]
+pub struct Guest {
+    machine: Machine,
+    serial: PathBuf,
+    _images: TempDir,
+}
+
+impl Guest {
+    /// Boots, and returns after the first number is on both disks.
+    #[track_caller]
+    pub fn boot(flavor: Flavor) -> Self {
+        let images = tempfile::Builder::new().prefix("pullfs-guest-").tempdir().expect("a temporary directory");
+        let raw = ext4(images.path(), "a.raw");
+        let qcow2 = images.path().join("a.qcow2");
+        ok(tools::tool("qemu-img").args(["convert", "-O", "qcow2"]).arg(&raw).arg(&qcow2));
+        let (kernel, initramfs) = tools::guest();
+        let serial = images.path().join("serial");
+        let arguments = [
+            ("-m", "256".into()),
+            ("-kernel", kernel.display().to_string()),
+            ("-initrd", initramfs.display().to_string()),
+            ("-append", "console=ttyS0 quiet panic=-1".into()),
+            ("-serial", format!("file:{}", serial.display())),
+        ]
+        .into_iter()
+        .flat_map(|(option, value): (&str, String)| [option.to_owned(), value])
+        .collect::<Vec<_>>();
+        let machine = Machine::build(flavor)
+            .disk(Disk::qcow2("vda", 0).from_image(&qcow2))
+            .disk(Disk::raw("vdb", 0).from_image(&ext4(images.path(), "b.raw")))
+            .arguments(&arguments)
+            .start();
+        let guest = Self { machine, serial, _images: images };
+        guest.wait_past(0);
+        guest
+    }
+
+    /// The machine that the guest runs on.
+    pub fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    /// The newest number that is on both disks for certain.
+    pub fn counter(&self) -> u64 {
+        let said = self.said();
+        said.lines().rev().find_map(|line| line.trim().strip_prefix("counter=")?.parse().ok()).unwrap_or(0)
+    }
+
+    /// Waits until the guest has written a number after `counter`.
+    #[track_caller]
+    pub fn wait_past(&self, counter: u64) {
+        wait_until("the guest to count on", BOOT_LIMIT, || self.counter() > counter);
+        let said = self.said();
+        // What the guest says when a write fails, and what its kernel does.
+        for trouble in ["cannot", "I/O error", "EXT4-fs error"] {
+            assert!(!said.contains(trouble), "the guest is in trouble:\n{said}");
+        }
+    }
+
+    /// Everything on the serial console, but for a last line that has not arrived whole.
+    pub fn said(&self) -> String {
+        let mut said = String::from_utf8_lossy(&fs::read(&self.serial).unwrap_or_default()).into_owned();
+        said.truncate(said.rfind('\n').map_or(0, |end| end + 1));
+        said
+    }
+}
+
+fn ext4(dir: &Path, name: &str) -> PathBuf {
+    let image = dir.join(name);
+    fs::File::create(&image).and_then(|file| file.set_len(96 << 20)).expect("an image");
+    ok(tools::tool("mkfs.ext4").args(["-q", "-F", "-J", "size=4"]).arg(&image));
+    image
+}

@@ -1,0 +1,233 @@
+//! Machines under test: QEMU 10, QEMU 7.2 and qemu-storage-daemon, with disks of known content.
+//!
+//! A machine of QEMU runs, but no guest on it (a [`crate::guest::Guest`] does): [`Machine::write`] and its kin go
+//! through the device's own block backend, as a guest's requests do. In qemu-storage-daemon they go through a writable
+//! FUSE export, which leaves the one NBD server of a process to pullfs.
+
+use std::cell::{RefCell, RefMut};
+use std::fs::{File, OpenOptions};
+use std::io::ErrorKind;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::fs::{FallocateFlags, fallocate};
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::builder::Builder;
+use crate::disk::Disk;
+use crate::flavor::Flavor;
+use crate::mount::is_mounted;
+use crate::process::{Running, ok};
+use crate::qmp::Qmp;
+use crate::tools;
+
+/// 1 MiB.
+pub const MIB: u64 = 1 << 20;
+
+/// The cluster of qcow2 images, unless they are told otherwise.
+const CLUSTER: u64 = 64 << 10;
+
+/// For what QEMU does at once, on a busy machine.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A machine that runs until it is dropped.
+#[derive(Debug)]
+pub struct Machine {
+    // Before the directory, so that no file goes while it is in use.
+    server: Running,
+    qmp: RefCell<Qmp>,
+    flavor: Flavor,
+    disks: Vec<Disk>,
+    dir: TempDir,
+}
+
+impl Machine {
+    /// Begins to describe a machine.
+    pub fn build(flavor: Flavor) -> Builder {
+        Builder::new(flavor)
+    }
+
+    pub(crate) fn running(server: Running, qmp: Qmp, flavor: Flavor, disks: Vec<Disk>, dir: TempDir) -> Self {
+        Self { server, qmp: RefCell::new(qmp), flavor, disks, dir }
+    }
+
+    /// The source that pullfs mounts.
+    pub fn source(&self) -> String {
+        format!("qmp:{}", self.dir.path().join("pull.qmp").display())
+    }
+
+    /// The machine's own directory: a place for a test's files, gone with the machine.
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// What holds the disks.
+    pub fn flavor(&self) -> Flavor {
+        self.flavor
+    }
+
+    /// The process that holds the disks.
+    pub fn server(&mut self) -> &mut Running {
+        &mut self.server
+    }
+
+    /// The test's own monitor.
+    pub fn qmp(&self) -> RefMut<'_, Qmp> {
+        self.qmp.borrow_mut()
+    }
+
+    /// The node of a disk's format driver.
+    pub fn node(&self, id: &str) -> String {
+        self.flavor.node(id)
+    }
+
+    /// A disk's image.
+    #[track_caller]
+    pub fn image(&self, id: &str) -> &Path {
+        self.spec(id).image()
+    }
+
+    /// A disk's format.
+    #[track_caller]
+    pub fn format(&self, id: &str) -> &'static str {
+        self.spec(id).format
+    }
+
+    /// Starts to record changes of a disk in a bitmap, persistent where the format can keep it.
+    #[track_caller]
+    pub fn add_bitmap(&self, id: &str, name: &str, granularity: u64) {
+        let persistent = self.format(id) == "qcow2";
+        let arguments =
+            json!({"node": self.node(id), "name": name, "granularity": granularity, "persistent": persistent});
+        self.qmp().must("block-dirty-bitmap-add", arguments);
+    }
+
+    /// The guest writes `length` bytes of `pattern`.
+    #[track_caller]
+    pub fn write(&self, id: &str, offset: u64, length: u64, pattern: u8) {
+        match self.guest_file(id) {
+            Some(file) => {
+                let data = vec![pattern; usize::try_from(length).expect("a length that fits memory")];
+                file.write_all_at(&data, offset).expect("writing through the export");
+                file.sync_all().expect("flushing the export");
+            }
+            None => self.guest_io(id, &format!("write -P {pattern} {offset} {length}"), "wrote"),
+        }
+    }
+
+    /// The guest discards `length` bytes.
+    #[track_caller]
+    pub fn discard(&self, id: &str, offset: u64, length: u64) {
+        match self.guest_file(id) {
+            // The export takes whole clusters only; a device's discards are no finer as a rule.
+            Some(file) => {
+                let (start, end) = (offset.next_multiple_of(CLUSTER), (offset + length) / CLUSTER * CLUSTER);
+                if start < end {
+                    punch(&file, FallocateFlags::PUNCH_HOLE, start, end - start);
+                }
+            }
+            None => self.guest_io(id, &format!("discard {offset} {length}"), "discard"),
+        }
+    }
+
+    /// The guest asks for `length` bytes of zeroes, unmapped if the disk likes to.
+    #[track_caller]
+    pub fn write_zeroes(&self, id: &str, offset: u64, length: u64) {
+        match self.guest_file(id) {
+            Some(file) => punch(&file, FallocateFlags::ZERO_RANGE, offset, length),
+            None => self.guest_io(id, &format!("write -z -u {offset} {length}"), "wrote"),
+        }
+    }
+
+    /// Makes the disk's image, as a file, current.
+    #[track_caller]
+    pub fn flush(&self, id: &str) {
+        match self.guest_file(id) {
+            Some(file) => file.sync_all().expect("flushing the export"),
+            // qemu-io says nothing about a flush, so its success is seen by what follows it.
+            None => self.guest_io(id, "flush", ""),
+        }
+    }
+
+    /// Copies a disk's present content to a raw file, with QEMU's own tool. The machine must not write meanwhile.
+    #[track_caller]
+    pub fn copy(&self, id: &str, name: &str) -> PathBuf {
+        self.flush(id);
+        let copy = self.dir.path().join(name);
+        let mut convert = tools::tool("qemu-img");
+        convert.args(["convert", "-U", "-f", self.format(id), "-O", "raw"]);
+        ok(convert.arg(self.image(id)).arg(&copy));
+        copy
+    }
+
+    /// Does `work` while qemu-storage-daemon's writable export of a disk is away: it shares its node with no NBD export
+    /// of the same node. Devices of QEMU do.
+    #[track_caller]
+    pub fn without_guest<R>(&self, id: &str, work: impl FnOnce() -> R) -> R {
+        if self.flavor != Flavor::Daemon {
+            return work();
+        }
+        let export = format!("guest-{id}");
+        self.qmp().must("block-export-del", json!({ "id": export }));
+        let gone = |data: &serde_json::Value| data["id"] == export.as_str();
+        self.qmp().wait_event("BLOCK_EXPORT_DELETED", LIMIT, gone);
+        let result = work();
+        let mountpoint = self.dir.path().join(format!("{id}.guest"));
+        let arguments = json!({
+            "type": "fuse", "id": export, "node-name": self.node(id), "mountpoint": mountpoint, "writable": true,
+        });
+        self.qmp().must("block-export-add", arguments);
+        result
+    }
+
+    /// Quits in an orderly way, which stores persistent bitmaps in their images; the directory stays.
+    #[track_caller]
+    pub fn quit(&mut self) {
+        self.qmp().must("quit", json!({}));
+        self.server.wait(LIMIT);
+    }
+
+    fn spec(&self, id: &str) -> &Disk {
+        self.disks.iter().find(|disk| disk.id == id).unwrap_or_else(|| panic!("no disk {id}"))
+    }
+
+    fn guest_file(&self, id: &str) -> Option<File> {
+        let path = self.dir.path().join(format!("{id}.guest"));
+        let open = || OpenOptions::new().read(true).write(true).open(&path).expect("the FUSE export");
+        (self.flavor == Flavor::Daemon).then(open)
+    }
+
+    /// A guest's request by qemu-io. The reply to the monitor's command does not say how it went: the output does.
+    #[track_caller]
+    fn guest_io(&self, id: &str, command: &str, expected: &str) {
+        let before = self.server.log().len();
+        let line = format!("qemu-io -d /machine/peripheral/{id}/virtio-backend \"{command}\"");
+        self.qmp().must("human-monitor-command", json!({ "command-line": line }));
+        let said = self.server.log().split_off(before);
+        let fine = said.contains(expected) && !said.contains("failed") && !said.contains("rror");
+        assert!(fine, "the guest's `{command}` on {id}: {said:?}");
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.server.stop();
+        // A qemu-storage-daemon that had to be killed leaves its FUSE exports mounted.
+        for disk in &self.disks {
+            let guest = self.dir.path().join(format!("{}.guest", disk.id));
+            let dead = std::fs::metadata(&guest).is_err_and(|e| e.kind() == ErrorKind::NotConnected);
+            if dead || is_mounted(&guest) {
+                let _ = Command::new("umount").arg("-l").arg(guest).status();
+            }
+        }
+    }
+}
+
+fn punch(file: &File, how: FallocateFlags, offset: u64, length: u64) {
+    let flags = how | FallocateFlags::KEEP_SIZE;
+    fallocate(file, flags, offset, length).unwrap_or_else(|e| panic!("{how:?} through the export: {e}"));
+    file.sync_all().expect("flushing the export");
+}

@@ -1,0 +1,212 @@
+//! Programs with a time limit, and servers that do not outlive their value.
+
+use std::fmt::Write as _;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// How long a program may take unless the caller says otherwise: far more than any of them needs on a slow machine.
+pub const LIMIT: Duration = Duration::from_secs(60);
+
+/// How long a server may take to its orderly end.
+const STOP_LIMIT: Duration = Duration::from_secs(5);
+
+/// What a program did.
+#[derive(Debug)]
+pub struct Finished {
+    /// The command line, for messages.
+    pub command: String,
+    /// Exit code; `None` when a signal ended it.
+    pub code: Option<i32>,
+    /// Standard output.
+    pub stdout: String,
+    /// Standard error.
+    pub stderr: String,
+}
+
+impl Finished {
+    /// Panics with all that the program said unless it succeeded; its standard output otherwise.
+    #[track_caller]
+    pub fn success(self) -> String {
+        assert!(self.code == Some(0), "{self}");
+        self.stdout
+    }
+
+    /// Panics unless the exit code is `code` and standard error is exactly one line, which is returned.
+    #[track_caller]
+    pub fn refused(self, code: i32) -> String {
+        assert!(self.code == Some(code), "expected exit code {code}: {self}");
+        let lines: Vec<&str> = self.stderr.lines().collect();
+        assert!(lines.len() == 1, "expected one line of error: {self}");
+        assert!(lines[0].starts_with("pullfs: "), "an error starts with the program's name: {self}");
+        lines[0].to_owned()
+    }
+}
+
+impl std::fmt::Display for Finished {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "`{}` ended with {:?}\n--- stdout\n{}\n--- stderr\n{}",
+            self.command, self.code, self.stdout, self.stderr
+        )
+    }
+}
+
+/// Runs `command` to its end, or panics after [`LIMIT`].
+#[track_caller]
+pub fn run(command: &mut Command) -> Finished {
+    run_within(command, LIMIT)
+}
+
+/// Runs `command` and panics unless it succeeds; its standard output.
+#[track_caller]
+pub fn ok(command: &mut Command) -> String {
+    run(command).success()
+}
+
+/// Runs `command` to its end, or kills it and panics after `limit`.
+#[track_caller]
+pub fn run_within(command: &mut Command, limit: Duration) -> Finished {
+    let line = describe(command);
+    // Files rather than pipes: a daemon that a program leaves behind must not keep us waiting for the end of a pipe.
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (out, err) = (dir.path().join("out"), dir.path().join("err"));
+    command.stdin(Stdio::null()).stdout(create(&out)).stderr(create(&err));
+    let mut child = command.spawn().unwrap_or_else(|e| panic!("cannot run `{line}`: {e}"));
+    let status = wait_for(&mut child, limit);
+    let done = |code| Finished { command: line, code, stdout: lossy(&out), stderr: lossy(&err) };
+    match status {
+        Some(status) => done(status.code()),
+        None => panic!("not done after {limit:?}: {}", done(None)),
+    }
+}
+
+/// Waits for the child's end; kills it after `limit` and answers `None`.
+pub fn wait_for(child: &mut Child, limit: Duration) -> Option<ExitStatus> {
+    let end = Instant::now() + limit;
+    let mut pause = Duration::from_millis(1);
+    loop {
+        if let Some(status) = child.try_wait().expect("waiting for a child") {
+            return Some(status);
+        }
+        if Instant::now() >= end {
+            // By process id, which is ours until it is waited for.
+            let _ = child.kill();
+            let _ = child.wait();
+            return None;
+        }
+        thread::sleep(pause);
+        pause = (pause * 2).min(Duration::from_millis(20));
+    }
+}
+
+/// Asks until `condition` holds; panics with `what` after `limit`.
+#[track_caller]
+pub fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
+    let end = Instant::now() + limit;
+    while !condition() {
+        assert!(Instant::now() < end, "not within {limit:?}: {what}");
+        thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A server: it runs until its value is dropped. Its output is kept in a file.
+#[derive(Debug)]
+pub struct Running {
+    name: String,
+    child: Child,
+    log: PathBuf,
+}
+
+impl Running {
+    /// Starts `command`; what it writes goes to `log`. It ends with this process, whatever ends this process.
+    #[track_caller]
+    pub fn start(command: &Command, log: &Path) -> Self {
+        let name = describe(command);
+        let mut guarded = Command::new("setpriv");
+        // Line by line, so that what a monitor command prints can be read while the server runs.
+        guarded.args(["--pdeathsig", "TERM", "stdbuf", "-oL", "-eL"]);
+        guarded.arg(command.get_program()).args(command.get_args());
+        for (key, value) in command.get_envs() {
+            guarded.env(key, value.unwrap_or_default());
+        }
+        let out = create(log);
+        guarded.stdin(Stdio::null()).stderr(out.try_clone().expect("a second handle of the log")).stdout(out);
+        let child = guarded.spawn().unwrap_or_else(|e| panic!("cannot run `{name}`: {e}"));
+        Self { name, child, log: log.to_owned() }
+    }
+
+    /// Panics with the server's output unless it still runs.
+    #[track_caller]
+    pub fn check(&mut self) {
+        if let Some(status) = self.child.try_wait().expect("waiting for a child") {
+            panic!("`{}` ended with {status}\n{}", self.name, self.log());
+        }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// What it has written so far.
+    pub fn log(&self) -> String {
+        lossy(&self.log)
+    }
+
+    /// Sends `signal`.
+    pub fn signal(&self, signal: Signal) {
+        signal_child(&self.child, signal);
+    }
+
+    /// Asks it to end, and kills it if it does not.
+    pub fn stop(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.signal(Signal::TERM);
+            let _ = wait_for(&mut self.child, STOP_LIMIT);
+        }
+    }
+
+    /// Waits for it to end by itself; panics after `limit`.
+    #[track_caller]
+    pub fn wait(&mut self, limit: Duration) -> ExitStatus {
+        wait_for(&mut self.child, limit).unwrap_or_else(|| {
+            panic!("`{}` did not end within {limit:?}\n{}", self.name, self.log());
+        })
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
+        if thread::panicking() {
+            eprintln!("--- {}\n{}", self.name, self.log());
+        }
+    }
+}
+
+/// Sends `signal` to a child that has not been waited for.
+pub fn signal_child(child: &Child, signal: Signal) {
+    let _ = kill_process(Pid::from_child(child), signal);
+}
+
+fn describe(command: &Command) -> String {
+    let mut line = command.get_program().to_string_lossy().into_owned();
+    for argument in command.get_args() {
+        let _ = write!(line, " {}", argument.to_string_lossy());
+    }
+    line
+}
+
+fn create(path: &Path) -> File {
+    File::create(path).unwrap_or_else(|e| panic!("cannot create {}: {e}", path.display()))
+}
+
+fn lossy(path: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
+}

@@ -1,0 +1,187 @@
+//! The harness itself: a test that cannot see a difference proves nothing.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use pullfs_tests::disk::Disk;
+use pullfs_tests::flavor::Flavor;
+use pullfs_tests::guest::Guest;
+use pullfs_tests::leftovers::Leftovers;
+use pullfs_tests::machine::{MIB, Machine};
+use pullfs_tests::process::{ok, run};
+use pullfs_tests::{oracle, scattered, tools};
+use serde_json::json;
+
+/// Writes, discards and zeroes of each flavor reach the disk, and only where they should.
+fn the_guest_writes(flavor: Flavor) {
+    if !flavor.available() {
+        return;
+    }
+    let machine = Machine::build(flavor)
+        .disk(Disk::qcow2("vda", 16 * MIB).filled(&[(0, 4 * MIB)]))
+        .disk(Disk::raw("vdb", 16 * MIB).filled(&[(0, 4 * MIB)]))
+        .start();
+    for id in ["vda", "vdb"] {
+        machine.add_bitmap(id, "since", 65536);
+        let before = machine.copy(id, "before.raw");
+        let changes = || oracle::changes(&machine, id, &[&machine.node(id)], "since", 65536).dirty();
+        assert!(changes().is_empty());
+
+        machine.write(id, MIB, 65536, 0x22);
+        machine.discard(id, 2 * MIB, 65536);
+        machine.write_zeroes(id, 3 * MIB, 65536);
+        let after = machine.copy(id, "after.raw");
+        let (before, after) = (fs::read(before).expect("a copy"), fs::read(after).expect("a copy"));
+        assert_eq!(before.len(), after.len());
+        let mut expected = before;
+        expected[1 << 20..][..65536].fill(0x22);
+        expected[2 << 20..][..65536].fill(0);
+        expected[3 << 20..][..65536].fill(0);
+        assert!(expected == after, "{id}: the guest's requests are on the disk");
+
+        assert_eq!(changes(), [(MIB, 65536), (2 * MIB, 65536), (3 * MIB, 65536)]);
+        let data = oracle::allocation(&machine, id).data();
+        assert!(data.iter().all(|extent| extent.0 + extent.1 <= 4 * MIB), "{id}: {data:?}");
+    }
+}
+
+#[test]
+fn the_guest_writes_new() {
+    the_guest_writes(Flavor::New);
+}
+
+#[test]
+fn the_guest_writes_old() {
+    the_guest_writes(Flavor::Old);
+}
+
+#[test]
+fn the_guest_writes_daemon() {
+    the_guest_writes(Flavor::Daemon);
+}
+
+#[test]
+fn a_leftover_is_seen() {
+    if !Flavor::New.available() {
+        return;
+    }
+    let machine = Machine::build(Flavor::New).disk(Disk::qcow2("vda", MIB)).start();
+    let before = Leftovers::of(&machine);
+    assert_eq!(before, Leftovers::of(&machine));
+    machine.qmp().must("blockdev-add", json!({"driver": "null-co", "node-name": "left", "size": 1}));
+    let after = Leftovers::of(&machine);
+    assert_ne!(before, after);
+    assert_eq!(after.of_prefix("lef").len(), 1);
+    machine.qmp().must("blockdev-del", json!({"node-name": "left"}));
+    let socket = machine.dir().join("s");
+    let address = json!({"addr": {"type": "unix", "data": {"path": socket}}});
+    machine.qmp().must("nbd-server-start", address);
+    assert_ne!(before, Leftovers::of(&machine), "a NBD server is a leftover");
+}
+
+#[test]
+fn a_stored_bitmap_is_read() {
+    if !Flavor::New.available() {
+        return;
+    }
+    let mut machine = Machine::build(Flavor::New).disk(Disk::qcow2("vda", MIB)).start();
+    machine.add_bitmap("vda", "since", 65536);
+    machine.write("vda", 128 << 10, 512, 0x33);
+    machine.quit();
+    let map = oracle::stored_bitmap(machine.image("vda"), "since");
+    assert_eq!(map.dirty(), [(128 << 10, 65536)]);
+}
+
+#[test]
+fn a_scattered_bitmap_is_loaded() {
+    if !Flavor::New.available() {
+        return;
+    }
+    let images = tempfile::tempdir().expect("a temporary directory");
+    let image = images.path().join("vda.qcow2");
+    let extents = scattered::image(&image, "many", 400_000);
+    let machine = Machine::build(Flavor::New).disk(Disk::qcow2("vda", 0).from_image(&image)).start();
+    let node = machine.node("vda");
+    let dirty = oracle::changes(&machine, "vda", &[&node], "many", scattered::GRANULARITY).dirty();
+    assert_eq!(u64::try_from(dirty.len()).ok(), Some(extents));
+    assert_eq!(dirty[..2], [(0, 512), (1024, 512)]);
+}
+
+fn the_guest_counts(flavor: Flavor) {
+    if !flavor.available() {
+        return;
+    }
+    let guest = Guest::boot(flavor);
+    let seen = guest.counter();
+    guest.wait_past(seen + 20);
+    guest.machine().qmp().must("stop", json!({}));
+    let (seen, mut found) = (guest.counter(), Vec::new());
+    for id in ["vda", "vdb"] {
+        let copy = guest.machine().copy(id, &format!("{id}.copy"));
+        oracle::clean_ext4(&copy);
+        found.push(oracle::counter_in(&copy));
+    }
+    assert!(found[0] == found[1] || found[0] == found[1] + 1, "{found:?}");
+    assert!(found[1] >= seen && found[0] <= seen + 1, "{found:?} when {seen} was seen");
+}
+
+#[test]
+fn the_guest_counts_new() {
+    the_guest_counts(Flavor::New);
+}
+
+#[test]
+fn the_guest_counts_old() {
+    the_guest_counts(Flavor::Old);
+}
+
+#[test]
+fn a_slow_program_is_ended() {
+    let slow = std::panic::catch_unwind(|| {
+        pullfs_tests::process::run_within(Command::new("sleep").arg("60"), Duration::from_millis(50));
+    });
+    assert!(slow.is_err());
+    assert_eq!(run(Command::new("sh").args(["-c", "exit 7"])).code, Some(7));
+}
+
+/// APT's sources come in two formats, and each machine has its own mirror.
+#[test]
+fn backports_are_derived_from_the_machines_own_source() {
+    let script = tools::workspace().join("tests/setup/backports.sh");
+    let derive = |apt: &Path| run(Command::new(&script).arg(apt).arg("bookworm"));
+    let deb822 = "Types: deb\n# comment\nURIs: http://mirror.example/debian-security\nSuites: bookworm-security\n\n\
+                  Enabled: no\nTypes: deb\nURIs: http://wrong.example/debian\nSuites: bookworm\n\n\
+                  Types: deb deb-src\nURIs: http://mirror.example/debian\n# comment\n\
+                  Suites: bookworm bookworm-updates\nComponents: main\nSigned-By:\n -----BEGIN\n .\n -----END\n";
+    let oneline = "deb cdrom:[Debian 12]/ bookworm main\n# deb http://wrong.example/debian bookworm main\n\
+                   deb-src http://wrong.example/debian bookworm main\n\
+                   deb [arch=amd64 signed-by=/k.gpg] http://mirror.example/debian bookworm main contrib\n";
+    let cases = [
+        (
+            "sources.list.d/debian.sources",
+            deb822,
+            "sources.list.d/pullfs-backports.sources",
+            "Types: deb\nURIs: http://mirror.example/debian\nSigned-By:\n -----BEGIN\n .\n -----END\n\
+             Suites: bookworm-backports\nComponents: main\n",
+        ),
+        (
+            "sources.list",
+            oneline,
+            "sources.list.d/pullfs-backports.list",
+            "deb [arch=amd64 signed-by=/k.gpg] http://mirror.example/debian bookworm-backports main\n",
+        ),
+    ];
+    for (file, content, ours, expected) in cases {
+        let apt = tempfile::tempdir().expect("a temporary directory");
+        fs::create_dir(apt.path().join("sources.list.d")).expect("a directory");
+        assert_eq!(derive(apt.path()).code, Some(3), "no source, no suite");
+        fs::write(apt.path().join(file), content).expect("a source");
+        derive(apt.path()).success();
+        let derived = fs::read_to_string(apt.path().join(ours)).expect("the derived source");
+        assert_eq!(derived, expected);
+        assert_eq!(derive(apt.path()).success(), "", "the second time there is nothing to do");
+    }
+    ok(Command::new("sh").arg("-n").arg(&script));
+}

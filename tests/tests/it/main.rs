@@ -1,0 +1,27 @@
+//! What pullfs promises, shown on real machines: one file a promise, and for each test every QEMU that can be had.
+
+/// Makes a test of `fn $test(Flavor)` for each flavor.
+macro_rules! on {
+    ($test:ident: $($name:ident = $flavor:ident),+) => {
+        mod $test {
+            $(
+                #[test]
+                fn $name() {
+                    let flavor = pullfs_tests::flavor::Flavor::$flavor;
+                    if flavor.available() {
+                        super::$test(flavor);
+                    }
+                }
+            )+
+        }
+    };
+}
+
+mod bytes;
+mod commands;
+mod lazy;
+mod leaves_nothing;
+mod live_guest;
+mod maps;
+mod open_files;
+mod refusals;

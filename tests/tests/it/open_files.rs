@@ -1,0 +1,152 @@
+//! A file that was open when its point in time ended fails from then on: it never shows another instant.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use pullfs_tests::disk::Disk;
+use pullfs_tests::flavor::Flavor;
+use pullfs_tests::machine::{MIB, Machine};
+use pullfs_tests::mount::Mount;
+use pullfs_tests::oracle;
+use pullfs_tests::process::{ok, wait_until};
+use pullfs_tests::tools::tool;
+use rustix::io::Errno;
+
+fn machine(flavor: Flavor) -> Machine {
+    let machine = Machine::build(flavor).disk(Disk::qcow2("vda", 4 * MIB).filled(&[(0, 2 * MIB)])).start();
+    machine.add_bitmap("vda", "monday", 65536);
+    machine.write("vda", MIB, 65536, 0x51);
+    machine
+}
+
+/// Reads 512 bytes, or says with which error it did not.
+fn read(file: &File, offset: u64) -> Result<[u8; 512], Errno> {
+    let mut bytes = [0; 512];
+    let done = file.read_exact_at(&mut bytes, offset);
+    done.map(|()| bytes).map_err(|e| Errno::from_io_error(&e).unwrap_or_else(|| panic!("{e}")))
+}
+
+#[track_caller]
+fn stale(file: &File, offset: u64) {
+    let read = read(file, offset).map(|bytes| bytes[0]);
+    assert!(matches!(read, Err(Errno::STALE | Errno::IO)), "an old file at {offset} says {read:x?}");
+}
+
+on!(a_release_makes_open_files_stale: new = New, old = Old);
+fn a_release_makes_open_files_stale(flavor: Flavor) {
+    let machine = machine(flavor);
+    let mount = Mount::of(&machine);
+    let disk = File::open(mount.disk("vda")).expect("a disk");
+    let map = File::open(mount.path("checkpoints/monday/vda/delta.raw")).expect("a delta");
+    // Into the kernel's cache.
+    let old = read(&disk, 0).expect("a read");
+    read(&map, MIB).expect("a read");
+    mount.command(&["release"]).success();
+    for offset in [0, MIB, 3 * MIB] {
+        assert_eq!(read(&disk, offset), Err(Errno::STALE), "released on purpose, at {offset}");
+        stale(&map, offset);
+    }
+
+    // A new point in time with other bytes, all of them in the kernel's cache.
+    machine.write("vda", 0, MIB, 0x99);
+    let before = machine.copy("vda", "before");
+    oracle::same(&mount.disk("vda"), &before);
+    ok(tool("cat").arg(mount.path("checkpoints/monday/vda/delta.raw")));
+    let new = File::open(mount.disk("vda")).expect("a disk");
+    assert_eq!(read(&new, 0), Ok([0x99; 512]));
+    assert_ne!(old, [0x99; 512]);
+    for offset in [0, 512, 65536, MIB, 3 * MIB] {
+        stale(&disk, offset);
+        stale(&map, offset);
+    }
+    assert_eq!(read(&new, 0), Ok([0x99; 512]), "the old file disturbs no new one");
+    drop((disk, map, new));
+    assert!(mount.unmount().success());
+}
+
+on!(a_new_point_in_time_shows_nothing_of_the_old: new = New, old = Old);
+fn a_new_point_in_time_shows_nothing_of_the_old(flavor: Flavor) {
+    let machine = machine(flavor);
+    let mount = Mount::of(&machine);
+    for round in 0..4_u8 {
+        machine.write("vda", 0, 2 * MIB, 0x60 + round);
+        let before = machine.copy("vda", "before");
+        let open = File::open(mount.disk("vda")).expect("a disk");
+        machine.write("vda", 0, 2 * MIB, 0xee);
+        oracle::same(&mount.disk("vda"), &before);
+        mapped(&mount.disk("vda"), 0x60 + round);
+        drop(open);
+        mount.control("release").expect("a release");
+    }
+    assert!(mount.unmount().success());
+}
+
+on!(no_read_mixes_two_instants: new = New, old = Old);
+fn no_read_mixes_two_instants(flavor: Flavor) {
+    let machine = machine(flavor);
+    machine.write("vda", 0, MIB, 1);
+    let mount = Mount::of(&machine);
+    let (path, newest, whole) = (mount.disk("vda"), AtomicU8::new(1), AtomicUsize::new(0));
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                while newest.load(Ordering::SeqCst) != u8::MAX {
+                    whole.fetch_add(usize::from(one_instant(&path, &newest)), Ordering::SeqCst);
+                }
+            });
+        }
+        // The readers end with the test, also when it fails.
+        let _end = AtEnd(|| newest.store(u8::MAX, Ordering::SeqCst));
+        for pattern in 2..30 {
+            // One request of the guest: all of it is on the disk at an instant, or nothing.
+            newest.store(pattern, Ordering::SeqCst);
+            machine.write("vda", 0, MIB, pattern);
+            let before = whole.load(Ordering::SeqCst);
+            wait_until("a reader to come to an end", Duration::from_secs(10), || whole.load(Ordering::SeqCst) > before);
+            // Between two readers: there may be nothing to release.
+            match mount.control("release").map_err(|e| Errno::from_io_error(&e)) {
+                Ok(()) | Err(Some(Errno::NOENT | Errno::NODATA)) => {}
+                other => panic!("a release says {other:?}"),
+            }
+        }
+    });
+    assert!(mount.unmount().success());
+}
+
+/// Does something when it is dropped.
+struct AtEnd<F: Fn()>(F);
+
+impl<F: Fn()> Drop for AtEnd<F> {
+    fn drop(&mut self) {
+        (self.0)();
+    }
+}
+
+/// Reads what the guest writes at once; whether the point in time lasted as long.
+fn one_instant(path: &Path, newest: &AtomicU8) -> bool {
+    let mut bytes = vec![0; 1 << 20];
+    let read = File::open(path).and_then(|file| file.read_exact_at(&mut bytes, 0));
+    match read.map_err(|e| Errno::from_io_error(&e)) {
+        Ok(()) => {
+            let first = bytes[0];
+            assert!(bytes.iter().all(|&byte| byte == first), "two instants in one file");
+            assert!(first <= newest.load(Ordering::SeqCst), "{first:#x} was never written");
+            true
+        }
+        Err(Some(Errno::STALE | Errno::IO)) => false,
+        Err(other) => panic!("a read says {other:?}"),
+    }
+}
+
+/// The first byte, through a mapping.
+fn mapped(disk: &Path, expected: u8) {
+    let script = "import mmap, sys\n\
+        disk = open(sys.argv[1], 'rb')\n\
+        view = mmap.mmap(disk.fileno(), 0, mmap.MAP_SHARED, mmap.PROT_READ)\n\
+        assert view[0] == int(sys.argv[2]), view[0]\n";
+    ok(tool("python3").args(["-c", script]).arg(disk).arg(expected.to_string()));
+}
