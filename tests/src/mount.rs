@@ -2,11 +2,13 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use rustix::fs::OFlags;
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -42,6 +44,12 @@ impl Mount {
     /// Mounts `machine` with further options.
     #[track_caller]
     pub fn with(machine: &Machine, options: &str) -> Self {
+        Self::source(&machine.source(), options)
+    }
+
+    /// Mounts a source.
+    #[track_caller]
+    pub fn source(source: &str, options: &str) -> Self {
         let dir = tempfile::Builder::new().prefix("pullfs-mount-").tempdir().expect("a temporary directory");
         for name in ["mnt", "scratch"] {
             fs::create_dir(dir.path().join(name)).expect("a directory");
@@ -54,7 +62,7 @@ impl Mount {
             options = format!("scratch={}{comma}{options}", dir.path().join("scratch").display());
         }
         let mut command = Command::new(tools::pullfs());
-        command.args(["mount", &machine.source()]).arg(dir.path().join("mnt")).args(["-f", "-o", &options]);
+        command.args(["mount", source]).arg(dir.path().join("mnt")).args(["-f", "-o", &options]);
         command.stdin(Stdio::null()).stdout(out.try_clone().expect("a second handle")).stderr(out);
         let daemon = command.spawn().unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
         let mut mount = Self { daemon, log, dir };
@@ -189,6 +197,13 @@ pub fn mount(source: &str, mnt: &Path, options: &str) -> Finished {
         command.args(["-o", options]);
     }
     run_within(&mut command, MOUNT_LIMIT)
+}
+
+/// Opens a file past the kernel's cache: each read asks the daemon anew.
+#[track_caller]
+pub fn open_direct(path: &Path) -> File {
+    let flags = i32::try_from(OFlags::DIRECT.bits()).expect("a flag");
+    File::options().read(true).custom_flags(flags).open(path).expect("a disk, past the cache")
 }
 
 /// `mount.pullfs`, as mount(8) calls it.

@@ -2,18 +2,18 @@
 
 use std::fs::{self, File};
 use std::io::Read;
-use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::thread;
 
 use pullfs_tests::disk::Disk;
 use pullfs_tests::flavor::Flavor;
 use pullfs_tests::machine::{MIB, Machine};
-use pullfs_tests::mount::Mount;
+use pullfs_tests::mount::{Mount, open_direct};
 use pullfs_tests::oracle::{self, Extent};
 use pullfs_tests::process::ok;
 use pullfs_tests::tools::tool;
-use rustix::fs::{OFlags, SeekFrom, seek};
+use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
 const KIB: u64 = 1024;
@@ -62,11 +62,6 @@ fn disturb(machine: &Machine, id: &str, size: u64) {
     machine.write(id, size - 512, 512, 0xe5);
     machine.write(id, 0, 65536, 0xe6);
     machine.discard(id, 0, 65536);
-}
-
-fn open_direct(path: &Path) -> File {
-    let flags = i32::try_from(OFlags::DIRECT.bits()).expect("a flag");
-    File::options().read(true).custom_flags(flags).open(path).expect("a disk, past the cache")
 }
 
 fn read_first(path: &Path, length: usize) -> Vec<u8> {

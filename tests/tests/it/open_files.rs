@@ -1,20 +1,22 @@
 //! A file that was open when its point in time ended fails from then on: it never shows another instant.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use pullfs_tests::deaf_qmp::DeafQmp;
 use pullfs_tests::disk::Disk;
 use pullfs_tests::flavor::Flavor;
 use pullfs_tests::machine::{MIB, Machine};
-use pullfs_tests::mount::Mount;
+use pullfs_tests::mount::{Mount, open_direct};
 use pullfs_tests::oracle;
 use pullfs_tests::process::{ok, wait_until};
 use pullfs_tests::tools::tool;
 use rustix::io::Errno;
+use serde_json::json;
 
 fn machine(flavor: Flavor) -> Machine {
     let machine = Machine::build(flavor).disk(Disk::qcow2("vda", 4 * MIB).filled(&[(0, 2 * MIB)])).start();
@@ -114,6 +116,76 @@ fn no_read_mixes_two_instants(flavor: Flavor) {
             }
         }
     });
+    assert!(mount.unmount().success());
+}
+
+on!(a_job_that_somebody_cancels_shows_no_live_data: new = New, old = Old);
+fn a_job_that_somebody_cancels_shows_no_live_data(flavor: Flavor) {
+    const SIZE: u64 = 64 * MIB;
+    let machine = Machine::build(flavor).disk(Disk::qcow2("vda", SIZE).filled(&[(0, SIZE)])).start();
+    let before = fs::read(machine.copy("vda", "before")).expect("a copy");
+    let mount = Mount::of(&machine);
+    let (direct, good, end) = (open_direct(&mount.disk("vda")), AtomicUsize::new(0), AtomicU8::new(0));
+    thread::scope(|scope| {
+        for seed in 1..=8_u64 {
+            let (direct, good, before, end) = (&direct, &good, &before, &end);
+            scope.spawn(move || {
+                let mut place = seed;
+                while end.load(Ordering::SeqCst) == 0 {
+                    place = (place * 7919 + 1) % (SIZE / 4096);
+                    let mut bytes = vec![0; 4096];
+                    if direct.read_exact_at(&mut bytes, place * 4096).is_ok() {
+                        let start = usize::try_from(place * 4096).expect("an offset");
+                        assert!(bytes == before[start..start + 4096], "live data at {}", place * 4096);
+                        good.fetch_add(1, Ordering::SeqCst);
+                    }
+                }
+            });
+        }
+        let _end = AtEnd(|| end.store(1, Ordering::SeqCst));
+        let read = |more: usize| {
+            let now = good.load(Ordering::SeqCst);
+            wait_until("reads", Duration::from_secs(20), || good.load(Ordering::SeqCst) > now + more);
+        };
+        read(50);
+        let jobs = machine.qmp().must("query-jobs", json!({}));
+        machine.qmp().must("job-cancel", json!({"id": jobs[0]["id"]}));
+        machine.write("vda", 0, SIZE, 0x99);
+        wait_until("the loss to be noticed", Duration::from_secs(20), || mount.state() == "none");
+        thread::sleep(Duration::from_millis(200));
+        assert!(direct.read_exact_at(&mut [0; 4096], 0).is_err(), "it is lost for good");
+        let status = mount.status();
+        assert!(status["last_end"]["reason"].as_str().is_some_and(|why| why.contains("cancelled")), "{status}");
+    });
+    // A new point in time is possible, and has the new bytes.
+    let new = File::open(mount.disk("vda")).expect("a disk");
+    assert_eq!(read(&new, 0), Ok([0x99; 512]));
+    drop((new, direct));
+    assert!(mount.unmount().success());
+}
+
+/// Events may come late or not at all, and a scratch image over the live disk stays readable without its job.
+#[test]
+fn a_scratch_image_without_its_job_shows_nothing_even_when_no_event_tells() {
+    if !Flavor::Daemon.available() {
+        return;
+    }
+    let machine = Machine::build(Flavor::Daemon).disk(Disk::raw("vda", 4 * MIB).filled(&[(0, 4 * MIB)])).start();
+    let relay = DeafQmp::before(&machine.dir().join("pull.qmp"));
+    let mount = Mount::source(&relay.source(), "fleece=backing");
+    assert_eq!(mount.status()["machine"]["fleece"], "backing");
+    let direct = open_direct(&mount.disk("vda"));
+    let before = read(&direct, 0).expect("a read");
+    let jobs = machine.qmp().must("query-jobs", json!({}));
+    machine.qmp().must("job-cancel", json!({"id": jobs[0]["id"]}));
+    machine.qmp().wait_event("JOB_STATUS_CHANGE", Duration::from_secs(20), |data| data["status"] == "concluded");
+    machine.write("vda", 0, 4 * MIB, 0x99);
+    assert_ne!(before, [0x99; 512]);
+    assert_eq!(mount.state(), "held", "pullfs has not heard of it");
+    for offset in [0, MIB, 4 * MIB - 512] {
+        assert_eq!(read(&direct, offset), Err(Errno::IO), "at {offset}");
+    }
+    drop(direct);
     assert!(mount.unmount().success());
 }
 
