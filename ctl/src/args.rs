@@ -14,11 +14,12 @@ Mount options (-o name=value,…; lists are joined by +):
   scratch=DIR          where QEMU puts clusters that the guest overwrites (/var/tmp)
   fleece=auto|job|backing  how the point in time is kept (auto)
   disks=A+B            only these disks (all)
+  foreign=ro|rw        may checkpoints that pullfs did not make be deleted (ro)
   nbd=unix:PATH        use the machine's NBD server that already listens there
   connections=N        NBD connections for each disk, at most (2)
   uid=N,gid=N,umask=N  who owns the files and what is taken from 0555 (the mounting user, 077)
   allow_other          let other users in, as far as the modes allow
-  ro, rw               accepted; nothing but control is ever written";
+  ro, rw               accepted; nothing but mkdir, rmdir and control ever writes";
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 wrong usage; 2 the system or the machine failed; 3 nothing held, or not found; 4 busy; \
@@ -43,10 +44,10 @@ pub(crate) enum Command {
     /// Show the machine, its disks and checkpoints, and the point in time
     Status(Shown),
     /// Take a point in time of all disks now
-    Begin(MountPoint),
+    Begin(Begin),
     /// Let go of the point in time; files still open on it become stale
     Release(MountPoint),
-    /// Look at checkpoints
+    /// Make, list and delete checkpoints
     #[command(subcommand)]
     Checkpoint(Checkpoint),
     /// Start a small machine and show what pullfs does with it
@@ -88,10 +89,31 @@ pub(crate) struct Shown {
     pub(crate) json: bool,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Begin {
+    /// Where the machine is mounted
+    pub(crate) mount_point: PathBuf,
+    /// Make a checkpoint of this name at the same instant
+    #[arg(long, value_name = "NAME")]
+    pub(crate) checkpoint: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Named {
+    /// Where the machine is mounted
+    pub(crate) mount_point: PathBuf,
+    /// The checkpoint
+    pub(crate) name: String,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Checkpoint {
+    /// Make a checkpoint and take the point in time at the same instant, as mkdir does
+    Create(Named),
     /// List checkpoints and how much changed since
     List(Shown),
+    /// Delete a checkpoint, as rmdir does
+    Delete(Named),
 }
 
 /// Parses the command line; what clap has to say, and the exit code, if there is nothing to run.

@@ -1,4 +1,4 @@
-//! `pullfs begin`, `pullfs release`: a word to `control`, and what went wrong in words.
+//! `pullfs begin`, `pullfs release`, `pullfs checkpoint create` and `delete`: a line to `control`, and what went wrong in words.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -8,29 +8,50 @@ use anyhow::anyhow;
 use crate::failure::{Code, Failure, Outcome};
 use crate::mounted::Mounted;
 
-pub(crate) fn begin(mount_point: &Path) -> Outcome {
-    command(mount_point, "begin")
+pub(crate) fn begin(mount_point: &Path, quiesce: bool, checkpoint: Option<&str>) -> Outcome {
+    let mut line = "begin".to_owned();
+    if quiesce {
+        line.push_str(" quiesce");
+    }
+    if let Some(name) = checkpoint {
+        line.push_str(" checkpoint=");
+        line.push_str(one_line(name)?);
+    }
+    command(mount_point, "begin", &line)
+}
+
+pub(crate) fn delete_checkpoint(mount_point: &Path, name: &str) -> Outcome {
+    command(mount_point, "delete", &format!("delete {}", one_line(name)?))
+}
+
+/// A command is a line: a name that would be read back otherwise is refused here.
+fn one_line(name: &str) -> Outcome<&str> {
+    if name.is_empty() || name.trim() != name || name.contains(char::is_control) {
+        return Err(Failure::message(Code::Usage, format!("{name:?} cannot be the name of a checkpoint")));
+    }
+    Ok(name)
 }
 
 pub(crate) fn release(mount_point: &Path) -> Outcome {
-    command(mount_point, "release")
+    command(mount_point, "release", "release")
 }
 
-fn command(mount_point: &Path, word: &str) -> Outcome {
+fn command(mount_point: &Path, what: &str, line: &str) -> Outcome {
     let mounted = Mounted::find(mount_point)?;
     let path = mounted.path().join("control");
     let written = std::fs::OpenOptions::new()
         .write(true)
         .open(&path)
-        .and_then(|mut control| control.write_all(format!("{word}\n").as_bytes()));
+        .and_then(|mut control| control.write_all(format!("{line}\n").as_bytes()));
     let Err(error) = written else { return Ok(()) };
     let code = match error.kind() {
         io::ErrorKind::ResourceBusy => Code::Busy,
+        io::ErrorKind::NotFound => Code::NotFound,
         _ if error.raw_os_error() == Some(rustix::io::Errno::NODATA.raw_os_error()) => Code::NotFound,
         _ => Code::System,
     };
     // The kernel passes on a number only; the daemon keeps the words.
     let noted = mounted.status().ok().and_then(|status| status.last_error);
     let words = noted.map_or_else(|| format!("writing to {} failed: {error}", path.display()), |noted| noted.message);
-    Err(Failure::new(code, anyhow!("{word}: {words}")))
+    Err(Failure::new(code, anyhow!("{what}: {words}")))
 }

@@ -67,6 +67,8 @@ impl From<Error> for Failure {
             | Kind::NoSuchData
             | Kind::Unsupported
             | Kind::Denied
+            | Kind::NotOurs
+            | Kind::Exists
             | Kind::Timeout
             | Kind::Gone
             | Kind::TooLarge => Code::System,

@@ -28,8 +28,14 @@ fn main() -> ExitCode {
         Command::Mount(arguments) => mount::run(&arguments),
         Command::Umount(arguments) => umount::run(&arguments.mount_point),
         Command::Status(arguments) => status::run(&arguments.mount_point, arguments.json),
-        Command::Begin(arguments) => control::begin(&arguments.mount_point),
+        Command::Begin(arguments) => control::begin(&arguments.mount_point, false, arguments.checkpoint.as_deref()),
         Command::Release(arguments) => control::release(&arguments.mount_point),
+        Command::Checkpoint(args::Checkpoint::Create(arguments)) => {
+            control::begin(&arguments.mount_point, false, Some(&arguments.name))
+        }
+        Command::Checkpoint(args::Checkpoint::Delete(arguments)) => {
+            control::delete_checkpoint(&arguments.mount_point, &arguments.name)
+        }
         Command::Checkpoint(args::Checkpoint::List(arguments)) => {
             checkpoint::list(&arguments.mount_point, arguments.json)
         }

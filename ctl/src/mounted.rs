@@ -46,6 +46,7 @@ pub(crate) struct Skipped {
 #[derive(Debug, Deserialize)]
 pub(crate) struct Checkpoint {
     pub(crate) name: String,
+    pub(crate) created: Option<String>,
     pub(crate) dirty_bytes: u64,
     pub(crate) disks: BTreeMap<String, Bitmap>,
 }
@@ -55,12 +56,14 @@ pub(crate) struct Bitmap {
     pub(crate) dirty_bytes: u64,
     pub(crate) persistent: bool,
     pub(crate) unusable: Option<String>,
+    pub(crate) whole: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
 pub(crate) struct Point {
     pub(crate) state: String,
     pub(crate) time: Option<String>,
+    pub(crate) checkpoint: Option<String>,
     pub(crate) open_files: usize,
 }
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use bytesize::ByteSize;
 
 use crate::failure::Outcome;
-use crate::mounted::{Checkpoint, Mounted, Status};
+use crate::mounted::{Bitmap, Checkpoint, Mounted, Status};
 
 pub(crate) fn run(mount_point: &Path, json: bool) -> Outcome {
     let mounted = Mounted::find(mount_point)?;
@@ -37,8 +37,9 @@ fn describe(status: &Status) -> String {
     }
     let point = &status.point;
     let since = point.time.as_ref().map(|time| format!(" since {time}")).unwrap_or_default();
+    let at = point.checkpoint.as_ref().map(|name| format!(", at checkpoint {name}")).unwrap_or_default();
     let open = if point.state == "held" { format!(", {} files open", point.open_files) } else { String::new() };
-    line("point in time", format!("{}{since}{open}", point.state));
+    line("point in time", format!("{}{since}{at}{open}", point.state));
     if let Some(end) = &status.last_end {
         line("last ended", format!("{}: {}", end.time, end.reason));
     }
@@ -59,14 +60,14 @@ fn describe(status: &Status) -> String {
 
 /// One line about a checkpoint.
 pub(crate) fn describe_checkpoint(checkpoint: &Checkpoint) -> String {
-    let disks: Vec<String> = checkpoint
-        .disks
-        .iter()
-        .map(|(name, bitmap)| match &bitmap.unusable {
-            Some(why) => format!("{name}: {why}"),
-            None if bitmap.persistent => format!("{name} {}", size(bitmap.dirty_bytes)),
-            None => format!("{name} {} (transient)", size(bitmap.dirty_bytes)),
-        })
-        .collect();
-    format!("{:<12} {} changed since: {}", checkpoint.name, size(checkpoint.dirty_bytes), disks.join(", "))
+    let disk = |(name, bitmap): (&String, &Bitmap)| match (&bitmap.unusable, &bitmap.whole) {
+        (Some(why), _) => format!("{name}: UNUSABLE, {why}"),
+        (None, Some(_)) => format!("{name} all of it (it does not have this checkpoint)"),
+        (None, None) if bitmap.persistent => format!("{name} {}", size(bitmap.dirty_bytes)),
+        (None, None) => format!("{name} {} (transient)", size(bitmap.dirty_bytes)),
+    };
+    let disks: Vec<String> = checkpoint.disks.iter().map(disk).collect();
+    let made = checkpoint.created.as_ref().map_or("foreign", |time| time.split('.').next().unwrap_or(time));
+    let changed = size(checkpoint.dirty_bytes);
+    format!("{:<12} {made:<19}  {changed} changed since: {}", checkpoint.name, disks.join(", "))
 }

@@ -26,6 +26,10 @@ pub enum Kind {
     Unsupported,
     /// The user may not do it.
     Denied,
+    /// It belongs to somebody else, so it is left alone.
+    NotOurs,
+    /// There is one of that name already.
+    Exists,
     /// A time limit passed.
     Timeout,
     /// The machine does not answer any more.
@@ -47,6 +51,8 @@ impl Kind {
             Self::NoSuchData => Errno::NXIO,
             Self::Unsupported => Errno::OPNOTSUPP,
             Self::Denied => Errno::ACCESS,
+            Self::NotOurs => Errno::PERM,
+            Self::Exists => Errno::EXIST,
             Self::Timeout => Errno::TIMEDOUT,
             Self::Gone => Errno::NOTCONN,
             Self::TooLarge => Errno::FBIG,

@@ -29,6 +29,16 @@ pub enum Start {
     Manual,
 }
 
+/// Whether checkpoints that pullfs did not make may be deleted (`foreign=`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Foreign {
+    /// They are left alone.
+    #[default]
+    Ro,
+    /// They may be deleted.
+    Rw,
+}
+
 /// Which files appear (`formats=`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Formats {
@@ -55,6 +65,8 @@ pub struct Options {
     pub scratch: PathBuf,
     /// How points in time are kept.
     pub fleece: Fleece,
+    /// Whether checkpoints that pullfs did not make may be deleted.
+    pub foreign: Foreign,
     /// Only these disks; none for all.
     pub disks: Option<BTreeSet<String>>,
     /// An NBD server that already runs.
@@ -78,6 +90,7 @@ impl Default for Options {
             start: Start::default(),
             scratch: PathBuf::from("/var/tmp"),
             fleece: Fleece::default(),
+            foreign: Foreign::default(),
             disks: None,
             nbd: None,
             connections: 2,
@@ -133,6 +146,13 @@ impl Options {
                     "job" => Fleece::Job,
                     "backing" => Fleece::Backing,
                     _ => return Err(bad(name, value, "auto, job or backing")),
+                }
+            }
+            "foreign" => {
+                self.foreign = match value {
+                    "ro" => Foreign::Ro,
+                    "rw" => Foreign::Rw,
+                    _ => return Err(bad(name, value, "ro or rw")),
                 }
             }
             "disks" => {

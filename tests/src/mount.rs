@@ -136,6 +136,12 @@ impl Mount {
         run(Command::new(tools::pullfs()).args(command).arg(self.mnt()))
     }
 
+    /// Runs `pullfs checkpoint VERB` for this mount.
+    #[track_caller]
+    pub fn checkpoint(&self, verb: &str, name: &str) -> Finished {
+        run(Command::new(tools::pullfs()).args(["checkpoint", verb]).arg(self.mnt()).arg(name))
+    }
+
     /// Writes a command to `control`.
     ///
     /// # Errors

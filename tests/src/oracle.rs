@@ -117,6 +117,12 @@ impl Map {
         read_map(&self.text, |kind| kind == 0)
     }
 
+    /// The extents that read as zeroes, of an allocation map.
+    #[track_caller]
+    pub fn zero(&self) -> Vec<Extent> {
+        read_map(&self.text, |kind| kind & 2 != 0)
+    }
+
     /// The extents that changed, of a dirty map.
     #[track_caller]
     pub fn dirty(&self) -> Vec<Extent> {

@@ -1,10 +1,11 @@
 //! Where the bytes of a frozen disk come from, and what is known about them.
 //!
 //! A [`Source`] reads one disk at one point in time. Two implementations: [`nbd`], over an export of QEMU's, and the
-//! one in memory that the tests of the file system use. [`extents`] holds lists of ranges, [`allocation`] learns in the
-//! background which ranges hold data.
+//! one in memory that the tests of the file system use. [`extents`] holds lists of ranges, [`changes`] what changed
+//! since a checkpoint, [`allocation`] learns in the background which ranges hold data.
 
 pub mod allocation;
+pub mod changes;
 pub mod extents;
 pub mod nbd;
 

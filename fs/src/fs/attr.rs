@@ -47,6 +47,8 @@ impl Ownership {
     pub(super) fn mode(self, node: &Node) -> u16 {
         let most = match node {
             Node::Control => 0o222,
+            // Checkpoints are made and deleted with mkdir and rmdir.
+            Node::Checkpoints => 0o777,
             node if node.is_directory() => 0o555,
             _ => 0o444,
         };

@@ -14,6 +14,8 @@ use crate::point::Lease;
 
 /// A file that shows a disk.
 pub(super) struct OpenFile {
+    /// The checkpoint it belongs to.
+    pub(super) checkpoint: Option<Arc<str>>,
     pub(super) lease: Lease,
     pub(super) image: Arc<dyn Image>,
     pub(super) source: Arc<dyn Source>,
@@ -51,6 +53,15 @@ impl Handles {
     pub(super) fn get(&self, number: u64) -> Result<Arc<Handle>> {
         let found = self.lock().get(&number).cloned();
         found.ok_or_else(|| Error::new(Kind::Invalid, format!("no file is open under handle {number}")))
+    }
+
+    /// Whether a file of a checkpoint is open.
+    pub(super) fn any_of_checkpoint(&self, name: &str) -> bool {
+        let belongs = |handle: &Handle| match handle {
+            Handle::File(file) => file.checkpoint.as_deref() == Some(name),
+            _ => false,
+        };
+        self.lock().values().any(|handle| belongs(handle))
     }
 
     pub(super) fn remove(&self, number: u64) {

@@ -3,6 +3,7 @@
 //! One task asks; those who want to know while it does share the answer.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
@@ -22,13 +23,21 @@ type Answer = std::result::Result<Arc<Inventory>, (Kind, String)>;
 #[derive(Clone)]
 pub(super) struct Inventories {
     questions: mpsc::Sender<oneshot::Sender<Answer>>,
+    /// Set when an answer from before now must not be given any more.
+    outdated: Arc<AtomicBool>,
 }
 
 impl Inventories {
     pub(super) fn start(vm: Arc<dyn Vm>) -> Self {
         let (questions, inbox) = mpsc::channel(MAX_WAITING);
-        tokio::spawn(run(vm, inbox));
-        Self { questions }
+        let outdated = Arc::<AtomicBool>::default();
+        tokio::spawn(run(vm, inbox, outdated.clone()));
+        Self { questions, outdated }
+    }
+
+    /// The machine was changed by us: whoever asks from now on wants to see it.
+    pub(super) fn forget(&self) {
+        self.outdated.store(true, Ordering::SeqCst);
     }
 
     /// The machine as it was within the last second.
@@ -43,10 +52,13 @@ impl Inventories {
     }
 }
 
-async fn run(vm: Arc<dyn Vm>, mut inbox: mpsc::Receiver<oneshot::Sender<Answer>>) {
+async fn run(vm: Arc<dyn Vm>, mut inbox: mpsc::Receiver<oneshot::Sender<Answer>>, outdated: Arc<AtomicBool>) {
     let mut waiting = Vec::new();
     let mut newest: Option<(Instant, Arc<Inventory>)> = None;
     while inbox.recv_many(&mut waiting, MAX_WAITING).await > 0 {
+        if outdated.swap(false, Ordering::SeqCst) {
+            newest = None;
+        }
         let fresh = newest.as_ref().filter(|(when, _)| when.elapsed() < FRESH);
         let answer: Answer = match fresh {
             Some((_, inventory)) => Ok(inventory.clone()),

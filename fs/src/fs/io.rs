@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use bytes::Bytes;
 
 use super::Fs;
+use super::command::Command;
 use super::handle::{Handle, OpenFile};
 use crate::error::{Error, Kind, Result};
 use crate::image::{self, Seek};
@@ -86,11 +87,14 @@ impl Fs {
             return Err(Error::new(Kind::Denied, "only control can be written"));
         }
         let text = (data.len() <= MAX_COMMAND).then(|| std::str::from_utf8(data).ok()).flatten();
-        let words: Vec<&str> = text.unwrap_or_default().split_whitespace().collect();
-        let outcome = match words.as_slice() {
-            ["begin"] => self.points.begin().await,
-            ["release"] => self.points.release().await,
-            _ => Err(Error::new(Kind::Invalid, "control takes one command a write: begin or release")),
+        let outcome = match Command::parse(text.unwrap_or_default()) {
+            Some(Command::Begin(wanted)) => self.begin(wanted).await,
+            Some(Command::Release) => self.points.release().await,
+            Some(Command::Delete(checkpoint)) => self.delete_checkpoint(&checkpoint).await,
+            None => Err(Error::new(
+                Kind::Invalid,
+                "control takes one command a write: begin [quiesce] [checkpoint=NAME], release, or delete NAME",
+            )),
         };
         self.noted(outcome)?;
         Ok(data.len())

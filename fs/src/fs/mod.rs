@@ -5,6 +5,8 @@
 //! them out only after the point in time is confirmed. Nothing but an open takes a point in time.
 
 mod attr;
+mod checkpoint;
+mod command;
 mod handle;
 mod inventory;
 mod io;
@@ -149,7 +151,7 @@ impl Fs {
     /// The machine that the tree shows: as it was at the point in time, or as it is now.
     async fn inventory(&self) -> Result<Arc<Inventory>> {
         match self.points.view().held {
-            Some(point) => Ok(point.inventory().clone()),
+            Some(point) => Ok(point.inventory()),
             None => self.inventories.get().await,
         }
     }

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use super::Fs;
 use super::handle::OpenFile;
-use crate::block::extents::Extents;
+use crate::block::changes::Changes;
 use crate::error::{Error, Kind, Result};
 use crate::image::Image;
 use crate::image::delta::Delta;
 use crate::image::raw::Raw;
-use crate::image::text::{DATA, DIRTY, Form, Text};
+use crate::image::text::{Form, Text};
 use crate::point::{FrozenDisk, PointInTime};
 use crate::tree::Content;
 use crate::vm::{Bitmap, Inventory};
@@ -41,7 +41,7 @@ impl Fs {
         }
         let image = self.image(&lease, disk, checkpoint, content).await?;
         let source = frozen(&lease, disk)?.source.clone();
-        Ok(OpenFile { lease, image, source })
+        Ok(OpenFile { checkpoint: checkpoint.cloned(), lease, image, source })
     }
 
     async fn image(
@@ -53,16 +53,19 @@ impl Fs {
     ) -> Result<Arc<dyn Image>> {
         let frozen = frozen(point, disk)?;
         let size = frozen.disk.size;
-        let text = |form, label, extents| {
-            let header = self.header(point, frozen, checkpoint);
-            Arc::new(Text::new(form, header, label, extents))
-        };
+        let header = || self.header(point, frozen, checkpoint);
         Ok(match content {
             Content::DiskRaw => Arc::new(Raw::new(size, frozen.disk.allocated, frozen.allocation.clone())),
-            Content::AllocatedMap => text(Form::Map, DATA, frozen.allocation.complete().await?),
-            Content::DirtyMap => text(Form::Map, DIRTY, dirty(point, frozen, checkpoint).await?),
-            Content::DirtyJson => text(Form::Json, DIRTY, dirty(point, frozen, checkpoint).await?),
-            Content::DeltaRaw => Arc::new(Delta::new(size, dirty(point, frozen, checkpoint).await?)),
+            Content::AllocatedMap => {
+                Arc::new(Text::allocation(Form::Map, header(), frozen.allocation.complete().await?))
+            }
+            Content::DirtyMap => {
+                Arc::new(Text::changes(Form::Map, header(), changes(point, frozen, checkpoint).await?))
+            }
+            Content::DirtyJson => {
+                Arc::new(Text::changes(Form::Json, header(), changes(point, frozen, checkpoint).await?))
+            }
+            Content::DeltaRaw => Arc::new(Delta::new(size, changes(point, frozen, checkpoint).await?)),
         })
     }
 
@@ -84,6 +87,15 @@ impl Fs {
         line("virtual size", &frozen.disk.size);
         if let Some(bitmap) = checkpoint.and_then(|checkpoint| frozen.disk.bitmaps.get(checkpoint)) {
             line("granularity", &bitmap.granularity);
+            if let Some(why) = &bitmap.whole {
+                line("note", why);
+            }
+            if let Some(grown) = bitmap.also(frozen.disk.size).filter(|_| bitmap.whole.is_none()) {
+                line(
+                    "note",
+                    &format!("the disk grew since, from {} bytes; its new end counts as changed", grown.start),
+                );
+            }
         }
         header
     }
@@ -149,7 +161,7 @@ fn frozen<'a>(point: &'a PointInTime, disk: &str) -> Result<&'a FrozenDisk> {
     point.disk(disk).ok_or_else(|| no_disk(disk))
 }
 
-async fn dirty(point: &PointInTime, frozen: &FrozenDisk, checkpoint: Option<&Arc<str>>) -> Result<Arc<Extents>> {
+async fn changes(point: &PointInTime, frozen: &FrozenDisk, checkpoint: Option<&Arc<str>>) -> Result<Arc<Changes>> {
     let name = &frozen.disk.name;
     let checkpoint = checkpoint.ok_or_else(|| Error::new(Kind::NotFound, "this file belongs to a checkpoint"))?;
     let bitmap = frozen.disk.bitmaps.get(checkpoint);

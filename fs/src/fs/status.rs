@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use serde::Serialize;
 
 use crate::point::owner::{Phase, View};
-use crate::vm::{Disk, Inventory, Machine, Skipped};
+use crate::vm::{Bitmap, Disk, Inventory, Machine, Skipped};
 
 #[derive(Serialize)]
 struct Document<'a> {
@@ -36,6 +36,10 @@ struct DiskStatus<'a> {
 #[derive(Serialize)]
 struct CheckpointStatus<'a> {
     name: &'a str,
+    /// When it was made; none if somebody else made it.
+    created: Option<String>,
+    /// Whether somebody else made it.
+    foreign: bool,
     dirty_bytes: u64,
     disks: BTreeMap<&'a str, BitmapStatus<'a>>,
 }
@@ -49,6 +53,9 @@ struct BitmapStatus<'a> {
     inconsistent: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     unusable: Option<&'a str>,
+    /// Why all of the disk counts as changed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    whole: Option<&'a str>,
 }
 
 #[derive(Serialize)]
@@ -56,6 +63,8 @@ struct PointStatus {
     state: &'static str,
     number: u64,
     time: Option<String>,
+    /// The checkpoint that was made at the same instant.
+    checkpoint: Option<String>,
     open_files: usize,
 }
 
@@ -125,6 +134,7 @@ pub(super) fn render(facts: &Facts<'_>) -> Vec<u8> {
             },
             number: view.number,
             time: held.map(|point| rfc3339(point.time())),
+            checkpoint: held.and_then(|point| point.checkpoint()).map(ToString::to_string),
             open_files: held.map_or(0, |point| point.open_files()),
         },
         last_end: view.last_end.as_ref().map(|end| EndStatus { reason: &end.reason, time: rfc3339(end.time) }),
@@ -141,24 +151,34 @@ fn disk(disk: &Disk) -> DiskStatus<'_> {
 }
 
 fn checkpoints(inventory: &Inventory) -> Vec<CheckpointStatus<'_>> {
-    let mut all: BTreeMap<&str, BTreeMap<&str, BitmapStatus<'_>>> = BTreeMap::new();
+    let mut all: BTreeMap<&str, BTreeMap<&str, &Bitmap>> = BTreeMap::new();
     for disk in &inventory.disks {
         for (checkpoint, bitmap) in &disk.bitmaps {
-            let status = BitmapStatus {
-                dirty_bytes: bitmap.dirty_bytes,
-                granularity: bitmap.granularity,
-                recording: bitmap.recording,
-                persistent: bitmap.persistent,
-                inconsistent: bitmap.inconsistent,
-                unusable: bitmap.unusable.as_deref(),
-            };
-            all.entry(checkpoint).or_default().insert(&disk.name, status);
+            all.entry(checkpoint).or_default().insert(&disk.name, bitmap);
         }
     }
-    all.into_iter()
-        .map(|(name, disks)| {
-            let dirty_bytes = disks.values().map(|bitmap| bitmap.dirty_bytes).fold(0, u64::saturating_add);
-            CheckpointStatus { name, dirty_bytes, disks }
-        })
-        .collect()
+    all.into_iter().map(|(name, disks)| checkpoint(name, &disks)).collect()
+}
+
+fn checkpoint<'a>(name: &'a str, disks: &BTreeMap<&'a str, &'a Bitmap>) -> CheckpointStatus<'a> {
+    let made = disks.values().filter_map(|bitmap| bitmap.made).map(|made| made.time).min();
+    CheckpointStatus {
+        name,
+        created: made.map(rfc3339),
+        foreign: made.is_none(),
+        dirty_bytes: disks.values().map(|bitmap| bitmap.dirty_bytes).fold(0, u64::saturating_add),
+        disks: disks.iter().map(|(disk, bitmap)| (*disk, status(bitmap))).collect(),
+    }
+}
+
+fn status(bitmap: &Bitmap) -> BitmapStatus<'_> {
+    BitmapStatus {
+        dirty_bytes: bitmap.dirty_bytes,
+        granularity: bitmap.granularity,
+        recording: bitmap.recording,
+        persistent: bitmap.persistent,
+        inconsistent: bitmap.inconsistent,
+        unusable: bitmap.unusable.as_deref(),
+        whole: bitmap.whole.as_deref(),
+    }
 }

@@ -214,6 +214,36 @@ async fn a_machine_that_refuses_is_not_asked_for_every_file() {
 }
 
 #[tokio::test]
+async fn mkdir_makes_a_checkpoint_and_takes_the_same_instant() {
+    let vm = machine(Fleece::Job);
+    let fs = mount(&vm, Options::default());
+    let checkpoints = walk(&fs, "checkpoints").await.unwrap().attr.ino;
+    let current = walk(&fs, "current").await.unwrap().attr.ino;
+    assert_eq!(fs.mkdir(current, OsStr::new("x")).await.unwrap_err().kind(), Kind::Denied);
+    vm.write("vda", 0, b"before");
+    assert!(fs.mkdir(checkpoints, OsStr::new("monday")).await.unwrap().attr.directory);
+    vm.write("vda", 512, b"after");
+    let raw = open(&fs, "current/vda/disk.raw").await.unwrap();
+    assert_eq!(&fs.read(raw, 0, 517).await.unwrap()[510..], [0; 7], "the disk at the checkpoint");
+    let map = open(&fs, "checkpoints/monday/vda/dirty.map").await.unwrap();
+    assert!(parse(std::str::from_utf8(&read_all(&fs, map).await.unwrap()).unwrap()).is_empty());
+    assert_eq!(status(&fs).await["point"]["checkpoint"], "monday");
+    assert_eq!(fs.mkdir(checkpoints, OsStr::new("tuesday")).await.unwrap_err().kind(), Kind::Busy);
+    assert_eq!(fs.rmdir(checkpoints, OsStr::new("monday")).await.unwrap_err().kind(), Kind::Busy);
+    fs.release(map);
+    fs.release(raw);
+    fs.mkdir(checkpoints, OsStr::new("tuesday")).await.unwrap();
+    assert_eq!(fs.mkdir(checkpoints, OsStr::new("monday")).await.unwrap_err().kind(), Kind::Exists);
+    let map = open(&fs, "checkpoints/monday/vda/dirty.map").await.unwrap();
+    let changed = parse(std::str::from_utf8(&read_all(&fs, map).await.unwrap()).unwrap());
+    assert_eq!(changed, [(512..1024, true)], "monday to tuesday");
+    fs.rmdir(checkpoints, OsStr::new("tuesday")).await.unwrap();
+    assert_eq!(walk(&fs, "checkpoints/tuesday").await.unwrap_err().kind(), Kind::NotFound);
+    assert_eq!(fs.rmdir(checkpoints, OsStr::new("tuesday")).await.unwrap_err().kind(), Kind::NotFound);
+    assert!(!fs.read(map, 0, 10).await.unwrap().is_empty(), "what is open stays");
+}
+
+#[tokio::test]
 async fn after_the_end_nothing_is_taken() {
     let vm = machine(Fleece::Job);
     let fs = mount(&vm, Options::default());
@@ -242,16 +272,20 @@ async fn data_ranges(fs: &Fs, handle: u64) -> Vec<Range<u64>> {
     }
 }
 
-/// The extents that a map tells, as its reader would parse them.
-fn extents(map: &str) -> Vec<Range<u64>> {
+/// The extents that a map tells, as its reader would parse them, and whether each has to be read.
+fn parse(map: &str) -> Vec<(Range<u64>, bool)> {
     let lines = map.lines().filter(|line| !line.starts_with('#'));
     lines
         .map(|line| {
             let fields: Vec<&str> = line.split_whitespace().collect();
             let (offset, length): (u64, u64) = (fields[0].parse().unwrap(), fields[1].parse().unwrap());
-            offset..offset + length
+            (offset..offset + length, fields[3] != "dirty,zero")
         })
         .collect()
+}
+
+fn ranges(extents: &[(Range<u64>, bool)], only_data: bool) -> Vec<Range<u64>> {
+    extents.iter().filter(|extent| extent.1 || !only_data).map(|extent| extent.0.clone()).collect()
 }
 
 fn place(range: &Range<u64>, size: usize) -> Range<usize> {
@@ -304,8 +338,8 @@ proptest! {
             assert_eq!(read_all(&fs, raw).await.unwrap(), later);
             let handles = ["allocated.map", "disk.raw"].map(|name| format!("current/vda/{name}"));
             let map = open(&fs, &handles[0]).await.unwrap();
-            let allocated = extents(std::str::from_utf8(&read_all(&fs, map).await.unwrap()).unwrap());
-            assert_eq!(data_ranges(&fs, raw).await, allocated);
+            let allocated = parse(std::str::from_utf8(&read_all(&fs, map).await.unwrap()).unwrap());
+            assert_eq!(data_ranges(&fs, raw).await, ranges(&allocated, true));
             // Now that holes are known, they are answered without the disk.
             for (offset, size) in reads {
                 let bytes = fs.read(raw, offset, size).await.unwrap();
@@ -315,12 +349,13 @@ proptest! {
 
             let dir = "checkpoints/monday/vda";
             let map = open(&fs, &format!("{dir}/dirty.map")).await.unwrap();
-            let dirty = extents(std::str::from_utf8(&read_all(&fs, map).await.unwrap()).unwrap());
+            let map = parse(std::str::from_utf8(&read_all(&fs, map).await.unwrap()).unwrap());
+            let dirty = ranges(&map, false);
             let json = open(&fs, &format!("{dir}/dirty.json")).await.unwrap();
             let array: Vec<Value> = serde_json::from_slice(&read_all(&fs, json).await.unwrap()).unwrap();
             assert_eq!(array.len(), dirty.len());
             let delta = open(&fs, &format!("{dir}/delta.raw")).await.unwrap();
-            assert_eq!(data_ranges(&fs, delta).await, dirty);
+            assert_eq!(data_ranges(&fs, delta).await, ranges(&map, true), "what became zeroes is a hole");
             let delta = read_all(&fs, delta).await.unwrap();
             let mut restored = full;
             let mut outside = delta.clone();
@@ -337,7 +372,7 @@ proptest! {
                 let attr = walk(&fs, &format!("{dir}/{name}")).await.unwrap().attr;
                 let handle = open(&fs, &format!("{dir}/{name}")).await.unwrap();
                 assert_eq!(attr.size, read_all(&fs, handle).await.unwrap().len() as u64, "sizes are exact once held");
-                let bytes: u64 = dirty.iter().map(|range| range.end - range.start).sum();
+                let bytes: u64 = ranges(&map, true).iter().map(|range| range.end - range.start).sum();
                 if size.is_some() {
                     assert_eq!(attr.blocks, bytes.div_ceil(512));
                 }

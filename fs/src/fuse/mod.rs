@@ -222,6 +222,31 @@ impl Filesystem for Adapter {
         });
     }
 
+    fn mkdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, _mode: u32, _umask: u32, reply: ReplyEntry) {
+        let name = name.to_owned();
+        self.answer(|fs| async move {
+            match fs.mkdir(parent.0, &name).await {
+                Ok(entry) => reply.entry(&TTL, &file_attr(&entry.attr), Generation(entry.generation)),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
+    fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        let name = name.to_owned();
+        self.answer(|fs| async move {
+            match fs.rmdir(parent.0, &name).await {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
+    /// No file is ever removed, so `rm -rf` breaks no chain.
+    fn unlink(&self, _request: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EPERM);
+    }
+
     fn read(
         &self,
         _request: &Request,

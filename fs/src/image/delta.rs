@@ -1,4 +1,4 @@
-//! `delta.raw`: the changed extents at their place on the disk, holes everywhere else.
+//! `delta.raw`: the changed extents at their place on the disk, holes everywhere else and where they became zeroes.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -7,19 +7,19 @@ use async_trait::async_trait;
 
 use super::raw::on_disk;
 use super::{Image, Seek, Segment, no_such_data};
-use crate::block::extents::Extents;
+use crate::block::changes::Changes;
 use crate::error::Result;
 
 /// What changed on a disk since a checkpoint.
 pub struct Delta {
     size: u64,
-    dirty: Arc<Extents>,
+    changes: Arc<Changes>,
 }
 
 impl Delta {
     /// A delta of a disk of `size` bytes.
-    pub fn new(size: u64, dirty: Arc<Extents>) -> Self {
-        Self { size, dirty }
+    pub fn new(size: u64, changes: Arc<Changes>) -> Self {
+        Self { size, changes }
     }
 }
 
@@ -30,11 +30,11 @@ impl Image for Delta {
     }
 
     fn data_bytes(&self) -> u64 {
-        self.dirty.bytes()
+        self.changes.data.bytes()
     }
 
     fn map(&self, range: Range<u64>) -> Vec<Segment> {
-        on_disk(range.clone(), self.dirty.within(range))
+        on_disk(range.clone(), self.changes.data.within(range))
     }
 
     async fn seek(&self, offset: u64, what: Seek) -> Result<u64> {
@@ -42,8 +42,8 @@ impl Image for Delta {
             return Err(no_such_data(offset));
         }
         match what {
-            Seek::Data => self.dirty.next_inside(offset).ok_or_else(|| no_such_data(offset)),
-            Seek::Hole => Ok(self.dirty.next_outside(offset).min(self.size)),
+            Seek::Data => self.changes.data.next_inside(offset).ok_or_else(|| no_such_data(offset)),
+            Seek::Hole => Ok(self.changes.data.next_outside(offset).min(self.size)),
         }
     }
 }

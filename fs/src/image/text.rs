@@ -11,6 +11,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{Image, Seek, Segment, no_such_data};
+use crate::block::changes::Changes;
 use crate::block::extents::Extents;
 use crate::error::Result;
 
@@ -38,30 +39,81 @@ pub struct Label {
 /// Changed since the checkpoint.
 pub const DIRTY: Label = Label { flags: 1, description: "dirty" };
 
+/// Changed since the checkpoint, and reads as zeroes.
+pub const DIRTY_ZERO: Label = Label { flags: 3, description: "dirty,zero" };
+
 /// Holds data.
 pub const DATA: Label = Label { flags: 0, description: "data" };
+
+/// A place in several sorted lists that have nothing in common: the index of the next extent in each.
+type Cursor = [usize; LISTS];
+
+/// As many kinds of extents as one file has at most.
+const LISTS: usize = 2;
 
 /// Extents as text.
 pub struct Text {
     header: String,
     footer: &'static str,
     form: Form,
-    label: Label,
-    extents: Arc<Extents>,
-    /// Offset in the file of lines 0, `STRIDE`, 2 × `STRIDE` …
-    index: Vec<u64>,
+    lists: Lists,
+    /// Offset in the file of lines 0, `STRIDE`, 2 × `STRIDE` …, and the place of their extents.
+    index: Vec<(u64, Cursor)>,
     size: u64,
 }
 
+/// What is listed.
+#[derive(Clone)]
+enum Lists {
+    Allocation(Arc<Extents>),
+    Changes(Arc<Changes>),
+}
+
+impl Lists {
+    fn get(&self, index: usize) -> Option<(Label, &Extents)> {
+        match (self, index) {
+            (Self::Allocation(data), 0) => Some((DATA, data)),
+            (Self::Changes(changes), 0) => Some((DIRTY, &changes.data)),
+            (Self::Changes(changes), 1) => Some((DIRTY_ZERO, &changes.zero)),
+            _ => None,
+        }
+    }
+
+    fn len(&self) -> usize {
+        (0..LISTS).filter_map(|index| self.get(index)).map(|(_, extents)| extents.len()).sum()
+    }
+
+    /// The next extent in the order of the disk; the cursor moves past it.
+    fn next(&self, cursor: &mut Cursor) -> Option<(Label, Range<u64>)> {
+        let candidates = (0..LISTS).filter_map(|index| {
+            let (label, extents) = self.get(index)?;
+            Some((index, label, extents.get(cursor[index])?))
+        });
+        let (index, label, extent) = candidates.min_by_key(|(_, _, extent)| extent.start)?;
+        cursor[index] += 1;
+        Some((label, extent))
+    }
+}
+
 impl Text {
-    /// `header` is what stands above the lines of a map (each line with its `#`); JSON has none.
-    pub fn new(form: Form, header: String, label: Label, extents: Arc<Extents>) -> Self {
+    /// The extents that hold data. `header` is what stands above the lines of a map (each line with its `#`); JSON has
+    /// none.
+    pub fn allocation(form: Form, header: String, data: Arc<Extents>) -> Self {
+        Self::new(form, header, Lists::Allocation(data))
+    }
+
+    /// What changed; `header` as above.
+    pub fn changes(form: Form, header: String, changes: Arc<Changes>) -> Self {
+        Self::new(form, header, Lists::Changes(changes))
+    }
+
+    fn new(form: Form, header: String, lists: Lists) -> Self {
         let (header, footer) = match form {
             Form::Map => (header, ""),
-            Form::Json if extents.is_empty() => ("[]\n".to_owned(), ""),
+            Form::Json if lists.len() == 0 => ("[]\n".to_owned(), ""),
             Form::Json => ("[\n".to_owned(), "\n]\n"),
         };
-        let mut text = Self { header, footer, form, label, extents, index: Vec::new(), size: 0 };
+        let mut text = Self { header, footer, form, lists, index: Vec::new(), size: 0 };
         text.measure();
         text
     }
@@ -69,22 +121,25 @@ impl Text {
     fn measure(&mut self) {
         let mut at = bytes_of(&self.header);
         let mut line = String::new();
-        let mut index = Vec::with_capacity(self.extents.len() / STRIDE + 1);
-        for (number, extent) in self.extents.iter().enumerate() {
+        let mut index = Vec::with_capacity(self.lists.len() / STRIDE + 1);
+        let mut cursor = Cursor::default();
+        loop {
+            let (place, number) = (cursor, cursor.iter().sum::<usize>());
+            let Some((label, extent)) = self.lists.next(&mut cursor) else { break };
             if number % STRIDE == 0 {
-                index.push(at);
+                index.push((at, place));
             }
             line.clear();
-            self.write_line(&mut line, number, &extent);
+            self.write_line(&mut line, number, label, &extent);
             at += bytes_of(&line);
         }
         self.index = index;
         self.size = at + bytes_of(self.footer);
     }
 
-    fn write_line(&self, out: &mut String, number: usize, extent: &Range<u64>) {
+    fn write_line(&self, out: &mut String, number: usize, label: Label, extent: &Range<u64>) {
         let (offset, length) = (extent.start, extent.end - extent.start);
-        let Label { flags, description } = self.label;
+        let Label { flags, description } = label;
         let written = match self.form {
             Form::Map => writeln!(out, "{offset:>10}  {length:>10}  {flags:>3}  {description}"),
             Form::Json => {
@@ -101,18 +156,18 @@ impl Text {
 
     /// The text from the last indexed line at or before `range.start` until `range.end` is covered, and where it begins.
     fn lines_around(&self, range: &Range<u64>) -> (u64, String) {
-        let entry = self.index.partition_point(|&at| at <= range.start);
-        let (mut number, begin, mut out) = match entry.checked_sub(1) {
-            Some(entry) => (entry * STRIDE, self.index[entry], String::new()),
-            None => (0, 0, self.header.clone()),
+        let entry = self.index.partition_point(|&(at, _)| at <= range.start);
+        let (begin, mut cursor, mut out) = match entry.checked_sub(1) {
+            Some(entry) => (self.index[entry].0, self.index[entry].1, String::new()),
+            None => (0, Cursor::default(), self.header.clone()),
         };
         while begin + bytes_of(&out) < range.end {
-            let Some(extent) = self.extents.get(number) else {
+            let number = cursor.iter().sum();
+            let Some((label, extent)) = self.lists.next(&mut cursor) else {
                 out.push_str(self.footer);
                 break;
             };
-            self.write_line(&mut out, number, &extent);
-            number += 1;
+            self.write_line(&mut out, number, label, &extent);
         }
         (begin, out)
     }
@@ -170,32 +225,36 @@ mod tests {
         }
     }
 
-    fn extents(lengths: &[(u32, u32)]) -> Arc<Extents> {
-        let (mut list, mut at) = (Extents::default(), 0);
-        for &(gap, length) in lengths {
+    /// Extents of the lengths, each after a gap; every third one is zeroes.
+    fn changes(lengths: &[(u32, u32)]) -> Arc<Changes> {
+        let (mut changes, mut at) = (Changes::default(), 0);
+        for (index, &(gap, length)) in lengths.iter().enumerate() {
             at += u64::from(gap) + 1;
+            let list = if index % 3 == 2 { &mut changes.zero } else { &mut changes.data };
             list.push(at..at + u64::from(length) + 1).unwrap();
             at += u64::from(length) + 1;
         }
-        Arc::new(list)
+        Arc::new(changes)
     }
 
     #[test]
     fn looks_like_nbdinfo() {
-        let list = extents(&[(1_048_575, 131_071), (10_000_000, 4095)]);
-        let map = Text::new(Form::Map, "# head\n".into(), DIRTY, list.clone());
-        let lines = "# head\n   1048576      131072    1  dirty\n  11179649        4096    1  dirty\n";
+        let list = changes(&[(1_048_575, 131_071), (10_000_000, 4095), (0, 511)]);
+        let map = Text::changes(Form::Map, "# head\n".into(), list.clone());
+        let lines = "# head\n   1048576      131072    1  dirty\n  11179649        4096    1  dirty\n\
+                     \x20 11183746         512    3  dirty,zero\n";
         assert_eq!(whole(&map), lines);
-        let json = Text::new(Form::Json, "# head\n".into(), DIRTY, list);
+        let json = Text::changes(Form::Json, "# head\n".into(), list);
         let array = "[\n{ \"offset\": 1048576, \"length\": 131072, \"type\": 1, \"description\": \"dirty\"},\n\
-                     { \"offset\": 11179649, \"length\": 4096, \"type\": 1, \"description\": \"dirty\"}\n]\n";
+                     { \"offset\": 11179649, \"length\": 4096, \"type\": 1, \"description\": \"dirty\"},\n\
+                     { \"offset\": 11183746, \"length\": 512, \"type\": 3, \"description\": \"dirty,zero\"}\n]\n";
         assert_eq!(whole(&json), array);
     }
 
     #[test]
     fn an_empty_array_is_still_json() {
-        assert_eq!(whole(&Text::new(Form::Json, String::new(), DIRTY, Arc::default())), "[]\n");
-        assert_eq!(whole(&Text::new(Form::Map, "# x\n".into(), DATA, Arc::default())), "# x\n");
+        assert_eq!(whole(&Text::changes(Form::Json, String::new(), Arc::default())), "[]\n");
+        assert_eq!(whole(&Text::allocation(Form::Map, "# x\n".into(), Arc::default())), "# x\n");
     }
 
     proptest! {
@@ -206,7 +265,7 @@ mod tests {
             json: bool, a: u32, b: u32,
         ) {
             let form = if json { Form::Json } else { Form::Map };
-            let text = Text::new(form, "# one\n# two\n".into(), DIRTY, extents(&lengths));
+            let text = Text::changes(form, "# one\n# two\n".into(), changes(&lengths));
             let all = whole(&text);
             prop_assert_eq!(bytes_of(&all), text.size());
             let (a, b) = (u64::from(a) % (text.size() + 1), u64::from(b) % (text.size() + 1));

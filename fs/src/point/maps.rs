@@ -4,13 +4,12 @@
 //! are small and kept for good, so that a `stat` fetches a map once at most.
 
 use std::collections::{BTreeMap, HashMap};
-use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::OnceCell;
 
-use crate::block::extents::Extents;
-use crate::block::{Map, Source};
+use crate::block::Source;
+use crate::block::changes::{Changes, FrozenMap};
 use crate::error::{Error, Kind, Result};
 use crate::vm::Taken;
 
@@ -23,12 +22,11 @@ type Key = (Arc<str>, Arc<str>);
 struct Frozen {
     source: Arc<dyn Source>,
     size: u64,
-    /// By checkpoint, the source's name for the map.
-    names: BTreeMap<Arc<str>, String>,
+    maps: BTreeMap<Arc<str>, FrozenMap>,
 }
 
 struct Slot {
-    cell: Arc<OnceCell<Arc<Extents>>>,
+    cell: Arc<OnceCell<Arc<Changes>>>,
     used: u64,
 }
 
@@ -50,7 +48,7 @@ impl Maps {
     pub(super) fn new(taken: &Taken) -> Self {
         let disks = taken.inventory.disks.iter().zip(&taken.disks);
         let frozen = disks.map(|(disk, view)| {
-            let frozen = Frozen { source: view.source.clone(), size: disk.size, names: view.frozen.clone() };
+            let frozen = Frozen { source: view.source.clone(), size: disk.size, maps: view.frozen.clone() };
             (disk.name.clone(), frozen)
         });
         Self { disks: frozen.collect(), kept: Mutex::default() }
@@ -64,10 +62,10 @@ impl Maps {
     ///
     /// # Errors
     /// [`Kind::NotFound`] if the map was not frozen; any failure of fetching it.
-    pub async fn get(&self, checkpoint: &Arc<str>, disk: &Arc<str>) -> Result<Arc<Extents>> {
+    pub async fn get(&self, checkpoint: &Arc<str>, disk: &Arc<str>) -> Result<Arc<Changes>> {
         let not_found = || Error::new(Kind::NotFound, format!("{disk} has no map of checkpoint {checkpoint}"));
         let frozen = self.disks.get(disk).ok_or_else(not_found)?;
-        let name = frozen.names.get(checkpoint).ok_or_else(not_found)?;
+        let map = frozen.maps.get(checkpoint).ok_or_else(not_found)?;
         let key = (checkpoint.clone(), disk.clone());
         let cell = {
             let mut kept = self.lock();
@@ -77,9 +75,10 @@ impl Maps {
             slot.used = used;
             slot.cell.clone()
         };
-        let extents = cell.get_or_try_init(|| fetch(frozen, name)).await?.clone();
+        let learn = async || Changes::learn(&*frozen.source, map, frozen.size).await.map(Arc::new);
+        let changes = cell.get_or_try_init(learn).await?.clone();
         self.lock().trim(&key);
-        Ok(extents)
+        Ok(changes)
     }
 
     /// The size of a file made of a map, if it was told by [`Maps::note_size`]; `file` tells the files of one map apart.
@@ -96,7 +95,7 @@ impl Maps {
 impl Kept {
     /// Drops the maps that were not used for longest, but not `newest`.
     fn trim(&mut self, newest: &Key) {
-        let len = |slot: &Slot| slot.cell.get().map_or(0, |extents| extents.len());
+        let len = |slot: &Slot| slot.cell.get().map_or(0, |changes| changes.len());
         let mut total: usize = self.slots.values().map(len).sum();
         while total > KEPT_EXTENTS {
             let oldest = self.slots.iter().filter(|(key, slot)| *key != newest && len(slot) > 0);
@@ -104,30 +103,4 @@ impl Kept {
             total -= self.slots.remove(&key).map_or(0, |slot| len(&slot));
         }
     }
-}
-
-async fn fetch(frozen: &Frozen, name: &str) -> Result<Arc<Extents>> {
-    let mut extents = Extents::default();
-    let mut fault = None;
-    let map = Map::Dirty(name.to_owned());
-    frozen
-        .source
-        .map(&map, 0..frozen.size, &mut |range, dirty| {
-            if !dirty {
-                return ControlFlow::Continue(());
-            }
-            match extents.push(range) {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(error) => {
-                    fault = Some(error);
-                    ControlFlow::Break(())
-                }
-            }
-        })
-        .await?;
-    if let Some(error) = fault {
-        return Err(error);
-    }
-    extents.shrink_to_fit();
-    Ok(Arc::new(extents))
 }

@@ -18,7 +18,7 @@ pub mod plan;
 pub mod policy;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use self::maps::Maps;
@@ -50,7 +50,9 @@ pub struct FrozenDisk {
 pub struct PointInTime {
     number: u64,
     time: SystemTime,
-    inventory: Arc<Inventory>,
+    checkpoint: Option<Arc<str>>,
+    /// Held for a moment only; it changes when a checkpoint is deleted.
+    inventory: Mutex<Arc<Inventory>>,
     disks: Vec<FrozenDisk>,
     maps: Maps,
     needs_confirmation: bool,
@@ -72,7 +74,8 @@ impl PointInTime {
             number: taken.number,
             time: taken.time,
             disks: taken.inventory.disks.iter().zip(&taken.disks).map(freeze).collect(),
-            inventory: taken.inventory,
+            checkpoint: taken.checkpoint,
+            inventory: Mutex::new(taken.inventory),
             maps,
             needs_confirmation: taken.needs_confirmation,
             vm,
@@ -91,9 +94,22 @@ impl PointInTime {
         self.time
     }
 
-    /// What the machine was at that instant.
-    pub fn inventory(&self) -> &Arc<Inventory> {
-        &self.inventory
+    /// The checkpoint that was made at the same instant.
+    pub fn checkpoint(&self) -> Option<&Arc<str>> {
+        self.checkpoint.as_ref()
+    }
+
+    /// What the machine was at that instant, but for checkpoints that were deleted since.
+    pub fn inventory(&self) -> Arc<Inventory> {
+        self.inventory.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Leaves a checkpoint out from now on. Files of it that are open stay what they are.
+    fn forget_checkpoint(&self, name: &str) {
+        let mut inventory = self.inventory.lock().unwrap_or_else(PoisonError::into_inner);
+        for disk in &mut Arc::make_mut(&mut inventory).disks {
+            disk.bitmaps.remove(name);
+        }
     }
 
     /// A disk by name.

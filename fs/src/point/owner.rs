@@ -12,7 +12,7 @@ use super::policy::{Decision, Wish, decide};
 use super::{Ended, Lease, PointInTime};
 use crate::error::{Error, Kind, Result, chain};
 use crate::options::Start;
-use crate::vm::{Event, Vm};
+use crate::vm::{Event, Vm, Wanted};
 
 /// Requests that wait for their turn; more wait for room.
 const MAX_QUEUED: usize = 1024;
@@ -73,9 +73,9 @@ impl View {
 /// Called when a point in time has ended: drops what the kernel cached of it. May block.
 pub type Invalidate = Arc<dyn Fn() + Send + Sync>;
 
-struct Request {
-    wish: Wish,
-    reply: oneshot::Sender<Result<Option<Lease>>>,
+enum Request {
+    Point { wish: Wish, wanted: Wanted, reply: oneshot::Sender<Result<Option<Lease>>> },
+    Delete { checkpoint: String, foreign: bool, reply: oneshot::Sender<Result<()>> },
 }
 
 /// A handle to the owner.
@@ -106,7 +106,7 @@ impl Points {
     /// # Errors
     /// [`Kind::NothingHeld`] with `start=manual`; any failure of taking it.
     pub async fn open(&self) -> Result<Lease> {
-        let lease = self.ask(Wish::Open).await?;
+        let lease = self.ask(Wish::Open, Wanted::default()).await?;
         lease.ok_or_else(|| Error::new(Kind::Io, "the point in time ended before the file was open"))
     }
 
@@ -114,8 +114,8 @@ impl Points {
     ///
     /// # Errors
     /// [`Kind::Busy`] while files are open on the one that is held; any failure of taking it.
-    pub async fn begin(&self) -> Result<()> {
-        self.ask(Wish::Begin).await.map(drop)
+    pub async fn begin(&self, wanted: Wanted) -> Result<()> {
+        self.ask(Wish::Begin, wanted).await.map(drop)
     }
 
     /// Lets go of the point in time; open files of it become stale.
@@ -123,7 +123,7 @@ impl Points {
     /// # Errors
     /// [`Kind::NothingHeld`]; any failure that may have left something in the machine.
     pub async fn release(&self) -> Result<()> {
-        self.ask(Wish::Release).await.map(drop)
+        self.ask(Wish::Release, Wanted::default()).await.map(drop)
     }
 
     /// Makes sure that nothing is left in the machine, and that nothing is taken any more.
@@ -131,15 +131,32 @@ impl Points {
     /// # Errors
     /// Any failure that may have left something in the machine.
     pub async fn end(&self) -> Result<()> {
-        self.ask(Wish::End).await.map(drop)
+        self.ask(Wish::End, Wanted::default()).await.map(drop)
     }
 
-    async fn ask(&self, wish: Wish) -> Result<Option<Lease>> {
+    /// Deletes a checkpoint; see [`Vm::delete_checkpoint`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn delete_checkpoint(&self, checkpoint: String, foreign: bool) -> Result<()> {
         let (reply, answer) = oneshot::channel();
-        let ended = || Error::new(Kind::Gone, "the mount is ending");
-        self.requests.send(Request { wish, reply }).await.map_err(|_| ended())?;
+        self.send(Request::Delete { checkpoint, foreign, reply }).await?;
         answer.await.map_err(|_| ended())?
     }
+
+    async fn ask(&self, wish: Wish, wanted: Wanted) -> Result<Option<Lease>> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Request::Point { wish, wanted, reply }).await?;
+        answer.await.map_err(|_| ended())?
+    }
+
+    async fn send(&self, request: Request) -> Result<()> {
+        self.requests.send(request).await.map_err(|_| ended())
+    }
+}
+
+fn ended() -> Error {
+    Error::new(Kind::Gone, "the mount is ending")
 }
 
 struct Owner {
@@ -165,9 +182,13 @@ impl Owner {
                     Err(broadcast::error::RecvError::Closed) => return,
                 },
                 request = inbox.recv() => match request {
-                    Some(Request { wish, reply }) => {
-                        let outcome = self.serve(wish).await;
-                        // Who asked may have given up; then the lease goes with the answer.
+                    // Who asked may have given up; then a lease goes with the answer.
+                    Some(Request::Point { wish, wanted, reply }) => {
+                        let outcome = self.serve(wish, &wanted).await;
+                        reply.send(outcome).ok();
+                    }
+                    Some(Request::Delete { checkpoint, foreign, reply }) => {
+                        let outcome = self.delete(&checkpoint, foreign).await;
                         reply.send(outcome).ok();
                     }
                     None => return,
@@ -180,15 +201,18 @@ impl Owner {
         self.tell.borrow().held.clone()
     }
 
-    async fn serve(&mut self, wish: Wish) -> Result<Option<Lease>> {
+    async fn serve(&mut self, wish: Wish, wanted: &Wanted) -> Result<Option<Lease>> {
         self.ending |= wish == Wish::End;
+        if wish == Wish::Begin {
+            self.vm.admit(wanted).await?;
+        }
         let held = self.held();
         match decide(wish, held.as_ref().map(|point| point.open_files()), self.start) {
             Decision::Share => Ok(held.map(Lease::new)),
-            Decision::Take => self.take(wish).await,
+            Decision::Take => self.take(wish, wanted).await,
             Decision::Replace => {
                 self.end(Ended::Released, "a new one was begun").await?;
-                self.take(wish).await
+                self.take(wish, wanted).await
             }
             Decision::LetGo => {
                 let reason = if wish == Wish::End { "unmounted" } else { "released" };
@@ -208,9 +232,9 @@ impl Owner {
         }
     }
 
-    async fn take(&mut self, wish: Wish) -> Result<Option<Lease>> {
+    async fn take(&mut self, wish: Wish, wanted: &Wanted) -> Result<Option<Lease>> {
         if self.ending {
-            return Err(Error::new(Kind::Gone, "the mount is ending"));
+            return Err(ended());
         }
         if let Some((when, kind, why)) = &self.failed
             && wish == Wish::Open
@@ -223,10 +247,10 @@ impl Owner {
             view.number += 1;
         });
         let number = self.tell.borrow().number;
-        match self.vm.take(number).await {
+        match self.vm.take(number, wanted).await {
             Ok(taken) => {
                 let point = Arc::new(PointInTime::new(taken, self.vm.clone()));
-                tracing::info!(number, disks = point.inventory.disks.len(), "point in time taken");
+                tracing::info!(number, disks = point.disks.len(), "point in time taken");
                 self.failed = None;
                 let lease = Lease::new(point.clone());
                 self.tell.send_modify(|view| {
@@ -238,10 +262,20 @@ impl Owner {
             Err(error) => {
                 self.tell.send_modify(|view| view.phase = Phase::None);
                 let error = error.context("cannot take a point in time");
-                self.failed = Some((Instant::now(), error.kind(), chain(&error)));
+                if wish == Wish::Open {
+                    self.failed = Some((Instant::now(), error.kind(), chain(&error)));
+                }
                 Err(error)
             }
         }
+    }
+
+    async fn delete(&mut self, checkpoint: &str, foreign: bool) -> Result<()> {
+        self.vm.delete_checkpoint(checkpoint, foreign).await?;
+        if let Some(point) = self.held() {
+            point.forget_checkpoint(checkpoint);
+        }
+        Ok(())
     }
 
     async fn heard(&mut self, event: Event) {

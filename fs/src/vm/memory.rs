@@ -13,7 +13,8 @@ use async_trait::async_trait;
 use bytes::BytesMut;
 use tokio::sync::broadcast;
 
-use super::{Bitmap, Disk, Event, Fleece, Inventory, Machine, Taken, TakenDisk, Vm};
+use super::{Bitmap, Disk, Event, Fleece, Inventory, Machine, Made, Taken, TakenDisk, Vm, Wanted};
+use crate::block::changes::FrozenMap;
 use crate::block::{Map, Sink, Source};
 use crate::error::{Error, Kind, Result};
 
@@ -161,6 +162,8 @@ impl Vm for Memory {
             persistent: false,
             inconsistent: false,
             unusable: None,
+            whole: None,
+            made: Some(Made { time: SystemTime::UNIX_EPOCH, size: u64::MAX }),
             parts: Vec::new(),
         };
         let disks = self.disks.lock().unwrap();
@@ -170,14 +173,28 @@ impl Vm for Memory {
             format: "memory".into(),
             size: state.data.len() as u64,
             allocated: state.data.len() as u64,
+            bitmap_node: name.to_string(),
+            keeps_bitmaps: false,
             bitmaps: state.dirty.iter().map(|(name, dirty)| (name.clone(), bitmap(dirty))).collect(),
         };
         Ok(Inventory { disks: disks.iter().map(disk).collect(), skipped: Vec::new() })
     }
 
-    async fn take(&self, number: u64) -> Result<Taken> {
+    async fn admit(&self, wanted: &Wanted) -> Result<()> {
+        let exists = |name: &Arc<str>| self.disks.lock().unwrap().values().any(|state| state.dirty.contains_key(name));
+        match &wanted.checkpoint {
+            Some(name) if exists(name) => Err(Error::new(Kind::Exists, "there is one of that name")),
+            _ => Ok(()),
+        }
+    }
+
+    async fn take(&self, number: u64, wanted: &Wanted) -> Result<Taken> {
         if let Some(kind) = *self.refuse.lock().unwrap() {
             return Err(Error::new(kind, "told to refuse"));
+        }
+        self.admit(wanted).await?;
+        if let Some(name) = &wanted.checkpoint {
+            self.checkpoint(name);
         }
         let inventory = Arc::new(self.inventory().await?);
         let disks = self.disks.lock().unwrap();
@@ -185,17 +202,24 @@ impl Vm for Memory {
         self.taken.fetch_add(1, Ordering::SeqCst);
         let view = |disk: &Disk| {
             let state = disks[&disk.name].clone();
-            let frozen = state.dirty.keys().map(|name| (name.clone(), name.to_string())).collect();
+            let map = |name: &Arc<str>| FrozenMap { name: Some(name.to_string()), also: None };
+            let frozen = state.dirty.keys().map(|name| (name.clone(), map(name))).collect();
             let copy = Copy { state, number, held: self.held.clone(), fleece: self.machine.fleece };
             TakenDisk { source: Arc::new(copy), frozen }
         };
         Ok(Taken {
             number,
             time: SystemTime::now(),
+            checkpoint: wanted.checkpoint.clone(),
             disks: inventory.disks.iter().map(view).collect(),
             inventory: inventory.clone(),
             needs_confirmation: self.machine.fleece == Fleece::Backing,
         })
+    }
+
+    async fn delete_checkpoint(&self, name: &str, _foreign: bool) -> Result<()> {
+        let removed = self.disks.lock().unwrap().values_mut().filter_map(|state| state.dirty.remove(name)).count();
+        if removed > 0 { Ok(()) } else { Err(Error::new(Kind::NotFound, "no such checkpoint")) }
     }
 
     async fn release(&self) -> Result<()> {

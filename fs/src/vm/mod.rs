@@ -9,6 +9,7 @@ pub mod memory;
 pub mod qmp;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -17,6 +18,7 @@ use serde::Serialize;
 use tokio::sync::broadcast;
 
 use crate::block::Source;
+use crate::block::changes::FrozenMap;
 use crate::error::Result;
 
 /// What does not change while a machine is mounted.
@@ -71,6 +73,10 @@ pub struct Disk {
     pub size: u64,
     /// Estimate of the bytes that hold data.
     pub allocated: u64,
+    /// The node of the active layer that dirty bitmaps are made on.
+    pub bitmap_node: String,
+    /// Whether bitmaps made there survive a restart of the machine.
+    pub keeps_bitmaps: bool,
     /// The dirty bitmaps that make up checkpoints of this disk, by checkpoint.
     pub bitmaps: BTreeMap<Arc<str>, Bitmap>,
 }
@@ -90,8 +96,46 @@ pub struct Bitmap {
     pub inconsistent: bool,
     /// Why it cannot tell what changed since the checkpoint, if it cannot.
     pub unusable: Option<String>,
-    /// The bitmaps of that name down the backing chain, as (node, recording).
-    pub parts: Vec<(String, bool)>,
+    /// Why all of the disk counts as changed, if it does.
+    pub whole: Option<String>,
+    /// What pullfs noted when it made the checkpoint; none if somebody else made it.
+    pub made: Option<Made>,
+    /// The bitmaps that it consists of, down the backing chain.
+    pub parts: Vec<Part>,
+}
+
+/// What is known of a checkpoint's making.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Made {
+    /// When.
+    pub time: SystemTime,
+    /// The disk's virtual size at that instant, in bytes: what grew since counts as changed.
+    pub size: u64,
+}
+
+/// A dirty bitmap on one node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// The node.
+    pub node: String,
+    /// The bitmap's name.
+    pub name: String,
+    /// Whether it only notes how the checkpoint was made.
+    pub note: bool,
+    /// Whether changes are recorded.
+    pub recording: bool,
+    /// Whether it can be removed: the bitmaps of a backing image cannot.
+    pub removable: bool,
+}
+
+impl Bitmap {
+    /// What counts as changed beside what the bitmap says, on a disk that has `size` bytes now.
+    pub fn also(&self, size: u64) -> Option<Range<u64>> {
+        if self.whole.is_some() {
+            return Some(0..size);
+        }
+        self.made.filter(|made| made.size < size).map(|made| made.size..size)
+    }
 }
 
 /// Something of the machine that is not shown in the tree.
@@ -109,6 +153,8 @@ pub struct Taken {
     pub number: u64,
     /// When it was taken.
     pub time: SystemTime,
+    /// The checkpoint that was made at the same instant.
+    pub checkpoint: Option<Arc<str>>,
     /// What the machine was at that instant.
     pub inventory: Arc<Inventory>,
     /// A frozen view of each disk of the inventory, in its order.
@@ -121,8 +167,17 @@ pub struct Taken {
 pub struct TakenDisk {
     /// Reads it.
     pub source: Arc<dyn Source>,
-    /// By checkpoint, the source's name for what changed since: for [`Map::Dirty`](crate::block::Map::Dirty).
-    pub frozen: BTreeMap<Arc<str>, String>,
+    /// By checkpoint that can be read, what changed since.
+    pub frozen: BTreeMap<Arc<str>, FrozenMap>,
+}
+
+/// What kind of point in time is wanted.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Wanted {
+    /// A checkpoint that is to be made at the same instant.
+    pub checkpoint: Option<Arc<str>>,
+    /// Whether the guest's file systems are to be frozen for the instant.
+    pub quiesce: bool,
 }
 
 /// What a machine tells of its own accord.
@@ -151,12 +206,25 @@ pub trait Vm: Send + Sync {
     /// When the machine does not answer.
     async fn inventory(&self) -> Result<Inventory>;
 
+    /// Whether what is wanted can be made at all, so that nothing is given up for it in vain.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`](crate::error::Kind::Invalid) for a name that no checkpoint can have;
+    /// [`Kind::Exists`](crate::error::Kind::Exists) if the machine has such a checkpoint.
+    async fn admit(&self, wanted: &Wanted) -> Result<()>;
+
     /// Takes a point in time of all disks and dirty bitmaps at one instant. When it fails, nothing is left of it, or
     /// what is left goes with the next [`Vm::release`].
     ///
     /// # Errors
-    /// [`Kind::Busy`](crate::error::Kind::Busy) when another backup is in the way; any other failure.
-    async fn take(&self, number: u64) -> Result<Taken>;
+    /// [`Kind::Busy`](crate::error::Kind::Busy) when another backup is in the way; as [`Vm::admit`]; any other failure.
+    async fn take(&self, number: u64, wanted: &Wanted) -> Result<Taken>;
+
+    /// Deletes a checkpoint on all disks. One that somebody else made only with `foreign`.
+    ///
+    /// # Errors
+    /// [`Kind::NotFound`](crate::error::Kind::NotFound), [`Kind::NotOurs`](crate::error::Kind::NotOurs).
+    async fn delete_checkpoint(&self, name: &str, foreign: bool) -> Result<()>;
 
     /// Lets go of all that [`Vm::take`] left in the machine, of all numbers. Nothing held is no error.
     ///

@@ -18,6 +18,7 @@ macro_rules! on {
 }
 
 mod bytes;
+mod checkpoints;
 mod commands;
 mod lazy;
 mod leaves_nothing;

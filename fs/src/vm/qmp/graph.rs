@@ -12,8 +12,16 @@ use super::transport::Qmp;
 use crate::error::{Error, Kind, Result};
 
 /// Drivers that stand between a device and its image and have no data of their own (QEMU block/*.c, `is_filter`).
-const FILTERS: [&str; 7] =
-    ["copy-before-write", "copy-on-read", "throttle", "compress", "preallocate", "blkdebug", "blklogwrites"];
+const FILTERS: [&str; 8] = [
+    "copy-before-write",
+    "snapshot-access",
+    "copy-on-read",
+    "throttle",
+    "compress",
+    "preallocate",
+    "blkdebug",
+    "blklogwrites",
+];
 
 /// Longest chain that is followed; QEMU itself refuses deeper ones long before.
 const MAX_DEPTH: usize = 512;
@@ -36,6 +44,15 @@ pub(super) struct Node {
 pub(super) struct Image {
     pub(super) virtual_size: u64,
     pub(super) actual_size: Option<u64>,
+    #[serde(default)]
+    format_specific: Value,
+}
+
+impl Node {
+    /// Whether dirty bitmaps can be stored in the image: from qcow2 version 3 on (docs/interop/qcow2.txt).
+    pub(super) fn keeps_bitmaps(&self) -> bool {
+        self.drv == "qcow2" && self.image.format_specific["data"]["compat"] != "0.10"
+    }
 }
 
 /// `BlockDirtyInfo` of qapi/block-core.json.
@@ -137,6 +154,11 @@ impl Graph {
     /// Nodes that nothing stands on, leaving devices aside.
     pub(super) fn tops(&self) -> impl Iterator<Item = &Node> {
         self.tops.iter().filter_map(|name| self.node(name))
+    }
+
+    /// The image below a root: what is left when the filters on it, our own among them, are looked through.
+    pub(super) fn image<'a>(&'a self, root: &'a Node) -> &'a Node {
+        self.layers(root).first().and_then(|layer| layer.last()).copied().unwrap_or(root)
     }
 
     fn child(&self, parent: &Node, edges: &[&str]) -> Option<&Node> {

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::graph::{DirtyBitmap, Graph, Node};
+use super::bitmaps;
+use super::graph::{Graph, Node};
 use super::ids::PREFIX;
 use super::transport::Qmp;
 use crate::error::Result;
 use crate::tree::name;
-use crate::vm::{Bitmap, Disk, Inventory, Skipped};
+use crate::vm::{Disk, Inventory, Skipped};
 
 /// Drivers of nodes that hold a file or a connection, not an image (QEMU block/*.c, `protocol_name`).
 const PROTOCOLS: [&str; 18] = [
@@ -99,6 +100,7 @@ fn assemble(devices: &[Device], graph: &Graph, only: Option<&BTreeSet<String>>) 
             }
         }
     }
+    bitmaps::complete(&mut found.inventory.disks);
     found
 }
 
@@ -113,24 +115,26 @@ fn guest<'a>(devices: &'a [Device], graph: &'a Graph) -> Vec<Candidate<'a>> {
             let by_edge = qdev.and_then(|qdev| graph.root(qdev)).or_else(|| graph.root(&device.device));
             let by_name = || graph.node(inserted?.node_name.as_deref()?);
             let root = inserted.and_then(|_| by_edge.or_else(by_name));
-            Candidate { name: device_name(device, root), qdev, root }
+            Candidate { name: device_name(device, root.map(|root| graph.image(root))), qdev, root }
         })
         .collect()
 }
 
-/// The images of a storage daemon: what nothing stands on and is no bare file. What a backup put there is not one.
+/// The images of a storage daemon: what nothing but filters stands on, and is no bare file and no scratch of ours.
 fn storage_daemon(graph: &Graph) -> Vec<Candidate<'_>> {
-    let mut tops: Vec<&Node> = graph
-        .tops()
-        .filter(|node| !PROTOCOLS.contains(&node.drv.as_str()) && node.drv != "snapshot-access")
-        .filter(|node| !node.node_name.starts_with(PREFIX) && !node.node_name.starts_with('#'))
-        .collect();
-    tops.sort_by(|a, b| a.node_name.cmp(&b.node_name));
-    tops.into_iter().map(|node| Candidate { name: node.node_name.clone(), qdev: None, root: Some(node) }).collect()
+    let mut found: BTreeMap<&str, &Node> = BTreeMap::new();
+    for top in graph.tops() {
+        let image = graph.image(top);
+        let name = image.node_name.as_str();
+        if !PROTOCOLS.contains(&image.drv.as_str()) && !name.starts_with(PREFIX) && !name.starts_with('#') {
+            found.entry(name).or_insert(top);
+        }
+    }
+    found.into_iter().map(|(name, top)| Candidate { name: name.to_owned(), qdev: None, root: Some(top) }).collect()
 }
 
-/// The name the user knows: the drive's id, else the device's id, else the node's.
-fn device_name(device: &Device, root: Option<&Node>) -> String {
+/// The name the user knows: the drive's id, else the device's id, else that of the image's node.
+fn device_name(device: &Device, image: Option<&Node>) -> String {
     if !device.device.is_empty() {
         return device.device.clone();
     }
@@ -138,81 +142,25 @@ fn device_name(device: &Device, root: Option<&Node>) -> String {
     if let Some(rest) = qdev.strip_prefix("/machine/peripheral/") {
         return rest.split('/').next().unwrap_or(rest).to_owned();
     }
-    match root {
+    match image {
         _ if !qdev.is_empty() && !qdev.starts_with('/') => qdev.to_owned(),
-        Some(root) if !root.node_name.starts_with('#') => root.node_name.clone(),
+        Some(image) if !image.node_name.starts_with('#') => image.node_name.clone(),
         _ => qdev.trim_start_matches("/machine/").replace('/', "-"),
     }
 }
 
 fn disk(name: &str, root: &Node, graph: &Graph, skipped: &mut Vec<Skipped>) -> Disk {
     let layers = graph.layers(root);
-    let image = layers.first().and_then(|layer| layer.last()).unwrap_or(&root);
+    let image = graph.image(root);
     let allocated = layers.iter().flatten().filter_map(|node| node.image.actual_size).sum();
-    let mut bitmaps = BTreeMap::new();
-    for (checkpoint, parts) in by_name(&layers) {
-        match name::check(checkpoint) {
-            Ok(()) => {
-                bitmaps.insert(Arc::from(checkpoint), bitmap(&parts));
-            }
-            Err(reason) => {
-                skipped.push(Skipped { name: format!("bitmap {checkpoint:?} of {name}"), reason: reason.to_owned() });
-            }
-        }
-    }
     Disk {
         name: name.into(),
         node: root.node_name.clone(),
         format: image.drv.clone(),
         size: root.image.virtual_size,
         allocated,
-        bitmaps,
-    }
-}
-
-/// A bitmap on one node of a disk.
-struct Part<'a> {
-    layer: usize,
-    node: &'a str,
-    bitmap: &'a DirtyBitmap,
-}
-
-fn by_name<'a>(layers: &[Vec<&'a Node>]) -> BTreeMap<&'a str, Vec<Part<'a>>> {
-    let mut names: BTreeMap<&str, Vec<Part<'_>>> = BTreeMap::new();
-    for (layer, nodes) in layers.iter().enumerate() {
-        for node in nodes {
-            for bitmap in &node.dirty_bitmaps {
-                // The filters of backups have bitmaps without a name.
-                if let Some(name) = bitmap.name.as_deref() {
-                    names.entry(name).or_default().push(Part { layer, node: &node.node_name, bitmap });
-                }
-            }
-        }
-    }
-    names
-}
-
-/// "Since X" is the OR of the bitmaps named X from the active layer down. It can be told only if the active layer
-/// still records: what changed after recording stopped is nowhere.
-fn bitmap(parts: &[Part<'_>]) -> Bitmap {
-    let recording = parts.iter().any(|part| part.layer == 0 && part.bitmap.recording);
-    let inconsistent = parts.iter().any(|part| part.bitmap.inconsistent);
-    let unusable = if inconsistent {
-        Some("QEMU lost this bitmap in a crash; take a full backup and a new checkpoint")
-    } else if !recording {
-        Some("it no longer records changes on this disk; take a full backup and a new checkpoint")
-    } else if parts.iter().any(|part| part.bitmap.busy) {
-        Some("another operation of QEMU is using this bitmap; try again when it is done")
-    } else {
-        None
-    };
-    Bitmap {
-        dirty_bytes: parts.iter().map(|part| part.bitmap.count).fold(0, u64::saturating_add),
-        granularity: parts.iter().map(|part| part.bitmap.granularity).max().unwrap_or(0),
-        recording,
-        persistent: parts.iter().all(|part| part.bitmap.persistent),
-        inconsistent,
-        unusable: unusable.map(str::to_owned),
-        parts: parts.iter().map(|part| (part.node.to_owned(), part.bitmap.recording)).collect(),
+        bitmap_node: image.node_name.clone(),
+        keeps_bitmaps: image.keeps_bitmaps(),
+        bitmaps: bitmaps::checkpoints(name, &layers, skipped),
     }
 }

@@ -4,10 +4,12 @@
 //! read its disks and bitmaps; `steps` take a point in time and undo it, over the calls of `session`; `watch` turns
 //! QEMU's events into what they mean for the point in time, and answers whether it is kept at this moment.
 
+mod bitmaps;
 mod detect;
 mod graph;
 pub mod ids;
 mod inventory;
+mod note;
 mod session;
 mod steps;
 pub mod transport;
@@ -27,14 +29,18 @@ use tokio::sync::broadcast;
 use self::detect::Abilities;
 use self::ids::{DiskIds, MountId, Role};
 use self::session::Session;
-use self::steps::{Context, Frozen, PlannedDisk, Step};
+use self::steps::{Context, Frozen, NewBitmap, PlannedDisk, Step};
 use self::transport::Qmp;
 use self::watch::Watch;
-use super::{Disk, Event, Fleece, Inventory, Machine, Taken, TakenDisk, Vm};
+use super::{Bitmap, Disk, Event, Fleece, Inventory, Machine, Made, Taken, TakenDisk, Vm, Wanted};
+use crate::block::changes::FrozenMap;
 use crate::block::nbd::{Export, NbdSource};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, chain};
 use crate::options;
 use crate::point::plan::Ledger;
+
+/// Granularity of the bitmaps of new checkpoints, in bytes: QEMU's own choice for most images, and libvirt's.
+const GRANULARITY: u32 = 65536;
 
 /// What a QMP source needs to know.
 #[derive(Debug, Clone)]
@@ -67,6 +73,19 @@ pub struct QmpVm {
     context: Context,
     ledger: Ledger<Step>,
     watch: Watch,
+}
+
+/// Refuses a checkpoint that cannot be made.
+fn check_new(name: &str, inventory: &Inventory) -> Result<()> {
+    let refused = |kind, why: &str| Err(Error::new(kind, format!("cannot make checkpoint {name:?}: {why}")));
+    if let Err(why) = note::check_name(name) {
+        return refused(Kind::Invalid, why);
+    }
+    let exists = |disk: &Disk| disk.bitmaps.get(name).is_some_and(|bitmap| bitmap.whole.is_none());
+    if inventory.disks.iter().any(exists) {
+        return refused(Kind::Exists, "there is one of that name; delete it first, or choose another name");
+    }
+    Ok(())
 }
 
 /// Reads the fields that are needed out of an answer.
@@ -136,11 +155,25 @@ impl QmpVm {
         Ok(())
     }
 
-    fn planned(&self, number: u64, index: usize, disk: &Disk) -> PlannedDisk {
+    /// Runs the plan; when the instant was.
+    async fn run(&self, until_frozen: Vec<Step>, after: Vec<Step>) -> Result<SystemTime> {
+        self.ledger.run(&self.context, until_frozen).await?;
+        let time = SystemTime::now();
+        self.ledger.run(&self.context, after).await?;
+        Ok(time)
+    }
+
+    fn planned(
+        &self,
+        number: u64,
+        index: usize,
+        disk: &Disk,
+        checkpoint: Option<&(Arc<str>, SystemTime)>,
+    ) -> PlannedDisk {
         let frozen = disk
             .bitmaps
             .iter()
-            .filter(|(_, bitmap)| bitmap.unusable.is_none())
+            .filter(|(_, bitmap)| bitmap.unusable.is_none() && bitmap.whole.is_none())
             .enumerate()
             .map(|(index, (checkpoint, bitmap))| Frozen {
                 // A checkpoint's own name may be longer than NBD allows.
@@ -156,18 +189,66 @@ impl QmpVm {
             node: disk.node.clone(),
             size: disk.size,
             frozen,
+            new: checkpoint.map(|(name, time)| new_bitmaps(disk, name, *time)).unwrap_or_default(),
         }
     }
 
-    fn view(&self, disk: &PlannedDisk) -> TakenDisk {
+    /// `disk` is what `planned` was made of.
+    fn view(&self, planned: &PlannedDisk, disk: &Disk) -> TakenDisk {
         let own = || Address::Unix(self.context.socket.clone());
         let export = Export {
             address: self.settings.server.clone().unwrap_or_else(own),
-            name: disk.ids.of(Role::Point),
+            name: planned.ids.of(Role::Point),
             config: self.settings.nbd.clone(),
         };
-        let frozen = disk.frozen.iter().map(|bitmap| (bitmap.checkpoint.clone(), bitmap.name.clone())).collect();
-        TakenDisk { source: Arc::new(NbdSource::new(export, disk.size)), frozen }
+        let name = |checkpoint: &Arc<str>| planned.frozen.iter().find(|frozen| frozen.checkpoint == *checkpoint);
+        let usable = disk.bitmaps.iter().filter(|(_, bitmap)| bitmap.unusable.is_none());
+        let frozen = usable.map(|(checkpoint, bitmap)| {
+            let name = name(checkpoint).map(|frozen| frozen.name.clone());
+            (checkpoint.clone(), FrozenMap { name, also: bitmap.also(disk.size) })
+        });
+        TakenDisk { source: Arc::new(NbdSource::new(export, disk.size)), frozen: frozen.collect() }
+    }
+
+    /// Takes back a checkpoint whose making failed half-way. What is not there is fine.
+    async fn take_back(&self, disks: &[PlannedDisk]) {
+        for bitmap in disks.iter().flat_map(|disk| &disk.new) {
+            let one = [(bitmap.node.clone(), bitmap.name.clone())];
+            if let Err(error) = self.context.session.remove_bitmaps(&one).await {
+                tracing::debug!("bitmap {} of {}: {}", bitmap.name, bitmap.node, chain(&error));
+            }
+        }
+    }
+}
+
+/// The bitmap of a checkpoint and the note on it.
+fn new_bitmaps(disk: &Disk, checkpoint: &str, time: SystemTime) -> Vec<NewBitmap> {
+    let bitmap = |name: String, note: bool| NewBitmap {
+        node: disk.bitmap_node.clone(),
+        name,
+        granularity: if note { note::GRANULARITY } else { GRANULARITY },
+        persistent: disk.keeps_bitmaps,
+        disabled: note,
+    };
+    let note = note::write(checkpoint, Made { time, size: disk.size });
+    vec![bitmap(checkpoint.to_owned(), false), bitmap(note, true)]
+}
+
+/// A checkpoint of this name, of which nothing has changed yet, on every disk.
+fn add_checkpoint(inventory: &mut Inventory, name: &Arc<str>, time: SystemTime) {
+    for disk in &mut inventory.disks {
+        let bitmap = Bitmap {
+            dirty_bytes: 0,
+            granularity: GRANULARITY,
+            recording: true,
+            persistent: disk.keeps_bitmaps,
+            inconsistent: false,
+            unusable: None,
+            whole: None,
+            made: Some(Made { time, size: disk.size }),
+            parts: Vec::new(),
+        };
+        disk.bitmaps.insert(name.clone(), bitmap);
     }
 }
 
@@ -181,7 +262,17 @@ impl Vm for QmpVm {
         Ok(self.found().await?.inventory)
     }
 
-    async fn take(&self, number: u64) -> Result<Taken> {
+    async fn admit(&self, wanted: &Wanted) -> Result<()> {
+        if wanted.quiesce {
+            return Err(Error::new(Kind::Unsupported, "this version cannot freeze the guest's file systems"));
+        }
+        match &wanted.checkpoint {
+            Some(name) => check_new(name, &self.inventory().await?),
+            None => Ok(()),
+        }
+    }
+
+    async fn take(&self, number: u64, wanted: &Wanted) -> Result<Taken> {
         self.release().await?;
         let version = detect::version(self.qmp()).await?;
         if version != self.able.version {
@@ -193,22 +284,55 @@ impl Vm for QmpVm {
         let found = self.found().await?;
         self.check(&found)?;
         detect::refuse_iothreads(self.qmp(), &self.able, &found.qdevs).await?;
-        let inventory = Arc::new(found.inventory);
-        let disks: Vec<PlannedDisk> =
-            inventory.disks.iter().enumerate().map(|(index, disk)| self.planned(number, index, disk)).collect();
+        let mut inventory = found.inventory;
+        let checkpoint = wanted.checkpoint.clone().map(|name| (name, SystemTime::now()));
+        if let Some((name, _)) = &checkpoint {
+            check_new(name, &inventory)?;
+        }
+        let each = |(index, disk): (usize, &Disk)| self.planned(number, index, disk, checkpoint.as_ref());
+        let disks: Vec<PlannedDisk> = inventory.disks.iter().enumerate().map(each).collect();
         let server = self.settings.server.is_none().then(|| self.settings.mount.to_string());
         let (until_frozen, after) = steps::plan(&disks, self.able.fleece, server);
-        self.ledger.run(&self.context, until_frozen).await?;
-        let time = SystemTime::now();
-        self.ledger.run(&self.context, after).await?;
+        let time = match self.run(until_frozen, after).await {
+            Ok(time) => time,
+            Err(error) => {
+                self.take_back(&disks).await;
+                return Err(error);
+            }
+        };
         self.watch.expect(number, disks.iter().map(|disk| disk.ids.of(Role::Point)).collect());
+        if let Some((name, time)) = &checkpoint {
+            add_checkpoint(&mut inventory, name, *time);
+        }
         Ok(Taken {
             number,
             time,
-            disks: disks.iter().map(|disk| self.view(disk)).collect(),
-            inventory,
+            checkpoint: wanted.checkpoint.clone(),
+            disks: disks.iter().zip(&inventory.disks).map(|(planned, disk)| self.view(planned, disk)).collect(),
+            inventory: Arc::new(inventory),
             needs_confirmation: self.able.fleece == Fleece::Backing,
         })
+    }
+
+    async fn delete_checkpoint(&self, name: &str, foreign: bool) -> Result<()> {
+        let inventory = self.inventory().await?;
+        let on = inventory.disks.iter().filter_map(|disk| Some((disk, disk.bitmaps.get(name)?)));
+        let on: Vec<(&Disk, &Bitmap)> = on.filter(|(_, bitmap)| bitmap.whole.is_none()).collect();
+        if on.is_empty() {
+            return Err(Error::new(Kind::NotFound, format!("there is no checkpoint {name}")));
+        }
+        if !foreign && on.iter().any(|(_, bitmap)| bitmap.made.is_none()) {
+            return Err(Error::new(
+                Kind::NotOurs,
+                format!("checkpoint {name} was not made by pullfs; it deletes such only with -o foreign=rw"),
+            ));
+        }
+        let mut bitmaps = Vec::new();
+        for (_, bitmap) in on {
+            let removable = bitmap.parts.iter().filter(|part| part.removable);
+            bitmaps.extend(removable.map(|part| (part.node.clone(), part.name.clone())));
+        }
+        self.context.session.remove_bitmaps(&bitmaps).await
     }
 
     async fn release(&self) -> Result<()> {

@@ -68,6 +68,12 @@ impl Session {
         self.run("transaction", json!({"actions": actions})).await
     }
 
+    /// Removes dirty bitmaps, given as (node, name), all or none.
+    pub(super) async fn remove_bitmaps(&self, bitmaps: &[(String, String)]) -> Result<()> {
+        let remove = |(node, name): &(String, String)| json!({"type": "block-dirty-bitmap-remove", "data": {"node": node, "name": name}});
+        self.transaction(bitmaps.iter().map(remove).collect()).await
+    }
+
     pub(super) async fn add_node(&self, options: Value) -> Result<()> {
         self.run("blockdev-add", options).await
     }

@@ -28,7 +28,7 @@ use super::session::Session;
 use super::transport::refused;
 use crate::error::{Error, Kind, Result};
 use crate::point::plan;
-use crate::vm::Fleece;
+use crate::vm::{Fleece, Part};
 
 /// What steps work on.
 pub(super) struct Context {
@@ -56,8 +56,8 @@ pub(super) struct Frozen {
     pub(super) name: String,
     pub(super) checkpoint: Arc<str>,
     pub(super) granularity: u32,
-    /// (node, recording) of the bitmaps that have the checkpoint's name.
-    pub(super) parts: Vec<(String, bool)>,
+    /// The bitmaps that have the checkpoint's name.
+    pub(super) parts: Vec<Part>,
 }
 
 /// A disk as the steps need it.
@@ -68,6 +68,18 @@ pub(super) struct PlannedDisk {
     pub(super) node: String,
     pub(super) size: u64,
     pub(super) frozen: Vec<Frozen>,
+    /// The bitmaps of a checkpoint that begins at the instant.
+    pub(super) new: Vec<NewBitmap>,
+}
+
+/// A bitmap that is made at the instant and stays.
+#[derive(Debug, Clone)]
+pub(super) struct NewBitmap {
+    pub(super) node: String,
+    pub(super) name: String,
+    pub(super) granularity: u32,
+    pub(super) persistent: bool,
+    pub(super) disabled: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -92,7 +104,12 @@ pub(super) fn plan(disks: &[PlannedDisk], fleece: Fleece, server: Option<String>
     }
     before.push(Step::Freeze(disks.to_vec()));
     let mut after = Vec::new();
-    if disks.iter().flat_map(|disk| &disk.frozen).flat_map(|bitmap| &bitmap.parts).any(|(_, recording)| !recording) {
+    if disks
+        .iter()
+        .flat_map(|disk| &disk.frozen)
+        .flat_map(|bitmap| &bitmap.parts)
+        .any(|part| !part.recording && !part.note)
+    {
         after.push(Step::Merge(disks.to_vec()));
     }
     if fleece == Fleece::Job {
@@ -249,7 +266,7 @@ fn scratch(disk: &PlannedDisk, fleece: Fleece) -> Value {
     options
 }
 
-/// The actions that freeze one disk: new bitmaps, the merges of those that record, the backup job.
+/// The actions that freeze one disk: copies of the bitmaps that record, the new checkpoint, the backup job.
 fn freeze(disk: &PlannedDisk) -> Vec<Value> {
     let scratch = disk.ids.of(Role::Scratch);
     let mut actions = Vec::new();
@@ -258,6 +275,12 @@ fn freeze(disk: &PlannedDisk) -> Vec<Value> {
         actions.push(json!({"type": "block-dirty-bitmap-add", "data": data}));
     }
     actions.extend(merges(disk, true));
+    for bitmap in &disk.new {
+        let NewBitmap { node, name, granularity, persistent, disabled } = bitmap;
+        let data = json!({"node": node, "name": name, "granularity": granularity, "persistent": persistent,
+                          "disabled": disabled});
+        actions.push(json!({"type": "block-dirty-bitmap-add", "data": data}));
+    }
     actions.push(json!({"type": "blockdev-backup", "data": {
         "job-id": disk.ids.of(Role::Point), "device": disk.node, "target": scratch, "sync": "none",
         "filter-node-name": disk.ids.of(Role::Filter), "auto-dismiss": false,
@@ -272,8 +295,8 @@ fn merges(disk: &PlannedDisk, recording: bool) -> Vec<Value> {
         let parts: Vec<Value> = bitmap
             .parts
             .iter()
-            .filter(|part| part.1 == recording)
-            .map(|(node, _)| json!({"node": node, "name": *bitmap.checkpoint}))
+            .filter(|part| part.recording == recording && !part.note)
+            .map(|part| json!({"node": part.node, "name": part.name}))
             .collect();
         let data = json!({"node": scratch, "target": bitmap.name, "bitmaps": parts});
         (!parts.is_empty()).then(|| json!({"type": "block-dirty-bitmap-merge", "data": data}))

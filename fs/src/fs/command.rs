@@ -1,0 +1,60 @@
+//! The commands that `control` takes.
+
+use crate::vm::Wanted;
+
+/// One command.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Command {
+    /// `begin [quiesce] [checkpoint=NAME]`; the name is the rest of the line.
+    Begin(Wanted),
+    /// `release`.
+    Release,
+    /// `delete NAME`; the name is the rest of the line.
+    Delete(String),
+}
+
+impl Command {
+    /// None for anything that is not exactly a command.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let line = text.trim();
+        let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
+        let rest = rest.trim();
+        match word {
+            "release" if rest.is_empty() => Some(Self::Release),
+            "delete" if !rest.is_empty() => Some(Self::Delete(rest.to_owned())),
+            "begin" => {
+                let (quiesce, rest) = match rest.strip_prefix("quiesce") {
+                    Some(rest) if rest.is_empty() || rest.starts_with(' ') => (true, rest.trim_start()),
+                    _ => (false, rest),
+                };
+                let checkpoint = match rest.strip_prefix("checkpoint=") {
+                    Some(name) => Some(name.into()),
+                    None if rest.is_empty() => None,
+                    None => return None,
+                };
+                Some(Self::Begin(Wanted { checkpoint, quiesce }))
+            }
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_commands_and_nothing_else() {
+        let begin =
+            |quiesce, name: Option<&str>| Some(Command::Begin(Wanted { checkpoint: name.map(Into::into), quiesce }));
+        assert_eq!(Command::parse("begin\n"), begin(false, None));
+        assert_eq!(Command::parse("begin quiesce"), begin(true, None));
+        assert_eq!(Command::parse("begin checkpoint=a b"), begin(false, Some("a b")));
+        assert_eq!(Command::parse("begin quiesce checkpoint=quiesce\n"), begin(true, Some("quiesce")));
+        assert_eq!(Command::parse("release"), Some(Command::Release));
+        assert_eq!(Command::parse("delete a b"), Some(Command::Delete("a b".into())));
+        for wrong in ["", "begin now", "begin quiesced", "release now", "delete", "relase", "\0"] {
+            assert_eq!(Command::parse(wrong), None, "{wrong:?}");
+        }
+    }
+}

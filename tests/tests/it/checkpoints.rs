@@ -1,0 +1,238 @@
+//! The life of checkpoints: mkdir makes one at an instant of all disks, rmdir deletes it, and what it cannot tell it says.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use pullfs_tests::disk::Disk;
+use pullfs_tests::flavor::Flavor;
+use pullfs_tests::leftovers::Leftovers;
+use pullfs_tests::machine::{MIB, Machine};
+use pullfs_tests::mount::Mount;
+use pullfs_tests::oracle;
+use pullfs_tests::process::{ok, run, wait_until};
+use pullfs_tests::tools::tool;
+use rustix::io::Errno;
+use serde_json::{Value, json};
+
+const CLUSTER: u64 = 65536;
+
+fn machine(flavor: Flavor) -> Machine {
+    Machine::build(flavor)
+        .disk(Disk::qcow2("vda", 8 * MIB).filled(&[(0, 3 * MIB)]))
+        .disk(Disk::raw("vdb", 4 * MIB + 512).filled(&[(0, MIB)]))
+        .start()
+}
+
+fn errno(done: io::Result<()>) -> Option<Errno> {
+    done.err().and_then(|error| Errno::from_io_error(&error))
+}
+
+fn mkdir(mount: &Mount, name: &str) -> Option<Errno> {
+    errno(fs::create_dir(mount.path("checkpoints").join(name)))
+}
+
+fn rmdir(mount: &Mount, name: &str) -> Option<Errno> {
+    errno(fs::remove_dir(mount.path("checkpoints").join(name)))
+}
+
+fn dirty(mount: &Mount, checkpoint: &str, id: &str) -> Vec<oracle::Extent> {
+    let map = fs::read_to_string(mount.path(&format!("checkpoints/{checkpoint}/{id}/dirty.map"))).expect("a map");
+    oracle::read_map(&map, |_| true)
+}
+
+fn checkpoint(mount: &Mount, name: &str) -> Value {
+    let status = mount.status();
+    let found = status["checkpoints"].as_array().and_then(|all| all.iter().find(|one| one["name"] == name).cloned());
+    found.unwrap_or_else(|| panic!("no checkpoint {name} in {status}"))
+}
+
+on!(a_checkpoint_is_an_instant_of_all_disks: new = New, old = Old, daemon = Daemon);
+fn a_checkpoint_is_an_instant_of_all_disks(flavor: Flavor) {
+    let machine = machine(flavor);
+    let nothing = Leftovers::of(&machine);
+    let mount = Mount::of(&machine);
+    assert_eq!(mkdir(&mount, "monday"), None);
+    assert_eq!(mount.status()["point"]["checkpoint"], "monday");
+    let monday = ["vda", "vdb"].map(|id| machine.copy(id, &format!("{id}.monday")));
+    for id in ["vda", "vdb"] {
+        machine.write(id, MIB, CLUSTER, 0x31);
+    }
+    for (id, copy) in ["vda", "vdb"].iter().zip(&monday) {
+        oracle::same(&mount.disk(id), copy);
+        assert_eq!(dirty(&mount, "monday", id), [], "nothing changed since the same instant");
+    }
+    // What changes is told live, if a second late.
+    wait_until("the live size", Duration::from_secs(10), || {
+        checkpoint(&mount, "monday")["dirty_bytes"] == json!(2 * CLUSTER)
+    });
+    let listed = checkpoint(&mount, "monday");
+    assert_eq!(listed["foreign"], false, "{listed}");
+    assert!(listed["created"].as_str().is_some_and(|time| time.ends_with('Z')), "{listed}");
+    assert_eq!(listed["disks"]["vda"]["persistent"], true);
+    assert_eq!(listed["disks"]["vdb"]["persistent"], false, "raw images keep no bitmaps");
+
+    // Tuesday: what changed from Monday to Tuesday, and nothing of what comes after.
+    mount.checkpoint("create", "tuesday").success();
+    let tuesday = ["vda", "vdb"].map(|id| machine.copy(id, &format!("{id}.tuesday")));
+    for id in ["vda", "vdb"] {
+        machine.write(id, 2 * MIB, CLUSTER, 0x32);
+    }
+    for (id, copy) in ["vda", "vdb"].iter().zip(&tuesday) {
+        oracle::same(&mount.disk(id), copy);
+        assert_eq!(dirty(&mount, "monday", id), [(MIB, CLUSTER)]);
+        assert_eq!(dirty(&mount, "tuesday", id), []);
+    }
+    // Wednesday without a checkpoint: incremental since Tuesday, differential since Monday, at once.
+    mount.command(&["begin"]).success();
+    for id in ["vda", "vdb"] {
+        assert_eq!(dirty(&mount, "tuesday", id), [(2 * MIB, CLUSTER)]);
+        assert_eq!(dirty(&mount, "monday", id), [(MIB, CLUSTER), (2 * MIB, CLUSTER)]);
+    }
+    assert_eq!(rmdir(&mount, "monday"), None);
+    assert_eq!(dirty(&mount, "tuesday", "vda"), [(2 * MIB, CLUSTER)], "the others stay what they are");
+    mount.checkpoint("delete", "tuesday").success();
+    assert_eq!(ok(tool("ls").arg(mount.path("checkpoints"))), "");
+    assert!(mount.unmount().success());
+    assert_eq!(Leftovers::of(&machine), nothing, "not even a note");
+}
+
+on!(names_and_busy_files_are_refused: new = New, old = Old);
+fn names_and_busy_files_are_refused(flavor: Flavor) {
+    let machine = machine(flavor);
+    let mount = Mount::of(&machine);
+    assert_eq!(mkdir(&mount, "monday"), None);
+    let nothing = Leftovers::of(&machine);
+    let open = File::open(mount.path("checkpoints/monday/vda/delta.raw")).expect("a delta");
+    for (name, refusal) in [
+        ("monday", Errno::EXIST),
+        (".hidden", Errno::INVAL),
+        ("pullfs-x", Errno::INVAL),
+        ("a\nb", Errno::INVAL),
+        ("tuesday", Errno::BUSY),
+    ] {
+        assert_eq!(mkdir(&mount, name), Some(refusal), "{name:?}");
+    }
+    let long = mkdir(&mount, &"x".repeat(256));
+    assert!(matches!(long, Some(Errno::INVAL | Errno::NAMETOOLONG)), "{long:?}");
+    assert_eq!(rmdir(&mount, "monday"), Some(Errno::BUSY));
+    assert_eq!(rmdir(&mount, "never"), Some(Errno::NOENT));
+    for place in ["current/new", "checkpoints/monday/new", "new"] {
+        assert!(fs::create_dir(mount.path(place)).is_err(), "{place}");
+    }
+    assert!(fs::remove_dir(mount.path("current/vda")).is_err(), "a disk stays");
+    assert_eq!(Leftovers::of(&machine), nothing, "what was refused did nothing");
+    mount.checkpoint("create", "monday").refused(2);
+    mount.checkpoint("delete", "never").refused(3);
+    drop(open);
+    // Files cannot be removed, so this breaks no chain.
+    let removed = run(tool("rm").arg("-rf").arg(mount.path("checkpoints/monday")));
+    assert_ne!(removed.code, Some(0), "{removed}");
+    assert_eq!(checkpoint(&mount, "monday")["name"], "monday");
+    assert!(mount.unmount().success());
+}
+
+on!(what_others_made_is_left_alone: new = New, old = Old);
+fn what_others_made_is_left_alone(flavor: Flavor) {
+    let machine = machine(flavor);
+    machine.add_bitmap("vda", "theirs", CLUSTER);
+    let mount = Mount::of(&machine);
+    assert_eq!(checkpoint(&mount, "theirs")["foreign"], true);
+    assert_eq!(rmdir(&mount, "theirs"), Some(Errno::PERM));
+    assert_eq!(mkdir(&mount, "theirs"), Some(Errno::EXIST));
+    assert!(mount.unmount().success());
+    let mount = Mount::with(&machine, "foreign=rw");
+    assert_eq!(rmdir(&mount, "theirs"), None);
+    assert_eq!(ok(tool("ls").arg(mount.path("checkpoints"))), "");
+    assert!(mount.unmount().success());
+}
+
+on!(the_new_end_of_a_disk_counts_as_changed: new = New, old = Old);
+fn the_new_end_of_a_disk_counts_as_changed(flavor: Flavor) {
+    let machine = machine(flavor);
+    let mount = Mount::of(&machine);
+    assert_eq!(mkdir(&mount, "monday"), None);
+    mount.command(&["release"]).success();
+    machine.write("vda", MIB, CLUSTER, 0x31);
+    machine.qmp().must("block_resize", json!({"node-name": machine.node("vda"), "size": 12 * MIB}));
+    machine.write("vda", 11 * MIB, CLUSTER, 0x32);
+    let after = machine.copy("vda", "after");
+    assert_eq!(fs::metadata(mount.disk("vda")).expect("a disk").len(), 12 * MIB);
+    assert_eq!(dirty(&mount, "monday", "vda"), [(MIB, CLUSTER), (8 * MIB, 4 * MIB)]);
+    let map = fs::read_to_string(mount.path("checkpoints/monday/vda/dirty.map")).expect("a map");
+    assert!(map.lines().any(|line| line.starts_with("# note: the disk grew")), "{map}");
+    assert_eq!(oracle::read_map(&map, |kind| kind == 1), [(MIB, CLUSTER), (11 * MIB, CLUSTER)], "the rest is zeroes");
+    oracle::same(&mount.disk("vda"), &after);
+    assert!(mount.unmount().success());
+}
+
+on!(granularities_and_odd_sizes: new = New, old = Old);
+fn granularities_and_odd_sizes(flavor: Flavor) {
+    for granularity in [512, 4096, 1 << 31] {
+        let machine = machine(flavor);
+        machine.add_bitmap("vdb", "fine", granularity);
+        machine.write("vdb", MIB, 512, 0x41);
+        machine.write("vdb", 4 * MIB, 512, 0x42);
+        let mount = Mount::of(&machine);
+        let size = 4 * MIB + 512;
+        let expected = match granularity {
+            512 => vec![(MIB, 512), (4 * MIB, 512)],
+            4096 => vec![(MIB, 4096), (4 * MIB, 512)],
+            _ => vec![(0, size)],
+        };
+        assert_eq!(dirty(&mount, "fine", "vdb"), expected, "granularity {granularity}");
+        assert!(mount.unmount().success());
+    }
+}
+
+on!(a_bitmap_that_a_crash_broke_is_an_error_and_can_be_deleted: new = New, old = Old);
+fn a_bitmap_that_a_crash_broke_is_an_error_and_can_be_deleted(flavor: Flavor) {
+    let mut first = machine(flavor);
+    let mount = Mount::of(&first);
+    assert_eq!(mkdir(&mount, "monday"), None);
+    assert!(mount.unmount().success());
+    // Stored by a clean end, in use when the next one is killed.
+    first.quit();
+    let image = Disk::qcow2("vda", 0).from_image(first.image("vda"));
+    let mut second = Machine::build(flavor).disk(image).start();
+    second.server().signal(rustix::process::Signal::KILL);
+    second.server().wait(Duration::from_secs(20));
+    let third = Machine::build(flavor).disk(Disk::qcow2("vda", 0).from_image(second.image("vda"))).start();
+    let mount = Mount::of(&third);
+    let listed = checkpoint(&mount, "monday");
+    assert_eq!(
+        (&listed["disks"]["vda"]["inconsistent"], &listed["foreign"]),
+        (&json!(true), &json!(false)),
+        "{listed}"
+    );
+    assert!(listed["disks"]["vda"]["unusable"].as_str().is_some_and(|why| why.contains("full backup")), "{listed}");
+    let read = fs::read(mount.path("checkpoints/monday/vda/dirty.map"));
+    assert_eq!(errno(read.map(drop)), Some(Errno::IO));
+    assert!(mount.status()["last_error"]["message"].as_str().is_some_and(|why| why.contains("full backup")));
+    assert!(fs::read(mount.disk("vda")).is_ok(), "a full backup can be taken");
+    assert_eq!(rmdir(&mount, "monday"), None);
+    assert_eq!(mkdir(&mount, "monday"), None, "and a new checkpoint of the same name made");
+    assert!(mount.unmount().success());
+}
+
+on!(a_checkpoint_survives_a_clean_restart: new = New, old = Old);
+fn a_checkpoint_survives_a_clean_restart(flavor: Flavor) {
+    let mut first = machine(flavor);
+    let mount = Mount::of(&first);
+    assert_eq!(mkdir(&mount, "monday"), None);
+    let created = checkpoint(&mount, "monday")["created"].clone();
+    assert!(mount.unmount().success());
+    first.write("vda", MIB, CLUSTER, 0x51);
+    first.quit();
+    let second = Machine::build(flavor)
+        .disk(Disk::qcow2("vda", 0).from_image(first.image("vda")))
+        .disk(Disk::raw("vdb", 0).from_image(first.image("vdb")))
+        .start();
+    let mount = Mount::of(&second);
+    assert_eq!(checkpoint(&mount, "monday")["created"], created, "it is kept with the image");
+    assert_eq!(dirty(&mount, "monday", "vda"), [(MIB, CLUSTER)]);
+    let whole = fs::metadata(Path::new(second.image("vdb"))).expect("an image").len();
+    assert_eq!(dirty(&mount, "monday", "vdb"), [(0, whole)], "a raw image kept nothing, so all of it changed");
+    assert!(mount.unmount().success());
+}
