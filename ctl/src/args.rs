@@ -9,7 +9,9 @@ use crate::failure::Code;
 
 const MOUNT_OPTIONS: &str = "\
 Mount options (-o name=value,…; lists are joined by +):
-  formats=raw+map      which files appear (all)
+  formats=raw+qcow2+map  which files appear (all)
+  backing=NAME         backing file of a delta.qcow2 ({disk}.{checkpoint}.qcow2)
+  cluster_size=SIZE    of the qcow2 files (64K)
   start=read|manual    may reading take the point in time (read)
   scratch=DIR          where QEMU puts clusters that the guest overwrites (/var/tmp)
   fleece=auto|job|backing  how the point in time is kept (auto)

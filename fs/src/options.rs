@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use nbd_pool::Address;
 
 use crate::error::{Error, Kind, Result};
+use crate::image::qcow2::ClusterSize;
 
 /// How points in time are to be kept (`fleece=`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -44,13 +45,15 @@ pub enum Foreign {
 pub struct Formats {
     /// `disk.raw`, `delta.raw`.
     pub raw: bool,
+    /// `disk.qcow2`, `delta.qcow2`.
+    pub qcow2: bool,
     /// `allocated.map`, `dirty.map`, `dirty.json`.
     pub map: bool,
 }
 
 impl Default for Formats {
     fn default() -> Self {
-        Self { raw: true, map: true }
+        Self { raw: true, qcow2: true, map: true }
     }
 }
 
@@ -59,6 +62,10 @@ impl Default for Formats {
 pub struct Options {
     /// Which files appear.
     pub formats: Formats,
+    /// The name of the backing file that is written into `delta.qcow2`; `{disk}` and `{checkpoint}` stand for theirs.
+    pub backing: String,
+    /// Clusters of the qcow2 files.
+    pub cluster_size: ClusterSize,
     /// What may take a point in time.
     pub start: Start,
     /// Directory for scratch files.
@@ -87,6 +94,8 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             formats: Formats::default(),
+            backing: "{disk}.{checkpoint}.qcow2".to_owned(),
+            cluster_size: ClusterSize::default(),
             start: Start::default(),
             scratch: PathBuf::from("/var/tmp"),
             fleece: Fleece::default(),
@@ -131,6 +140,14 @@ impl Options {
     fn set(&mut self, name: &str, value: &str) -> Result<()> {
         match name {
             "formats" => self.formats = formats(value)?,
+            "backing" if value.is_empty() => {
+                return Err(bad(name, value, "a file name, such as {disk}.{checkpoint}.qcow2"));
+            }
+            "backing" => value.clone_into(&mut self.backing),
+            "cluster_size" => {
+                let takes = "a power of two from 512 to 2M";
+                self.cluster_size = value.parse().map_err(|_| bad(name, value, takes))?;
+            }
             "start" => {
                 self.start = match value {
                     "read" => Start::Read,
@@ -201,12 +218,13 @@ fn split(text: &str) -> Vec<String> {
 }
 
 fn formats(value: &str) -> Result<Formats> {
-    let mut formats = Formats { raw: false, map: false };
+    let mut formats = Formats { raw: false, qcow2: false, map: false };
     for format in value.split('+') {
         match format {
             "raw" => formats.raw = true,
+            "qcow2" => formats.qcow2 = true,
             "map" => formats.map = true,
-            _ => return Err(bad("formats", value, "raw and map, joined by +")),
+            _ => return Err(bad("formats", value, "raw, qcow2 and map, joined by +")),
         }
     }
     Ok(formats)
@@ -243,7 +261,7 @@ mod tests {
         assert_eq!(options.disks.unwrap().into_iter().collect::<Vec<_>>(), ["vda", "vdb"]);
         assert_eq!(options.scratch, PathBuf::from("/a,b"));
         assert_eq!((options.start, options.umask, options.uid), (Start::Manual, 0o027, Some(5)));
-        assert_eq!(options.formats, Formats { raw: true, map: false });
+        assert_eq!(options.formats, Formats { raw: true, qcow2: false, map: false });
         assert_eq!(Options::parse("").unwrap(), Options::default());
     }
 
@@ -258,6 +276,7 @@ mod tests {
             ("disks=", "names of disks"),
             ("nbd=tcp:1", "unix:PATH"),
             ("formats=vmdk", "joined by +"),
+            ("cluster_size=3K", "power of two"),
         ] {
             let error = Options::parse(text).unwrap_err();
             assert_eq!(error.kind(), Kind::Invalid);

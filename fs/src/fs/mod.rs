@@ -32,8 +32,8 @@ use self::status::{Facts, Noted, Reads};
 use crate::error::{Error, Kind, Result, chain};
 use crate::options::Options;
 use crate::point::owner::{Invalidate, Points};
-use crate::tree::Node;
-use crate::tree::inode::Inodes;
+use crate::tree::inode::{Inodes, Told};
+use crate::tree::{Form, Node};
 use crate::vm::{Inventory, Vm};
 
 /// A node as a look-up tells it.
@@ -165,8 +165,12 @@ impl Fs {
     }
 
     fn node(&self, ino: u64) -> Result<Node> {
-        let found = self.inodes.get(ino).map(|(node, _)| node);
-        found.ok_or_else(|| Error::new(Kind::NotFound, format!("no node has inode number {ino}")))
+        Ok(self.told(ino)?.node)
+    }
+
+    fn told(&self, ino: u64) -> Result<Told> {
+        let told = self.inodes.get(ino);
+        told.ok_or_else(|| Error::new(Kind::NotFound, format!("no node has inode number {ino}")))
     }
 
     /// Finds a name in a directory. The kernel holds a reference afterwards, until [`Fs::forget`].
@@ -184,7 +188,7 @@ impl Fs {
             Node::File { .. } => self.points.view().upcoming(),
             _ => 0,
         };
-        self.inodes.tell(&node, generation);
+        self.inodes.tell(&node, generation, attr.size);
         Ok(Entry { attr, generation })
     }
 
@@ -203,7 +207,9 @@ impl Fs {
         if !node.exists(&inventory) {
             return Err(Error::new(Kind::NotFound, "the machine has no such disk or checkpoint any more"));
         }
-        self.attr(&node, &inventory).await
+        let attr = self.attr(&node, &inventory).await?;
+        self.inodes.tell_size(ino, attr.size);
+        Ok(attr)
     }
 
     async fn attr(&self, node: &Node, inventory: &Inventory) -> Result<Attr> {
@@ -273,10 +279,7 @@ impl Fs {
     /// [`Kind::Stale`] when the file was looked up for another point in time: look it up again and come back. Any
     /// failure of taking a point in time; it is noted in `status.json`.
     pub async fn open(&self, ino: u64, access: Access) -> Result<Opened> {
-        let (node, generation) = self
-            .inodes
-            .get(ino)
-            .ok_or_else(|| Error::new(Kind::NotFound, format!("no node has inode number {ino}")))?;
+        let Told { node, generation, size } = self.told(ino)?;
         if (access == Access::Write) != (node == Node::Control) {
             return Err(Error::new(Kind::Denied, "control is only written, all other files are only read"));
         }
@@ -288,7 +291,13 @@ impl Fs {
             Node::Control => Ok(Opened { handle: self.handles.add(Handle::Control), cached: false }),
             Node::File { disk, checkpoint, content } => {
                 let file = self.noted(self.open_file(generation, &disk, checkpoint.as_ref(), content).await)?;
-                Ok(Opened { handle: self.handles.add(Handle::File(file)), cached: content.is_image() })
+                let cached = content.form() != Form::Map;
+                // Pages end at the size that the kernel was told, which was an estimate if this open took the point in
+                // time. It looks the file up again, and comes back.
+                if cached && file.image.size() != size {
+                    return Err(Error::new(Kind::Stale, "the size that was told was an estimate"));
+                }
+                Ok(Opened { handle: self.handles.add(Handle::File(file)), cached })
             }
             _ => Err(Error::new(Kind::Invalid, "a directory is not opened as a file")),
         }
@@ -303,7 +312,7 @@ impl Fs {
     pub async fn statfs(&self) -> Space {
         let inventory = self.inventory().await.unwrap_or_default();
         let bytes = inventory.disks.iter().map(|disk| disk.size).fold(0, u64::saturating_add);
-        let files = inventory.disks.iter().map(|disk| 2 + 3 * disk.bitmaps.len()).sum::<usize>();
+        let files = inventory.disks.iter().map(|disk| 3 + 4 * disk.bitmaps.len()).sum::<usize>();
         Space { blocks: bytes.div_ceil(u64::from(Space::BLOCK)), files: u64::try_from(files).unwrap_or(u64::MAX) }
     }
 

@@ -5,13 +5,15 @@ use std::sync::Arc;
 use super::Fs;
 use super::handle::OpenFile;
 use crate::block::changes::Changes;
+use crate::block::extents::Extents;
 use crate::error::{Error, Kind, Result};
 use crate::image::Image;
 use crate::image::delta::Delta;
+use crate::image::qcow2::{Backing, Qcow2};
 use crate::image::raw::Raw;
-use crate::image::text::{Form, Text};
+use crate::image::text::{self, Text};
 use crate::point::{FrozenDisk, PointInTime};
-use crate::tree::Content;
+use crate::tree::{Content, Form};
 use crate::vm::{Bitmap, Inventory};
 
 /// Length that a line of a map is taken to have until it is known.
@@ -57,16 +59,34 @@ impl Fs {
         Ok(match content {
             Content::DiskRaw => Arc::new(Raw::new(size, frozen.disk.allocated, frozen.allocation.clone())),
             Content::AllocatedMap => {
-                Arc::new(Text::allocation(Form::Map, header(), frozen.allocation.complete().await?))
+                Arc::new(Text::allocation(text::Form::Map, header(), frozen.allocation.complete().await?))
             }
             Content::DirtyMap => {
-                Arc::new(Text::changes(Form::Map, header(), changes(point, frozen, checkpoint).await?))
+                Arc::new(Text::changes(text::Form::Map, header(), changes(point, frozen, checkpoint).await?))
             }
             Content::DirtyJson => {
-                Arc::new(Text::changes(Form::Json, header(), changes(point, frozen, checkpoint).await?))
+                Arc::new(Text::changes(text::Form::Json, header(), changes(point, frozen, checkpoint).await?))
+            }
+            Content::DiskQcow2 => {
+                let data = frozen.allocation.complete().await?;
+                Arc::new(Qcow2::new(size, self.options.cluster_size, &data, &Extents::default(), None)?)
+            }
+            Content::DeltaQcow2 => {
+                let changes = changes(point, frozen, checkpoint).await?;
+                let backing = self.backing(&frozen.disk.name, checkpoint);
+                Arc::new(Qcow2::new(size, self.options.cluster_size, &changes.data, &changes.zero, Some(&backing))?)
             }
             Content::DeltaRaw => Arc::new(Delta::new(size, changes(point, frozen, checkpoint).await?)),
         })
+    }
+
+    /// What a delta of a disk is written down to stand on: the backup that was taken at the checkpoint.
+    fn backing(&self, disk: &str, checkpoint: Option<&Arc<str>>) -> Backing {
+        let checkpoint = checkpoint.map_or("", |checkpoint| checkpoint);
+        let file = self.options.backing.replace("{disk}", disk).replace("{checkpoint}", checkpoint);
+        // QEMU takes what stands before a colon for a protocol, unless a slash comes first.
+        let protocol = file.find(':').is_some_and(|colon| !file[..colon].contains('/'));
+        Backing { file: if protocol { format!("./{file}") } else { file }, format: "qcow2" }
     }
 
     /// What stands above the lines of a map.
@@ -120,6 +140,9 @@ impl Fs {
         let (size, data) = match content {
             Content::DiskRaw => (known.size, known.allocated.min(known.size)),
             Content::DeltaRaw => (known.size, dirty),
+            // An image without its metadata: what that takes is known when the extents are.
+            Content::DiskQcow2 => (known.allocated, known.allocated),
+            Content::DeltaQcow2 => (dirty, dirty),
             Content::AllocatedMap | Content::DirtyMap | Content::DirtyJson => (text, text),
         };
         Ok(Measure { size, data, settled: false })
@@ -133,11 +156,12 @@ impl Fs {
         content: Content,
     ) -> Result<Measure> {
         let frozen = frozen(point, disk)?;
-        // Text is never settled: its size is another one as soon as the point in time ends.
-        let settled = content.is_image() && (checkpoint.is_some() || frozen.allocation.bytes_if_known().is_some());
+        // Only raw files keep their size when the point in time ends.
+        let raw = content.form() == Form::Raw;
+        let settled = raw && (checkpoint.is_some() || frozen.allocation.bytes_if_known().is_some());
         // A map is not fetched again only to be measured.
         if let Some(data) = checkpoint.and_then(|checkpoint| point.maps().size(checkpoint, disk, content.name())) {
-            return Ok(Measure { size: if content.is_image() { frozen.disk.size } else { data }, data, settled });
+            return Ok(Measure { size: if raw { frozen.disk.size } else { data }, data, settled });
         }
         let image = self.image(point, disk, checkpoint, content).await?;
         let (size, data) = (image.size(), image.data_bytes());

@@ -88,16 +88,19 @@ struct Run {
 fn runs(segments: &[Segment], buffer: &mut [u8]) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     let mut at = 0;
+    // Bytes that are known without the disk must not be fetched over.
+    let mut known_until = 0;
     for segment in segments {
         match segment {
             Segment::Zero(length) => at += length,
             Segment::Bytes(bytes) => {
                 buffer[at..at + bytes.len()].copy_from_slice(bytes);
                 at += bytes.len();
+                known_until = at;
             }
             Segment::Disk { offset, length } => {
                 match runs.last_mut() {
-                    Some(run) if run.reaches(at, *offset) => {
+                    Some(run) if run.at + run.length >= known_until && run.reaches(at, *offset) => {
                         if run.at + run.length < at {
                             run.gaps.push(run.length..at - run.at);
                         }
@@ -157,4 +160,23 @@ pub async fn read(image: &dyn Image, source: &Arc<dyn Source>, range: Range<u64>
         whole.unsplit(piece);
     }
     Ok(whole.freeze())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_gaps_are_read_over_and_known_bytes_are_not() {
+        let disk = |offset, length| Segment::Disk { offset, length };
+        let bytes = Segment::Bytes(Bytes::from_static(b"known"));
+        let mut buffer = vec![0; 40];
+        let runs = runs(&[disk(100, 10), Segment::Zero(5), disk(115, 10), bytes, disk(130, 10)], &mut buffer);
+        let seen: Vec<_> = runs.iter().map(|run| (run.at, run.length, run.offset, run.gaps.clone())).collect();
+        let gap: Vec<Range<usize>> = std::iter::once(10..15).collect();
+        assert_eq!(seen, [(0, 25, 100, gap), (30, 10, 130, Vec::new())]);
+        assert_eq!(&buffer[25..30], b"known");
+        let far = super::runs(&[disk(0, 4), Segment::Zero(GAP + 1), disk(5 + GAP as u64, 4)], &mut vec![0; GAP + 9]);
+        assert_eq!(far.len(), 2, "a large gap is not fetched");
+    }
 }

@@ -14,11 +14,20 @@ use super::Node;
 pub const ROOT: u64 = 1;
 
 struct Known {
-    node: Node,
+    told: Told,
     /// References that the kernel holds, from look-ups not yet forgotten.
     lookups: u64,
-    /// The generation last told.
-    generation: u64,
+}
+
+/// A node as the kernel knows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Told {
+    /// What it is.
+    pub node: Node,
+    /// The generation it was last told.
+    pub generation: u64,
+    /// The size it was last told: cached pages end there.
+    pub size: u64,
 }
 
 /// The nodes that the kernel holds references to. Bounded by what the kernel caches.
@@ -31,7 +40,7 @@ pub struct Inodes {
 impl Inodes {
     /// `machine` is what tells this machine from others.
     pub fn new(machine: &str) -> Self {
-        let root = Known { node: Node::Root, lookups: 1, generation: 0 };
+        let root = Known { told: Told { node: Node::Root, generation: 0, size: 0 }, lookups: 1 };
         Self { machine: machine.to_owned(), known: Mutex::new(HashMap::from([(ROOT, root)])) }
     }
 
@@ -51,25 +60,33 @@ impl Inodes {
         }
         let mut number = hash(&self.machine, node);
         // Two names with one hash: the later one moves on.
-        while number <= ROOT || known.get(&number).is_some_and(|known| known.node != *node) {
+        while number <= ROOT || known.get(&number).is_some_and(|known| known.told.node != *node) {
             number = number.wrapping_add(1);
         }
         number
     }
 
-    /// Notes that the kernel was told of a node with this generation; its number comes back.
-    pub fn tell(&self, node: &Node, generation: u64) -> u64 {
+    /// Notes that the kernel was told of a node with this generation and size; its number comes back.
+    pub fn tell(&self, node: &Node, generation: u64, size: u64) -> u64 {
         let mut known = self.lock();
         let number = self.find(&known, node);
-        let entry = known.entry(number).or_insert_with(|| Known { node: node.clone(), lookups: 0, generation });
+        let told = Told { node: node.clone(), generation, size };
+        let entry = known.entry(number).or_insert_with(|| Known { told: told.clone(), lookups: 0 });
         entry.lookups = entry.lookups.saturating_add(1);
-        entry.generation = generation;
+        entry.told = told;
         number
     }
 
-    /// The node of a number, and the generation that the kernel was told.
-    pub fn get(&self, number: u64) -> Option<(Node, u64)> {
-        self.lock().get(&number).map(|known| (known.node.clone(), known.generation))
+    /// Notes that the kernel was told another size.
+    pub fn tell_size(&self, number: u64, size: u64) {
+        if let Some(known) = self.lock().get_mut(&number) {
+            known.told.size = size;
+        }
+    }
+
+    /// What the kernel was told under a number.
+    pub fn get(&self, number: u64) -> Option<Told> {
+        self.lock().get(&number).map(|known| known.told.clone())
     }
 
     /// Drops references that the kernel gives back.
@@ -86,7 +103,11 @@ impl Inodes {
     /// All numbers whose nodes show a disk.
     pub fn files(&self) -> Vec<u64> {
         let known = self.lock();
-        known.iter().filter(|(_, known)| matches!(known.node, Node::File { .. })).map(|(number, _)| *number).collect()
+        known
+            .iter()
+            .filter(|(_, known)| matches!(known.told.node, Node::File { .. }))
+            .map(|(number, _)| *number)
+            .collect()
     }
 }
 
@@ -121,7 +142,7 @@ mod tests {
     #[test]
     fn numbers_are_the_same_in_every_mount() {
         let (one, two) = (Inodes::new("qmp:/vm"), Inodes::new("qmp:/vm"));
-        let number = one.tell(&raw("vda"), 3);
+        let number = one.tell(&raw("vda"), 3, 0);
         assert_eq!(number, two.number(&raw("vda")));
         assert_eq!(number, 0x49c7_618b_4664_1807, "changing the hash changes what backup tools take for the same file");
         assert_ne!(number, one.number(&raw("vdb")));
@@ -131,9 +152,10 @@ mod tests {
     #[test]
     fn a_node_lives_as_long_as_the_kernel_holds_it() {
         let inodes = Inodes::new("m");
-        let number = inodes.tell(&raw("vda"), 1);
-        assert_eq!(inodes.tell(&raw("vda"), 2), number);
-        assert_eq!(inodes.get(number), Some((raw("vda"), 2)));
+        let number = inodes.tell(&raw("vda"), 1, 5);
+        assert_eq!(inodes.tell(&raw("vda"), 2, 6), number);
+        inodes.tell_size(number, 7);
+        assert_eq!(inodes.get(number), Some(Told { node: raw("vda"), generation: 2, size: 7 }));
         inodes.forget(number, 1);
         assert!(inodes.get(number).is_some());
         inodes.forget(number, 1);

@@ -4,8 +4,8 @@
 //!
 //! ```text
 //! Root ─ Status, Control
-//!      ─ Current ─ Disk ─ disk.raw, allocated.map
-//!      ─ Checkpoints ─ Checkpoint ─ CheckpointDisk ─ dirty.map, dirty.json, delta.raw
+//!      ─ Current ─ Disk ─ disk.raw, disk.qcow2, allocated.map
+//!      ─ Checkpoints ─ Checkpoint ─ CheckpointDisk ─ dirty.map, dirty.json, delta.raw, delta.qcow2
 //! ```
 
 pub mod inode;
@@ -23,6 +23,8 @@ use crate::vm::Inventory;
 pub enum Content {
     /// The whole disk.
     DiskRaw,
+    /// The same as a qcow2 image.
+    DiskQcow2,
     /// Where it holds data.
     AllocatedMap,
     /// What changed, as text.
@@ -31,30 +33,53 @@ pub enum Content {
     DirtyJson,
     /// What changed, at its place on the disk.
     DeltaRaw,
+    /// The same as a qcow2 image over the backup that was taken at the checkpoint.
+    DeltaQcow2,
+}
+
+/// What a file of the tree is made as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// The disk's bytes at their place.
+    Raw,
+    /// A qcow2 image.
+    Qcow2,
+    /// Text about the disk.
+    Map,
 }
 
 impl Content {
-    const CURRENT: [Self; 2] = [Self::DiskRaw, Self::AllocatedMap];
-    const CHECKPOINT: [Self; 3] = [Self::DirtyMap, Self::DirtyJson, Self::DeltaRaw];
+    const CURRENT: [Self; 3] = [Self::DiskRaw, Self::DiskQcow2, Self::AllocatedMap];
+    const CHECKPOINT: [Self; 4] = [Self::DirtyMap, Self::DirtyJson, Self::DeltaRaw, Self::DeltaQcow2];
 
     /// The file's name.
     pub fn name(self) -> &'static str {
         match self {
             Self::DiskRaw => "disk.raw",
+            Self::DiskQcow2 => "disk.qcow2",
             Self::AllocatedMap => "allocated.map",
             Self::DirtyMap => "dirty.map",
             Self::DirtyJson => "dirty.json",
             Self::DeltaRaw => "delta.raw",
+            Self::DeltaQcow2 => "delta.qcow2",
         }
     }
 
-    /// Whether the file is made of the disk's bytes rather than of text about them.
-    pub fn is_image(self) -> bool {
-        matches!(self, Self::DiskRaw | Self::DeltaRaw)
+    /// What the file is made as.
+    pub fn form(self) -> Form {
+        match self {
+            Self::DiskRaw | Self::DeltaRaw => Form::Raw,
+            Self::DiskQcow2 | Self::DeltaQcow2 => Form::Qcow2,
+            Self::AllocatedMap | Self::DirtyMap | Self::DirtyJson => Form::Map,
+        }
     }
 
     fn appears(self, formats: Formats) -> bool {
-        if self.is_image() { formats.raw } else { formats.map }
+        match self.form() {
+            Form::Raw => formats.raw,
+            Form::Qcow2 => formats.qcow2,
+            Form::Map => formats.map,
+        }
     }
 }
 

@@ -25,4 +25,5 @@ mod leaves_nothing;
 mod live_guest;
 mod maps;
 mod open_files;
+mod qcow2;
 mod refusals;
