@@ -1,6 +1,6 @@
 //! `disk.qcow2`, `delta.qcow2`: a qcow2 image that is nowhere stored.
 //!
-//! A valid image of version 3, laid out as [`layout`] says, whose data clusters are the disk itself. The layout is a
+//! A valid image of version 3, laid out as the module `layout` says, whose data clusters are the disk itself. The layout is a
 //! pure function of disk size, cluster size, extents and backing file: two mounts that see the same point in time give
 //! the same file, and a copy that broke off can go on where it stopped.
 //!
