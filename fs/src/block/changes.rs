@@ -6,9 +6,9 @@ use super::extents::Extents;
 use super::{Map, Source};
 use crate::error::Result;
 
-/// Dirty extents that are gathered before it is asked which of them are zeroes: 2 MiB of memory that is needed for a
-/// moment only, and as many as QEMU tells at once.
-const GATHERED: usize = 128 << 10;
+/// Dirty extents that are gathered before it is asked which of them are zeroes: 1 MiB of memory that is needed for a
+/// moment only.
+const GATHERED: usize = 64 << 10;
 
 /// Dirty extents that lie closer together than this, in bytes, are asked about in one question: QEMU walks the gap in
 /// less time than another question takes.

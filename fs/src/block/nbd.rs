@@ -21,6 +21,15 @@ const ALLOCATION_WINDOW: u64 = 4 << 30;
 /// The same for a dirty bitmap, which is in QEMU's memory.
 const DIRTY_WINDOW: u64 = 1 << 40;
 
+/// The first question covers so much; how many extents it is answered with says how much the next one may.
+const FIRST_WINDOW: u64 = 64 << 20;
+
+/// More extents than this in one answer (24 bytes each) take memory that is needed for a moment only: ask for less.
+const DENSE: usize = 32 << 10;
+
+/// Fewer than this are hardly worth a question: ask for more.
+const SPARSE: usize = 4 << 10;
+
 /// Where an export is found.
 #[derive(Debug, Clone)]
 pub struct Export {
@@ -80,15 +89,18 @@ impl NbdSource {
         pool: &Pool,
         context: &str,
         window: Range<u64>,
-        piece: u64,
+        most: u64,
         inside: impl Fn(u64) -> bool + Send + Sync,
         sink: &mut Sink<'_>,
     ) -> Result<()> {
         let mut at = window.start;
+        let mut piece = FIRST_WINDOW;
         while at < window.end {
             let end = window.end.min(at.saturating_add(piece));
             let mut flow = ControlFlow::Continue(());
+            let mut extents = 0;
             pool.block_status(context, at..end, |extent| {
+                extents += 1;
                 flow = sink(extent.offset..extent.offset + extent.length, inside(extent.flags));
                 flow
             })
@@ -98,6 +110,11 @@ impl NbdSource {
                 break;
             }
             at = end;
+            piece = match extents {
+                0..SPARSE => piece.saturating_mul(4).min(most),
+                SPARSE..=DENSE => piece,
+                _ => (piece / 2).max(1 << 20),
+            };
         }
         Ok(())
     }
