@@ -60,8 +60,6 @@ impl Changes {
             changes.sort_out(source, &dirty).await?;
             at = end;
         }
-        changes.data.shrink_to_fit();
-        changes.zero.shrink_to_fit();
         Ok(changes)
     }
 

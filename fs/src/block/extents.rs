@@ -1,6 +1,7 @@
 //! A compact, sorted list of ranges of a disk: what is dirty, what holds data.
 //!
-//! 16 bytes an extent. Ranges never touch or overlap: neighbours are merged as they come in.
+//! 16 bytes an extent, in chunks: a list that grows by doubling would leave as much memory behind as it takes. Ranges
+//! never touch or overlap: neighbours are merged as they come in.
 
 use std::ops::Range;
 
@@ -9,10 +10,14 @@ use crate::error::{Error, Kind, Result};
 /// How many extents one list may hold (128 MiB): a disk more fragmented than this is refused, not swallowed.
 pub const MAX_EXTENTS: usize = 8 << 20;
 
+/// Extents in a chunk (64 KiB).
+const CHUNK: usize = 4096;
+
 /// Sorted, merged, non-empty ranges of disk offsets, in bytes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Extents {
-    ranges: Vec<(u64, u64)>,
+    /// All but the last one are full.
+    chunks: Vec<Vec<(u64, u64)>>,
     bytes: u64,
 }
 
@@ -25,32 +30,43 @@ impl Extents {
         if range.start >= range.end {
             return Ok(());
         }
-        let full = self.ranges.len() >= MAX_EXTENTS;
-        match self.ranges.last_mut() {
+        match self.chunks.last_mut().and_then(|chunk| chunk.last_mut()) {
             Some(last) if range.start < last.1 => {
                 return Err(Error::new(Kind::Io, format!("extents out of order at offset {}", range.start)));
             }
             Some(last) if range.start == last.1 => last.1 = range.end,
-            _ if full => {
-                return Err(Error::new(
-                    Kind::TooLarge,
-                    format!("more than {MAX_EXTENTS} extents; take a full backup of this disk instead"),
-                ));
-            }
-            _ => self.ranges.push((range.start, range.end)),
+            _ => self.append((range.start, range.end))?,
         }
         self.bytes += range.end - range.start;
         Ok(())
     }
 
+    fn append(&mut self, extent: (u64, u64)) -> Result<()> {
+        if self.len() >= MAX_EXTENTS {
+            let message = format!("more than {MAX_EXTENTS} extents; take a full backup of this disk instead");
+            return Err(Error::new(Kind::TooLarge, message));
+        }
+        match self.chunks.last_mut() {
+            Some(chunk) if chunk.len() < CHUNK => chunk.push(extent),
+            Some(_) => {
+                let mut chunk = Vec::with_capacity(CHUNK);
+                chunk.push(extent);
+                self.chunks.push(chunk);
+            }
+            // Most lists are short.
+            None => self.chunks.push(vec![extent]),
+        }
+        Ok(())
+    }
+
     /// Number of extents.
     pub fn len(&self) -> usize {
-        self.ranges.len()
+        self.chunks.last().map_or(0, |last| (self.chunks.len() - 1) * CHUNK + last.len())
     }
 
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
-        self.ranges.is_empty()
+        self.chunks.is_empty()
     }
 
     /// Sum of all lengths, in bytes.
@@ -60,19 +76,25 @@ impl Extents {
 
     /// The extent of an index below [`Extents::len`].
     pub fn get(&self, index: usize) -> Option<Range<u64>> {
-        self.ranges.get(index).map(|&(start, end)| start..end)
+        self.chunks.get(index / CHUNK)?.get(index % CHUNK).map(|&(start, end)| start..end)
     }
 
     /// All extents in order.
     pub fn iter(&self) -> impl Iterator<Item = Range<u64>> + '_ {
-        self.ranges.iter().map(|&(start, end)| start..end)
+        self.chunks.iter().flatten().map(|&(start, end)| start..end)
+    }
+
+    /// The extents that end after `offset`, in order.
+    fn ending_after(&self, offset: u64) -> impl Iterator<Item = &(u64, u64)> {
+        let before = |extent: &(u64, u64)| extent.1 <= offset;
+        let first = self.chunks.partition_point(|chunk| chunk.last().is_some_and(before));
+        let within = self.chunks.get(first).map_or(0, |chunk| chunk.partition_point(before));
+        self.chunks[first..].iter().flatten().skip(within)
     }
 
     /// The extents that lie in `window`, cut to it, in order.
     pub fn within(&self, window: Range<u64>) -> impl Iterator<Item = Range<u64>> + '_ {
-        let first = self.ranges.partition_point(|&(_, end)| end <= window.start);
-        self.ranges[first..]
-            .iter()
+        self.ending_after(window.start)
             .take_while(move |&&(start, _)| start < window.end)
             .map(move |&(start, end)| start.max(window.start)..end.min(window.end))
             .filter(|range| range.start < range.end)
@@ -80,22 +102,15 @@ impl Extents {
 
     /// The first offset at or after `offset` that lies in an extent.
     pub fn next_inside(&self, offset: u64) -> Option<u64> {
-        let index = self.ranges.partition_point(|&(_, end)| end <= offset);
-        self.ranges.get(index).map(|&(start, _)| start.max(offset))
+        self.ending_after(offset).next().map(|&(start, _)| start.max(offset))
     }
 
     /// The first offset at or after `offset` that lies in no extent.
     pub fn next_outside(&self, offset: u64) -> u64 {
-        let index = self.ranges.partition_point(|&(_, end)| end <= offset);
-        match self.ranges.get(index) {
+        match self.ending_after(offset).next() {
             Some(&(start, end)) if start <= offset => end,
             _ => offset,
         }
-    }
-
-    /// Gives back memory that growing left unused.
-    pub fn shrink_to_fit(&mut self) {
-        self.ranges.shrink_to_fit();
     }
 }
 
@@ -134,6 +149,28 @@ mod tests {
                 prop_assert!(pair[0].end < pair[1].start, "neighbours are merged");
             }
         }
+    }
+
+    #[test]
+    fn a_long_list_is_found_in_from_any_place() {
+        let mut extents = Extents::default();
+        let count = 3 * CHUNK + 7;
+        for index in 0..count as u64 {
+            extents.push(10 * index + 3..10 * index + 8).unwrap();
+        }
+        assert_eq!((extents.len(), extents.bytes()), (count, 5 * count as u64));
+        for index in [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 2 * CHUNK, count - 1] {
+            let at = 10 * index as u64;
+            assert_eq!(extents.get(index), Some(at + 3..at + 8));
+            assert_eq!(extents.next_inside(at), Some(at + 3));
+            assert_eq!(extents.next_outside(at + 4), at + 8);
+            assert_eq!(
+                extents.within(at..at + 5).collect::<Vec<_>>(),
+                std::iter::once(at + 3..at + 5).collect::<Vec<_>>()
+            );
+        }
+        assert_eq!((extents.get(count), extents.next_inside(10 * count as u64)), (None, None));
+        assert!(extents.iter().map(|range| range.start).is_sorted());
     }
 
     #[test]
