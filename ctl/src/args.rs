@@ -23,6 +23,10 @@ Mount options (-o name=value,…; lists are joined by +):
   allow_other          let other users in, as far as the modes allow
   ro, rw               accepted; nothing but mkdir, rmdir and control ever writes";
 
+const SYNC: &str = "\
+A copy fits the checkpoint that was made together with the point in time it was copied from; sync refuses any other. \
+It may be interrupted at any moment and run again.";
+
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 wrong usage; 2 the system or the machine failed; 3 nothing held, or not found; 4 busy; \
 32 mount failed.";
@@ -52,6 +56,11 @@ pub(crate) enum Command {
     /// Make, list and delete checkpoints
     #[command(subcommand)]
     Checkpoint(Checkpoint),
+    /// Show a map for people: totals, and a picture of where a disk changed
+    Map(Map),
+    /// Bring a full raw copy of a disk up to date in place
+    #[command(after_help = SYNC)]
+    Sync(Sync),
     /// Start a small machine and show what pullfs does with it
     Demo,
 }
@@ -106,6 +115,32 @@ pub(crate) struct Named {
     pub(crate) mount_point: PathBuf,
     /// The checkpoint
     pub(crate) name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Map {
+    /// A dirty.map, dirty.json or allocated.map, on a mount or copied; what `nbdinfo --map` prints
+    pub(crate) file: PathBuf,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Draw the picture into this file as well
+    #[arg(long, value_name = "OUT")]
+    pub(crate) svg: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Sync {
+    /// MNT/current/DISK for a full copy, MNT/checkpoints/NAME/DISK for what changed since
+    pub(crate) source: PathBuf,
+    /// The copy: a file, which a full copy creates if need be, or a block device
+    pub(crate) dest: PathBuf,
+    /// Where it is noted what DEST is a copy of (a file: DEST.pullfs.json; required for block devices)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) identity: Option<PathBuf>,
+    /// Say nothing unless something fails
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -1,9 +1,7 @@
 //! `pullfs begin`, `pullfs release`, `pullfs checkpoint create` and `delete`: a line to `control`, and what went wrong in words.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::path::Path;
-
-use anyhow::anyhow;
 
 use crate::failure::{Code, Failure, Outcome};
 use crate::mounted::Mounted;
@@ -43,15 +41,5 @@ fn command(mount_point: &Path, what: &str, line: &str) -> Outcome {
         .write(true)
         .open(&path)
         .and_then(|mut control| control.write_all(format!("{line}\n").as_bytes()));
-    let Err(error) = written else { return Ok(()) };
-    let code = match error.kind() {
-        io::ErrorKind::ResourceBusy => Code::Busy,
-        io::ErrorKind::NotFound => Code::NotFound,
-        _ if error.raw_os_error() == Some(rustix::io::Errno::NODATA.raw_os_error()) => Code::NotFound,
-        _ => Code::System,
-    };
-    // The kernel passes on a number only; the daemon keeps the words.
-    let noted = mounted.status().ok().and_then(|status| status.last_error);
-    let words = noted.map_or_else(|| format!("writing to {} failed: {error}", path.display()), |noted| noted.message);
-    Err(Failure::new(code, anyhow!("{what}: {words}")))
+    written.map_err(|error| mounted.failed(what, &error))
 }

@@ -9,10 +9,12 @@ mod control;
 mod daemon;
 mod demo;
 mod failure;
+mod map;
 mod mount;
 mod mounted;
 mod runtime_dir;
 mod status;
+mod sync;
 mod umount;
 
 use std::process::ExitCode;
@@ -39,6 +41,8 @@ fn main() -> ExitCode {
         Command::Checkpoint(args::Checkpoint::List(arguments)) => {
             checkpoint::list(&arguments.mount_point, arguments.json)
         }
+        Command::Map(arguments) => map::run(&arguments),
+        Command::Sync(arguments) => sync::run(&arguments),
         Command::Demo => demo::run(),
     };
     match outcome {

@@ -1,10 +1,12 @@
 //! A machine that is mounted, as the other commands see it: through its `status.json`.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use pullfs_fs::fuse::mount::find;
+use rustix::io::Errno;
 use serde::Deserialize;
 
 use crate::failure::{Code, Failure, Outcome};
@@ -46,6 +48,7 @@ pub(crate) struct Skipped {
 #[derive(Debug, Deserialize)]
 pub(crate) struct Checkpoint {
     pub(crate) name: String,
+    /// When it was made, where that is known.
     pub(crate) created: Option<String>,
     pub(crate) dirty_bytes: u64,
     pub(crate) disks: BTreeMap<String, Bitmap>,
@@ -62,7 +65,9 @@ pub(crate) struct Bitmap {
 #[derive(Debug, Deserialize)]
 pub(crate) struct Point {
     pub(crate) state: String,
+    pub(crate) number: u64,
     pub(crate) time: Option<String>,
+    /// The checkpoint that was made at the same instant, if one was.
     pub(crate) checkpoint: Option<String>,
     pub(crate) open_files: usize,
 }
@@ -97,6 +102,13 @@ impl Mounted {
         Err(Failure::message(Code::NotFound, format!("no machine is mounted on {}", path.display())))
     }
 
+    /// The mount that a file or directory is on, if it is a pullfs mount.
+    pub(crate) fn around(path: &Path) -> Option<Self> {
+        let path = path.canonicalize().ok()?;
+        let mount = path.ancestors().find(|candidate| matches!(find(candidate), Ok(Some(_))))?;
+        Some(Self { path: mount.to_owned() })
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
@@ -112,5 +124,27 @@ impl Mounted {
         let status =
             serde_json::from_str(&self.status_text()?).context("status.json is of another version of pullfs")?;
         Ok(status)
+    }
+
+    /// A request of the file system that failed. The kernel passes on a number only; the daemon keeps the words.
+    pub(crate) fn failed(&self, what: &str, error: &io::Error) -> Failure {
+        let errno = error.raw_os_error();
+        let is = |code: Errno| errno == Some(code.raw_os_error());
+        let code = match error.kind() {
+            io::ErrorKind::ResourceBusy => Code::Busy,
+            io::ErrorKind::NotFound => Code::NotFound,
+            _ if is(Errno::NODATA) => Code::NotFound,
+            _ => Code::System,
+        };
+        let words = match error.kind() {
+            // The kernel's own answer as a rule, which the daemon knows nothing of.
+            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::UnexpectedEof => None,
+            _ if is(Errno::STALE) => {
+                let end = self.status().ok().and_then(|status| status.last_end);
+                end.map(|end| format!("the point in time ended: {}", end.reason))
+            }
+            _ => self.status().ok().and_then(|status| status.last_error).map(|noted| noted.message),
+        };
+        Failure::message(code, format!("{what}: {}", words.unwrap_or_else(|| error.to_string())))
     }
 }

@@ -1,0 +1,243 @@
+//! The disk on the mount: which one, what of it is to be copied, and its data at one point in time.
+//!
+//! Data is read from `disk.raw`, also where a dirty map says which: what lies past the end that the copy knows of (the
+//! disk grew) is not in QEMU's bitmaps, so that no `delta.raw` need show it.
+
+use std::fs::File;
+use std::io::{self, BufReader, Seek as _};
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{SeekFrom, seek};
+use rustix::io::Errno;
+
+use super::identity::{Checkpoint, Copied, Disk, Machine};
+use crate::failure::{Code, Failure, Outcome};
+use crate::map::parse::{Error as MapError, Map};
+use crate::mounted::{Mounted, Status};
+
+/// Bytes of a map that are asked for at once.
+const MAP_BUFFER: usize = 1 << 20;
+
+/// A directory of the mount: `current/DISK` or `checkpoints/NAME/DISK`.
+pub(super) struct Source {
+    pub(super) mounted: Mounted,
+    dir: PathBuf,
+    disk: String,
+    checkpoint: Option<String>,
+}
+
+/// A piece of the disk that is to be copied.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Piece {
+    /// Whatever is there.
+    Data(Range<u64>),
+    /// Zeroes, without a look.
+    Zero(Range<u64>),
+}
+
+impl Piece {
+    pub(super) fn range(&self) -> &Range<u64> {
+        match self {
+            Self::Data(range) | Self::Zero(range) => range,
+        }
+    }
+}
+
+impl Source {
+    pub(super) fn find(path: &Path) -> Outcome<Self> {
+        let shown = path.display();
+        let dir = path.canonicalize().map_err(|error| {
+            let code = if error.kind() == io::ErrorKind::NotFound { Code::NotFound } else { Code::System };
+            Failure::message(code, format!("cannot use {shown}: {error}"))
+        })?;
+        let mounted = Mounted::around(&dir)
+            .ok_or_else(|| Failure::message(Code::NotFound, format!("no machine is mounted at {shown}")))?;
+        let inside = dir.strip_prefix(mounted.path()).unwrap_or(&dir);
+        let names: Option<Vec<&str>> = inside.iter().map(|name| name.to_str()).collect();
+        let (checkpoint, disk) = match names.as_deref() {
+            Some(["current", disk]) => (None, (*disk).to_owned()),
+            Some(["checkpoints", checkpoint, disk]) => (Some((*checkpoint).to_owned()), (*disk).to_owned()),
+            _ => {
+                let message =
+                    format!("{shown} is not the directory of a disk: MNT/current/DISK or MNT/checkpoints/NAME/DISK");
+                return Err(Failure::message(Code::Usage, message));
+            }
+        };
+        Ok(Self { mounted, dir, disk, checkpoint })
+    }
+
+    /// The disk, as its identity has it.
+    pub(super) fn disk(&self, status: &Status) -> Disk {
+        let machine = Machine { source: status.machine.source.clone(), name: status.machine.name.clone() };
+        Disk { machine, name: self.disk.clone() }
+    }
+
+    /// The checkpoint since which changes are to be copied; none for the whole disk.
+    pub(super) fn since(&self, status: &Status) -> Option<Checkpoint> {
+        self.checkpoint.as_deref().map(|name| checkpoint(status, name))
+    }
+
+    /// The directory of the whole disk.
+    pub(super) fn current(&self) -> PathBuf {
+        self.mounted.path().join("current").join(&self.disk)
+    }
+
+    /// Opens what is to be read, which takes the point in time unless one is held, and tells the status after that.
+    pub(super) fn hold(&self) -> Outcome<(Held<'_>, Status)> {
+        let open = |path: PathBuf| match File::open(&path) {
+            Ok(file) => Ok((path, file)),
+            Err(error) => Err(self.mounted.failed(&format!("cannot open {}", path.display()), &error)),
+        };
+        let (path, data) = open(self.current().join("disk.raw"))?;
+        let map = if self.checkpoint.is_some() { Some(open(self.dir.join("dirty.map"))?) } else { None };
+        let size = data.metadata().map_err(|error| self.mounted.failed(&path.display().to_string(), &error))?.len();
+        let status = self.mounted.status()?;
+        let checkpoint = made_with(&status, &self.disk);
+        let copied = Copied { size, time: status.point.time.clone(), checkpoint };
+        let held = Held { source: self, path, data, map, size, number: status.point.number, copied };
+        held.check_state(&status)?;
+        Ok((held, status))
+    }
+}
+
+/// The checkpoint that was made together with the point in time. One that is not on this disk tells nothing about it.
+fn made_with(status: &Status, disk: &str) -> Option<Checkpoint> {
+    let name = status.point.checkpoint.as_deref()?;
+    let known = status.checkpoints.iter().find(|known| known.name == name)?;
+    known.disks.get(disk).filter(|bitmap| bitmap.unusable.is_none())?;
+    Some(checkpoint(status, name))
+}
+
+fn checkpoint(status: &Status, name: &str) -> Checkpoint {
+    let known = status.checkpoints.iter().find(|known| known.name == name);
+    Checkpoint { name: name.to_owned(), created: known.and_then(|known| known.created.clone()) }
+}
+
+/// A disk at a point in time, which cannot be replaced by another one while this exists.
+pub(super) struct Held<'a> {
+    source: &'a Source,
+    path: PathBuf,
+    data: File,
+    map: Option<(PathBuf, File)>,
+    pub(super) size: u64,
+    number: u64,
+    pub(super) copied: Copied,
+}
+
+impl Held<'_> {
+    /// Fails if the point in time is not there any more.
+    pub(super) fn check(&self) -> Outcome {
+        self.check_state(&self.source.mounted.status()?)
+    }
+
+    fn check_state(&self, status: &Status) -> Outcome {
+        if status.point.state == "held" && status.point.number == self.number {
+            return Ok(());
+        }
+        let why = status.last_end.as_ref().map(|end| format!(": {}", end.reason)).unwrap_or_default();
+        Err(Failure::message(Code::System, format!("the point in time ended before all was copied{why}; run it again")))
+    }
+
+    /// Calls `visit` for each piece, in order. `known` is the size of the disk as the copy knows it.
+    pub(super) fn pieces(&self, known: u64, visit: &mut dyn FnMut(Piece) -> Outcome) -> Outcome {
+        let Some((path, file)) = &self.map else { return self.walk(0..self.size, visit) };
+        let failed = |error: MapError| match error {
+            MapError::Io(error) => self.source.mounted.failed(&path.display().to_string(), &error),
+            error @ MapError::Line { .. } => Failure::message(Code::System, format!("{}: {error}", path.display())),
+        };
+        let mut file = file;
+        file.rewind().map_err(|error| failed(MapError::Io(error)))?;
+        let map = Map::new(BufReader::with_capacity(MAP_BUFFER, file)).map_err(failed)?;
+        let header = map.header();
+        let time = header.get("point in time");
+        if header.size != Some(self.size) || time.is_some() && time != self.copied.time.as_deref() {
+            let message = format!("{} is of another point in time than the disk; run it again", path.display());
+            return Err(Failure::message(Code::System, message));
+        }
+        let mut at = 0;
+        for extent in map {
+            let extent = extent.map_err(failed)?;
+            if !extent.counts || extent.range.is_empty() {
+                continue;
+            }
+            self.walk(grown(at..extent.range.start, known), visit)?;
+            at = extent.range.end;
+            visit(if extent.zero { Piece::Zero(extent.range) } else { Piece::Data(extent.range) })?;
+        }
+        self.walk(grown(at..self.size, known), visit)
+    }
+
+    /// The data and the holes of a range of the disk.
+    fn walk(&self, range: Range<u64>, visit: &mut dyn FnMut(Piece) -> Outcome) -> Outcome {
+        let mut at = range.start;
+        while at < range.end {
+            let data = match seek(&self.data, SeekFrom::Data(at)) {
+                Err(Errno::NXIO) => range.end,
+                found => found.map_err(|error| self.failed(at, &error.into()))?.min(range.end),
+            };
+            if data > at {
+                visit(Piece::Zero(at..data))?;
+            }
+            if data == range.end {
+                return Ok(());
+            }
+            let hole = seek(&self.data, SeekFrom::Hole(data)).map_err(|error| self.failed(data, &error.into()))?;
+            at = hole.min(range.end);
+            visit(Piece::Data(data..at))?;
+        }
+        Ok(())
+    }
+
+    /// How much data there is, as far as that is known.
+    pub(super) fn estimate(&self) -> u64 {
+        use std::os::unix::fs::MetadataExt;
+        self.data.metadata().map_or(0, |meta| meta.blocks().saturating_mul(512)).min(self.size)
+    }
+
+    pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> Outcome {
+        self.data.read_exact_at(buffer, offset).map_err(|error| self.failed(offset, &error))
+    }
+
+    fn failed(&self, offset: u64, error: &io::Error) -> Failure {
+        let what = format!("cannot read {} at {offset}; the copy is unfinished, run it again", self.path.display());
+        self.source.mounted.failed(&what, error)
+    }
+}
+
+/// What of a range that a bitmap says did not change lies past the size that the disk had: a bitmap does not tell of it.
+fn grown(unchanged: Range<u64>, known: u64) -> Range<u64> {
+    unchanged.start.max(known).min(unchanged.end)..unchanged.end
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn past_the_known_size_everything_is_new() {
+        assert_eq!(grown(0..100, 200), 100..100);
+        assert_eq!(grown(0..100, 60), 60..100);
+        assert_eq!(grown(70..100, 60), 70..100);
+        assert_eq!(grown(0..0, 0), 0..0);
+    }
+
+    #[test]
+    fn a_checkpoint_of_the_point_in_time_is_optional() {
+        let status = |point: &str| -> Status {
+            let text = format!(
+                r#"{{"pid": 1, "machine": {{"source": "qmp:/a", "qemu": "10.0", "fleece": "job"}}, "disks": [], "skipped": [],
+                    "checkpoints": [{{"name": "monday", "created": "noon", "dirty_bytes": 0,
+                                      "disks": {{"vda": {{"dirty_bytes": 0, "persistent": true}}}}}}],
+                    "point": {{"state": "held", "number": 3, "time": "noon", "open_files": 1 {point}}}}}"#
+            );
+            serde_json::from_str(&text).unwrap()
+        };
+        let monday = Checkpoint { name: "monday".to_owned(), created: Some("noon".to_owned()) };
+        assert_eq!(made_with(&status(r#", "checkpoint": "monday""#), "vda"), Some(monday));
+        assert_eq!(made_with(&status(r#", "checkpoint": "monday""#), "vdb"), None);
+        assert_eq!(made_with(&status(r#", "checkpoint": null"#), "vda"), None);
+        assert_eq!(made_with(&status(""), "vda"), None);
+    }
+}
