@@ -66,8 +66,7 @@ pub(crate) fn run(arguments: &args::Sync) -> Outcome {
     dest.resize(held.size)?;
     let progress = copy_pieces(&held, known, &mut dest, progress)?;
     dest.flush()?;
-    held.check()?;
-    let identity = after(&disk, since.as_ref(), &held.copied);
+    let identity = after(&disk, since.as_ref(), &held.end()?);
     noted.write(&identity)?;
     progress.end(&summary(&dest, &identity))
 }

@@ -8,6 +8,7 @@ use std::io::{self, BufReader, Seek as _};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
@@ -19,6 +20,9 @@ use crate::mounted::{Mounted, Status};
 
 /// Bytes of a map that are asked for at once.
 const MAP_BUFFER: usize = 1 << 20;
+
+/// What is told of a machine may be a second old, and so lack a checkpoint that was just made.
+const LISTED_LIMIT: Duration = Duration::from_secs(3);
 
 /// A directory of the mount: `current/DISK` or `checkpoints/NAME/DISK`.
 pub(super) struct Source {
@@ -94,9 +98,8 @@ impl Source {
         let map = if self.checkpoint.is_some() { Some(open(self.dir.join("dirty.map"))?) } else { None };
         let size = data.metadata().map_err(|error| self.mounted.failed(&path.display().to_string(), &error))?.len();
         let status = self.mounted.status()?;
-        let checkpoint = made_with(&status, &self.disk);
-        let copied = Copied { size, time: status.point.time.clone(), checkpoint };
-        let held = Held { source: self, path, data, map, size, number: status.point.number, copied };
+        let (number, time) = (status.point.number, status.point.time.clone());
+        let held = Held { source: self, path, data, map, size, number, time };
         held.check_state(&status)?;
         Ok((held, status))
     }
@@ -123,13 +126,24 @@ pub(super) struct Held<'a> {
     map: Option<(PathBuf, File)>,
     pub(super) size: u64,
     number: u64,
-    pub(super) copied: Copied,
+    time: Option<String>,
 }
 
 impl Held<'_> {
-    /// Fails if the point in time is not there any more.
-    pub(super) fn check(&self) -> Outcome {
-        self.check_state(&self.source.mounted.status()?)
+    /// What was copied. Fails if the point in time is not there any more.
+    pub(super) fn end(&self) -> Outcome<Copied> {
+        let deadline = Instant::now() + LISTED_LIMIT;
+        loop {
+            let status = self.source.mounted.status()?;
+            self.check_state(&status)?;
+            let made = status.point.checkpoint.as_ref();
+            let listed = made.is_none_or(|made| status.checkpoints.iter().any(|known| known.name == *made));
+            if listed || Instant::now() >= deadline {
+                let checkpoint = made_with(&status, &self.source.disk);
+                return Ok(Copied { size: self.size, time: self.time.clone(), checkpoint });
+            }
+            std::thread::sleep(LISTED_LIMIT / 10);
+        }
     }
 
     fn check_state(&self, status: &Status) -> Outcome {
@@ -152,7 +166,7 @@ impl Held<'_> {
         let map = Map::new(BufReader::with_capacity(MAP_BUFFER, file)).map_err(failed)?;
         let header = map.header();
         let time = header.get("point in time");
-        if header.size != Some(self.size) || time.is_some() && time != self.copied.time.as_deref() {
+        if header.size != Some(self.size) || time.is_some() && time != self.time.as_deref() {
             let message = format!("{} is of another point in time than the disk; run it again", path.display());
             return Err(Failure::message(Code::System, message));
         }

@@ -1,9 +1,13 @@
 //! `pullfs sync` makes a copy the disk, writes nothing but what changed, and never the wrong thing.
 
+mod device;
+mod interrupted;
+mod refused;
+
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use pullfs_tests::disk::Disk;
@@ -11,9 +15,8 @@ use pullfs_tests::flavor::Flavor;
 use pullfs_tests::machine::{MIB, Machine};
 use pullfs_tests::mount::Mount;
 use pullfs_tests::oracle;
-use pullfs_tests::process::{Finished, ok, run, signal_child, wait_for, wait_until};
-use pullfs_tests::tools::{pullfs, tool};
-use rustix::process::Signal;
+use pullfs_tests::process::{Finished, ok, run, wait_until};
+use pullfs_tests::tools::pullfs;
 use serde_json::{Value, json};
 
 const KIB: u64 = 1024;
@@ -61,10 +64,17 @@ fn note(dest: &Path, key: &str, value: Value) {
     fs::write(beside(dest), noted.to_string()).expect("an identity");
 }
 
+/// Starts to record changes, and waits for the checkpoint to be listed.
+#[track_caller]
+fn record(machine: &Machine, mount: &Mount, checkpoint: &str, id: &str) {
+    machine.add_bitmap(id, checkpoint, 64 * KIB);
+    wait_until("the checkpoint", LIMIT, || since(mount, checkpoint, id).exists());
+}
+
 /// A full copy made while the bitmap `monday` was there and empty, and so one that fits it.
 #[track_caller]
 fn copy_of_monday(machine: &Machine, mount: &Mount, id: &str) -> PathBuf {
-    machine.add_bitmap(id, "monday", 64 * KIB);
+    record(machine, mount, "monday", id);
     let dest = mount.beside(&format!("{id}.raw"));
     sync(&full(mount, id), &dest).success();
     note(&dest, "checkpoint", json!("monday"));
@@ -186,134 +196,5 @@ fn a_disk_that_grew_is_copied_to_its_end(flavor: Flavor) {
     sync(&since(&mount, "monday", "vda"), &dest).success();
     oracle::same(&dest, &after);
     assert_eq!(identity(&dest)["size"], 20 * MIB);
-    assert!(mount.unmount().success());
-}
-
-on!(what_does_not_fit_is_refused_and_nothing_is_written: new = New);
-fn what_does_not_fit_is_refused_and_nothing_is_written(flavor: Flavor) {
-    let disk = |id| Disk::qcow2(id, 8 * MIB).filled(&[(0, MIB)]);
-    let machine = Machine::build(flavor).disk(disk("vda")).disk(disk("vdb")).start();
-    let mount = Mount::of(&machine);
-    let dest = copy_of_monday(&machine, &mount, "vda");
-    machine.add_bitmap("vdb", "monday", 64 * KIB);
-    machine.add_bitmap("vda", "tuesday", 64 * KIB);
-    machine.write("vda", 0, 64 * KIB, 0x51);
-    machine.write("vdb", 0, 64 * KIB, 0x52);
-    let right = fs::read(beside(&dest)).expect("the identity");
-    let state = |dest: &Path| {
-        let meta = fs::metadata(dest).expect("the copy");
-        (meta.mtime(), meta.mtime_nsec(), meta.blocks(), fs::read(dest).expect("the copy"), fs::read(beside(dest)).ok())
-    };
-    let refused = |source: &Path, words: &str| {
-        let before = state(&dest);
-        let line = sync(source, &dest).refused(SYSTEM);
-        assert!(line.contains(words), "no {words:?} in {line}");
-        assert!(state(&dest) == before, "something was written, but: {line}");
-        line
-    };
-    let monday = since(&mount, "monday", "vda");
-    refused(&since(&mount, "tuesday", "vda"), "fits checkpoint monday");
-    let line = refused(&since(&mount, "monday", "vdb"), "is a copy of disk vda");
-    assert!(line.contains("current/vdb"), "it says what to do: {line}");
-    for (key, value, words) in [
-        ("checkpoint", Value::Null, "no increment fits"),
-        ("checkpoint", json!("sunday"), "fits checkpoint sunday"),
-        ("machine", json!({"source": "qmp:/other"}), "is a copy of disk vda of qmp:/other"),
-    ] {
-        note(&dest, key, value);
-        refused(&monday, words);
-        fs::write(beside(&dest), &right).expect("the identity");
-    }
-    fs::write(beside(&dest), "notes").expect("another file");
-    refused(&monday, "does not tell what a copy is of");
-    refused(&full(&mount, "vda"), "does not tell what a copy is of");
-    fs::remove_file(beside(&dest)).expect("removing the identity");
-    refused(&monday, "nobody noted");
-    assert_eq!(mount.state(), "none", "refused before the machine was bothered");
-    // Somebody cut it, or made it longer.
-    fs::write(beside(&dest), &right).expect("the identity");
-    for size in [7 * MIB, 9 * MIB] {
-        File::options().write(true).open(&dest).and_then(|file| file.set_len(size)).expect("another size");
-        refused(&monday, "bytes");
-    }
-
-    let nothing = mount.beside("nothing");
-    sync(&monday, &nothing).refused(SYSTEM);
-    assert!(!nothing.exists() && !beside(&nothing).exists());
-    sync(&mount.path("current/vdz"), &nothing).refused(NOT_FOUND);
-    sync(&mount.path("current"), &nothing).refused(USAGE);
-    sync(mount.path("").parent().expect("a directory"), &nothing).refused(NOT_FOUND);
-    sync(&full(&mount, "vda"), Path::new("/dev/null")).refused(USAGE);
-    assert!(!nothing.exists());
-    assert!(mount.unmount().success());
-}
-
-/// Starts a sync of a delta that takes a while, and returns when it has written something.
-#[track_caller]
-fn under_way(mount: &Mount, dest: &Path) -> Child {
-    let mut first = [0];
-    let file = File::open(dest).expect("the copy");
-    let mut command = command(&since(mount, "monday", "vda"), dest);
-    let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("pullfs");
-    while file.read_exact_at(&mut first, 0).is_ok() && first != [0x61] {
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    child
-}
-
-on!(an_interrupted_sync_is_run_again: new = New);
-fn an_interrupted_sync_is_run_again(flavor: Flavor) {
-    let size = 384 * MIB;
-    let machine = Machine::build(flavor).disk(Disk::qcow2("vda", size)).start();
-    let mount = Mount::of(&machine);
-    let dest = copy_of_monday(&machine, &mount, "vda");
-    for part in 0..size / (32 * MIB) {
-        machine.write("vda", part * 32 * MIB, 32 * MIB, 0x61);
-    }
-    let after = machine.copy("vda", "after");
-    let noted = fs::read(beside(&dest)).expect("the identity");
-
-    let mut child = under_way(&mount, &dest);
-    signal_child(&child, Signal::KILL);
-    let status = wait_for(&mut child, LIMIT).expect("its end");
-    assert!(status.code().is_none(), "it was killed in the middle");
-    assert!(oracle::allocated(&dest) < size, "it was in the middle");
-    assert_eq!(fs::read(beside(&dest)).expect("the identity"), noted);
-
-    // The point in time is taken away from it.
-    File::options().write(true).open(&dest).and_then(|file| file.write_all_at(&[0], 0)).expect("to begin anew");
-    let mut child = under_way(&mount, &dest);
-    mount.control("release").expect("release");
-    assert_eq!(wait_for(&mut child, LIMIT).expect("its end").code(), Some(SYSTEM));
-    let mut said = String::new();
-    std::io::Read::read_to_string(child.stderr.as_mut().expect("standard error"), &mut said).expect("its words");
-    assert!(said.contains("point in time") && said.lines().count() == 1, "{said}");
-    assert_eq!(fs::read(beside(&dest)).expect("the identity"), noted);
-
-    sync(&since(&mount, "monday", "vda"), &dest).success();
-    oracle::same(&dest, &after);
-    mount.control("release").expect("release");
-
-    // A full copy that is interrupted leaves nothing that any increment fits.
-    let file = File::options().write(true).open(&dest).expect("the copy");
-    file.write_all_at(&[0], 0).expect("to begin anew");
-    let mut child = command(&full(&mount, "vda"), &dest).stdout(Stdio::null()).spawn().expect("pullfs");
-    wait_until("the identity to go", LIMIT, || !beside(&dest).exists());
-    signal_child(&child, Signal::KILL);
-    assert!(wait_for(&mut child, LIMIT).expect("its end").code().is_none(), "it was killed in the middle");
-    assert!(sync(&since(&mount, "monday", "vda"), &dest).refused(SYSTEM).contains("nobody noted"));
-    sync(&full(&mount, "vda"), &dest).success();
-    oracle::same(&dest, &after);
-    assert!(mount.unmount().success());
-}
-
-on!(one_sync_at_a_time: new = New);
-fn one_sync_at_a_time(flavor: Flavor) {
-    let machine = Machine::build(flavor).disk(Disk::qcow2("vda", MIB)).start();
-    let mount = Mount::of(&machine);
-    let dest = copy_of_monday(&machine, &mount, "vda");
-    let mut locked = tool("flock");
-    locked.arg(&dest).arg(pullfs()).arg("sync").arg(full(&mount, "vda")).arg(&dest);
-    assert!(run(&mut locked).refused(BUSY).contains("another"));
     assert!(mount.unmount().success());
 }
