@@ -172,7 +172,7 @@ fn summary(dest: &Dest, identity: &Identity) -> String {
         None => "no increment fits it, as it was not made together with a checkpoint".to_owned(),
     };
     format!(
-        "done: {} written, {} made zeroes; the copy is {} as of {time}; {fits}",
+        "{} written, {} made zeroes; the copy is {} as of {time}; {fits}",
         size(dest.written),
         size(dest.zeroed),
         identity.disk

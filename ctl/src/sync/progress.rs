@@ -70,7 +70,7 @@ impl Progress {
             Shown::Bar(bar) => bar.finish_and_clear(),
             Shown::Lines { .. } => {}
         }
-        print(&format!("{what}, in {seconds:.1} s\n"))
+        print(&format!("done in {seconds:.1} s: {what}\n"))
     }
 }
 
