@@ -38,10 +38,6 @@ impl Fs {
                         self.counters.failed.fetch_add(1, Ordering::Relaxed);
                     }
                 }
-                // A stale file is what the user asked for; everything else is news.
-                if outcome.as_ref().is_err_and(|error| error.kind() == Kind::Stale) {
-                    return outcome;
-                }
                 self.noted(outcome)
             }
             Handle::Control | Handle::Directory(_) => Err(Error::new(Kind::Invalid, "this cannot be read")),
@@ -72,10 +68,13 @@ impl Fs {
         let Handle::File(file) = &*handle else {
             return Err(Error::new(Kind::Invalid, "holes are only in files that show disks"));
         };
-        file.lease.check()?;
-        let found = file.image.seek(offset, what).await;
-        file.lease.confirm().await?;
-        found
+        let sought = async {
+            file.lease.check()?;
+            let found = file.image.seek(offset, what).await;
+            file.lease.confirm().await?;
+            found
+        };
+        self.noted(sought.await)
     }
 
     /// Writes to `control`: one command a write.

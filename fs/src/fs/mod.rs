@@ -343,8 +343,9 @@ impl Fs {
     /// Keeps an error for `status.json`, since the one who asked only gets an errno.
     fn noted<T>(&self, outcome: Result<T>) -> Result<T> {
         if let Err(error) = &outcome {
-            // The kernel comes back at once after this one.
-            if error.kind() != Kind::Stale {
+            // Neither is a failure: a stale file is what somebody asked for, or is looked up again at once; and that no
+            // data follows is an answer.
+            if !matches!(error.kind(), Kind::Stale | Kind::NoSuchData) {
                 let message = chain(error);
                 tracing::warn!("{message}");
                 *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(Noted::now(message));
