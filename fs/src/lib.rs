@@ -19,5 +19,6 @@ pub mod fuse;
 pub mod image;
 pub mod options;
 pub mod point;
+pub mod quiesce;
 pub mod tree;
 pub mod vm;

@@ -3,7 +3,8 @@
 #
 # Once `counter=N` is on the serial console, N is on both disks for good. /a gets N before /b, so in one point in time of
 # both disks /a is at most one ahead of /b: a copy of the two at different instants shows.
-# The kernel's command line chooses what happens: pullfs.mode=churn (default), or idle for mounted and silent.
+# The kernel's command line chooses what happens: pullfs.mode=churn (default), or idle for mounted and silent;
+# pullfs.agent starts qemu-guest-agent, and pullfs.agent=COMMAND,… one that does not allow these commands.
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
@@ -14,8 +15,14 @@ while read -r module; do
 done </modules/order
 
 mode=churn
+agent=
+blocked=
 for word in $(cat /proc/cmdline); do
-    case $word in pullfs.mode=*) mode=${word#pullfs.mode=} ;; esac
+    case $word in
+        pullfs.mode=*) mode=${word#pullfs.mode=} ;;
+        pullfs.agent) agent=yes ;;
+        pullfs.agent=*) agent=yes blocked=${word#pullfs.agent=} ;;
+    esac
 done
 
 waited=0
@@ -27,6 +34,11 @@ done
 mount -t ext4 -o data=ordered /dev/vda /a || echo "guest: cannot mount /dev/vda"
 mount -t ext4 -o data=ordered /dev/vdb /b || echo "guest: cannot mount /dev/vdb"
 mkdir -p /a/churn /b/churn
+if [ -n "$agent" ]; then
+    # Without udev nobody gives the port its name; it is the only one there is. Its state and log are not on the disks,
+    # which it freezes.
+    qemu-ga -m virtio-serial -p /dev/vport*p1 -t /run -f /run/qemu-ga.pid ${blocked:+-b "$blocked"} &
+fi
 echo "guest: ready"
 
 # In place and of one length: the file is a number at every instant, whatever has reached the disk.

@@ -1,9 +1,11 @@
 #!/bin/sh
-# Makes the guest of the tests and the demo: Debian's cloud kernel and an initramfs of busybox and guest-init.sh.
+# Makes the guest of the tests and the demo: Debian's cloud kernel and an initramfs of busybox, qemu-guest-agent and
+# guest-init.sh.
 #
 #   guest.sh DIR          DIR/vmlinuz, DIR/initramfs.gz
 #
-# The kernel is unpacked from its package, not installed. Does nothing when DIR is complete and no older than its parts.
+# Kernel and agent are unpacked from their packages, not installed. Does nothing when DIR is complete and no older than
+# its parts.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -21,15 +23,17 @@ kernel_package() {
 }
 download() {
     package=$(kernel_package)
-    [ -n "$package" ] && (cd "$dir" && apt-get -qq -o APT::Sandbox::User=root download "$package")
+    [ -n "$package" ] && (cd "$dir" && apt-get -qq -o APT::Sandbox::User=root download "$package" qemu-guest-agent)
 }
 
 rm -rf "$dir"
 mkdir -p "$dir/unpacked" "$dir/root"
-say "making a guest in $dir from Debian's cloud kernel"
+say "making a guest in $dir from Debian's cloud kernel and guest agent"
 download || { apt-get update -q >/dev/null && download; }
-dpkg -x "$dir"/linux-image-*.deb "$dir/unpacked"
-rm "$dir"/linux-image-*.deb
+for package in "$dir"/linux-image-*.deb "$dir"/qemu-guest-agent_*.deb; do
+    dpkg -x "$package" "$dir/unpacked"
+    rm "$package"
+done
 kernel=$(basename "$dir"/unpacked/boot/vmlinuz-*)
 release=${kernel#vmlinuz-}
 cp "$dir/unpacked/boot/$kernel" "$dir/vmlinuz"
@@ -43,8 +47,21 @@ cp /bin/busybox "$root/bin/busybox" 2>/dev/null || cp /usr/bin/busybox "$root/bi
 cp "$here/guest-init.sh" "$root/init"
 chmod 755 "$root/init"
 
+# The agent is the only program of the guest that is not static: its libraries are this machine's, which has them for QEMU.
+agent=$dir/unpacked/usr/sbin/qemu-ga
+if ldd "$agent" | grep 'not found'; then
+    say "qemu-guest-agent needs libraries that this machine does not have; is qemu-system-x86 installed?"
+    exit 1
+fi
+mkdir -p "$root/run"
+cp "$agent" "$root/bin/qemu-ga"
+ldd "$agent" | sed -n 's/.* => \(\/[^ ]*\) .*/\1/p; s/^[[:space:]]*\(\/[^ ]*\) .*/\1/p' | while read -r library; do
+    mkdir -p "$root$(dirname "$library")"
+    cp -L "$library" "$root$library"
+done
+
 # modprobe tells each module's dependencies, in the order in which they go in.
-for module in virtio_pci virtio_blk ext4 crc32c_generic; do
+for module in virtio_pci virtio_blk virtio_console ext4 crc32c_generic; do
     modprobe --dirname "$modules" --set-version "$release" --show-depends "$module" 2>/dev/null |
         sed -n 's/^insmod \([^ ]*\).*/\1/p' || true
 done | awk '!seen[$0]++' | while read -r file; do
