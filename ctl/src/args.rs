@@ -63,6 +63,12 @@ pub(crate) enum Command {
     Sync(Sync),
     /// Start a small machine and show what pullfs does with it
     Demo,
+    /// Keep a guest frozen for a moment; pullfs starts this for itself
+    #[command(hide = true)]
+    ThawGuard {
+        /// The guest agent's socket
+        agent: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]

@@ -15,6 +15,7 @@ mod mounted;
 mod runtime_dir;
 mod status;
 mod sync;
+mod thaw_guard;
 mod umount;
 
 use std::process::ExitCode;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         Command::Map(arguments) => map::run(&arguments),
         Command::Sync(arguments) => sync::run(&arguments),
         Command::Demo => demo::run(),
+        Command::ThawGuard { agent } => return thaw_guard::run(&agent),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -4,8 +4,10 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use serde_json::Value;
 use tempfile::TempDir;
 
+use crate::agent;
 use crate::disk::Disk;
 use crate::flavor::Flavor;
 use crate::machine::Machine;
@@ -15,18 +17,45 @@ use crate::tools;
 /// About 3 s by itself; other tests keep the processors busy.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
 
+/// The name of the agent's socket.
+const AGENT: &str = "agent.sock";
+
 /// A guest that has booted. `vda` is a qcow2 disk, `vdb` a raw one; both hold ext4 with a journal.
 #[derive(Debug)]
 pub struct Guest {
     machine: Machine,
     serial: PathBuf,
-    _images: TempDir,
+    images: TempDir,
 }
 
 impl Guest {
     /// Boots, and returns after the first number is on both disks.
     #[track_caller]
     pub fn boot(flavor: Flavor) -> Self {
+        Self::boot_with(flavor, "", |_| Vec::new())
+    }
+
+    /// Boots a guest that runs qemu-guest-agent, and returns when the agent answers.
+    #[track_caller]
+    pub fn boot_with_agent(flavor: Flavor) -> Self {
+        let guest = Self::boot_with_port(flavor, "pullfs.agent");
+        guest.ask_agent("guest-ping");
+        guest
+    }
+
+    /// Boots a guest that has the agent's port; `word`, of its kernel's command line, says what it does with it.
+    #[track_caller]
+    pub fn boot_with_port(flavor: Flavor, word: &str) -> Self {
+        Self::boot_with(flavor, word, |images| {
+            let socket = images.join(AGENT);
+            let chardev = format!("socket,id=agent,path={},server=on,wait=off", socket.display());
+            let port = "virtserialport,chardev=agent,name=org.qemu.guest_agent.0";
+            ["-chardev", &chardev, "-device", "virtio-serial-pci", "-device", port].map(str::to_owned).to_vec()
+        })
+    }
+
+    #[track_caller]
+    fn boot_with(flavor: Flavor, word: &str, devices: impl FnOnce(&Path) -> Vec<String>) -> Self {
         let images = tempfile::Builder::new().prefix("pullfs-guest-").tempdir().expect("a temporary directory");
         let raw = ext4(images.path(), "a.raw");
         let qcow2 = images.path().join("a.qcow2");
@@ -37,18 +66,19 @@ impl Guest {
             ("-m", "256".into()),
             ("-kernel", kernel.display().to_string()),
             ("-initrd", initramfs.display().to_string()),
-            ("-append", "console=ttyS0 quiet panic=-1".into()),
+            ("-append", format!("console=ttyS0 quiet panic=-1 {word}")),
             ("-serial", format!("file:{}", serial.display())),
         ]
         .into_iter()
         .flat_map(|(option, value): (&str, String)| [option.to_owned(), value])
+        .chain(devices(images.path()))
         .collect::<Vec<_>>();
         let machine = Machine::build(flavor)
             .disk(Disk::qcow2("vda", 0).from_image(&qcow2))
             .disk(Disk::raw("vdb", 0).from_image(&ext4(images.path(), "b.raw")))
             .arguments(&arguments)
             .start();
-        let guest = Self { machine, serial, _images: images };
+        let guest = Self { machine, serial, images };
         guest.wait_past(0);
         guest
     }
@@ -56,6 +86,22 @@ impl Guest {
     /// The machine that the guest runs on.
     pub fn machine(&self) -> &Machine {
         &self.machine
+    }
+
+    /// The host's socket of the guest's agent.
+    pub fn agent(&self) -> PathBuf {
+        self.images.path().join(AGENT)
+    }
+
+    /// The answer of the guest's agent, once nobody else has its socket.
+    #[track_caller]
+    pub fn ask_agent(&self, command: &str) -> Value {
+        let mut answer = None;
+        wait_until("the guest's agent", BOOT_LIMIT, || {
+            answer = agent::ask(&self.agent(), command).ok();
+            answer.is_some()
+        });
+        answer.expect("waited for")
     }
 
     /// The newest number that is on both disks for certain.

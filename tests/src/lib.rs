@@ -10,6 +10,7 @@
 //! Every server is killed by its process id when its value is dropped, also when the test panics; every socket and file is
 //! in a temporary directory. A tool or a machine that is missing makes a test fail, never pass.
 
+pub mod agent;
 pub mod builder;
 pub mod deaf_qmp;
 pub mod disk;

@@ -7,7 +7,7 @@
 //! thaw() ───────────────▶ thaws; ends
 //! ```
 //! The agent in a Linux guest never thaws by itself, so that somebody must outlive whatever happens to the daemon: a
-//! guest that stays frozen hangs. See docs/adr/011-quiesce-guard.md.
+//! guest that stays frozen hangs. See docs/adr/013-quiesce-guard.md.
 //!
 //! Invariants: what was frozen is thawed when the daemon asks, when the daemon ends in any way, when the guard ends in
 //! any way, and when [`Limits::hold`] passed; what somebody else froze is not touched; a point in time counts as quiesced

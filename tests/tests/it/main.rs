@@ -27,5 +27,6 @@ mod map;
 mod maps;
 mod open_files;
 mod qcow2;
+mod quiesce;
 mod refusals;
 mod sync;
