@@ -18,6 +18,7 @@ Mount options (-o name=value,…; lists are joined by +):
   disks=A+B            only these disks (all)
   foreign=ro|rw        may checkpoints that pullfs did not make be deleted (ro)
   nbd=unix:PATH        use the machine's NBD server that already listens there
+  agent=PATH           the guest agent's socket, for --quiesce
   connections=N        NBD connections for each disk, at most (2)
   uid=N,gid=N,umask=N  who owns the files and what is taken from 0555 (the mounting user, 077)
   allow_other          let other users in, as far as the modes allow
@@ -113,6 +114,9 @@ pub(crate) struct Begin {
     /// Make a checkpoint of this name at the same instant
     #[arg(long, value_name = "NAME")]
     pub(crate) checkpoint: Option<String>,
+    /// Freeze the guest's file systems for the instant, through its agent (mount option agent=)
+    #[arg(long)]
+    pub(crate) quiesce: bool,
 }
 
 #[derive(Debug, Args)]
@@ -149,10 +153,19 @@ pub(crate) struct Sync {
     pub(crate) quiet: bool,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    #[command(flatten)]
+    pub(crate) checkpoint: Named,
+    /// Freeze the guest's file systems for the instant, through its agent (mount option agent=)
+    #[arg(long)]
+    pub(crate) quiesce: bool,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Checkpoint {
     /// Make a checkpoint and take the point in time at the same instant, as mkdir does
-    Create(Named),
+    Create(Create),
     /// List checkpoints and how much changed since
     List(Shown),
     /// Delete a checkpoint, as rmdir does

@@ -12,6 +12,7 @@ use pullfs_fs::fs::Fs;
 use pullfs_fs::fuse::mount::Mount;
 use pullfs_fs::fuse::{Forgetter, serve};
 use pullfs_fs::options::Options;
+use pullfs_fs::quiesce::Quiesce;
 use pullfs_fs::tree::inode::Inodes;
 use pullfs_fs::vm::Vm;
 use pullfs_fs::vm::qmp::ids::MountId;
@@ -145,6 +146,8 @@ fn settings(task: &Task, mount: &MountId, runtime_dir: &RuntimeDir) -> Settings 
         disks: options.disks.clone(),
         fleece: options.fleece,
         server: options.nbd.clone(),
+        // The program itself, even after its file was replaced.
+        quiesce: options.agent.as_ref().map(|agent| Quiesce::new(agent, "/proc/self/exe")),
         nbd: nbd_pool::Config { connections: options.connections, ..nbd_pool::Config::default() },
     }
 }

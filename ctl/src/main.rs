@@ -31,10 +31,13 @@ fn main() -> ExitCode {
         Command::Mount(arguments) => mount::run(&arguments),
         Command::Umount(arguments) => umount::run(&arguments.mount_point),
         Command::Status(arguments) => status::run(&arguments.mount_point, arguments.json),
-        Command::Begin(arguments) => control::begin(&arguments.mount_point, false, arguments.checkpoint.as_deref()),
+        Command::Begin(arguments) => {
+            control::begin(&arguments.mount_point, arguments.quiesce, arguments.checkpoint.as_deref())
+        }
         Command::Release(arguments) => control::release(&arguments.mount_point),
         Command::Checkpoint(args::Checkpoint::Create(arguments)) => {
-            control::begin(&arguments.mount_point, false, Some(&arguments.name))
+            let args::Create { checkpoint, quiesce } = arguments;
+            control::begin(&checkpoint.mount_point, quiesce, Some(&checkpoint.name))
         }
         Command::Checkpoint(args::Checkpoint::Delete(arguments)) => {
             control::delete_checkpoint(&arguments.mount_point, &arguments.name)

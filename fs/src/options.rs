@@ -78,6 +78,8 @@ pub struct Options {
     pub disks: Option<BTreeSet<String>>,
     /// An NBD server that already runs.
     pub nbd: Option<Address>,
+    /// The guest agent's socket, for quiescing.
+    pub agent: Option<PathBuf>,
     /// NBD connections for each disk, at most.
     pub connections: usize,
     /// Owner of the files; none for the mounting user.
@@ -102,6 +104,7 @@ impl Default for Options {
             foreign: Foreign::default(),
             disks: None,
             nbd: None,
+            agent: None,
             connections: 2,
             uid: None,
             gid: None,
@@ -183,6 +186,8 @@ impl Options {
                 Some(path) if path.starts_with('/') => self.nbd = Some(Address::Unix(PathBuf::from(path))),
                 _ => return Err(bad(name, value, "unix:PATH, the socket of the machine's NBD server")),
             },
+            "agent" if value.starts_with('/') => self.agent = Some(PathBuf::from(value)),
+            "agent" => return Err(bad(name, value, "the absolute path of the guest agent's socket")),
             "connections" => self.connections = number(name, value, 1, 16)?,
             "uid" => self.uid = Some(number(name, value, 0, u32::MAX - 1)?),
             "gid" => self.gid = Some(number(name, value, 0, u32::MAX - 1)?),

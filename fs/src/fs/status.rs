@@ -65,6 +65,8 @@ struct PointStatus {
     time: Option<String>,
     /// The checkpoint that was made at the same instant.
     checkpoint: Option<String>,
+    /// Whether the guest's file systems were frozen for the instant.
+    quiesced: bool,
     open_files: usize,
 }
 
@@ -134,6 +136,7 @@ pub(super) fn render(facts: &Facts<'_>) -> Vec<u8> {
             },
             number: view.number,
             time: held.map(|point| rfc3339(point.time())),
+            quiesced: held.is_some_and(|point| point.quiesced()),
             checkpoint: held.and_then(|point| point.checkpoint()).map(ToString::to_string),
             open_files: held.map_or(0, |point| point.open_files()),
         },

@@ -51,6 +51,7 @@ pub struct PointInTime {
     number: u64,
     time: SystemTime,
     checkpoint: Option<Arc<str>>,
+    quiesced: bool,
     /// Held for a moment only; it changes when a checkpoint is deleted.
     inventory: Mutex<Arc<Inventory>>,
     disks: Vec<FrozenDisk>,
@@ -75,6 +76,7 @@ impl PointInTime {
             time: taken.time,
             disks: taken.inventory.disks.iter().zip(&taken.disks).map(freeze).collect(),
             checkpoint: taken.checkpoint,
+            quiesced: taken.quiesced,
             inventory: Mutex::new(taken.inventory),
             maps,
             needs_confirmation: taken.needs_confirmation,
@@ -97,6 +99,11 @@ impl PointInTime {
     /// The checkpoint that was made at the same instant.
     pub fn checkpoint(&self) -> Option<&Arc<str>> {
         self.checkpoint.as_ref()
+    }
+
+    /// Whether the guest's file systems were frozen for the instant.
+    pub fn quiesced(&self) -> bool {
+        self.quiesced
     }
 
     /// What the machine was at that instant, but for checkpoints that were deleted since.

@@ -62,6 +62,8 @@ impl Report {
             | Kind::Stale
             | Kind::Io
             | Kind::NothingHeld
+            | Kind::NotOurs
+            | Kind::Exists
             | Kind::Invalid
             | Kind::NoSuchData
             | Kind::TooLarge => Cause::Other,

@@ -211,6 +211,7 @@ impl Vm for Memory {
             number,
             time: SystemTime::now(),
             checkpoint: wanted.checkpoint.clone(),
+            quiesced: wanted.quiesce,
             disks: inventory.disks.iter().map(view).collect(),
             inventory: inventory.clone(),
             needs_confirmation: self.machine.fleece == Fleece::Backing,

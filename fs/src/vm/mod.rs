@@ -155,6 +155,8 @@ pub struct Taken {
     pub time: SystemTime,
     /// The checkpoint that was made at the same instant.
     pub checkpoint: Option<Arc<str>>,
+    /// Whether the guest's file systems were frozen for the instant.
+    pub quiesced: bool,
     /// What the machine was at that instant.
     pub inventory: Arc<Inventory>,
     /// A frozen view of each disk of the inventory, in its order.

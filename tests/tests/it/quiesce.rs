@@ -10,12 +10,17 @@ use std::time::{Duration, Instant};
 
 use pullfs_fs::error::{Kind, chain};
 use pullfs_fs::quiesce::{Frozen, Quiesce, SUBCOMMAND};
+use pullfs_tests::disk::Disk;
 use pullfs_tests::flavor::Flavor;
 use pullfs_tests::guest::Guest;
+use pullfs_tests::leftovers::Leftovers;
+use pullfs_tests::machine::{MIB, Machine};
+use pullfs_tests::mount::Mount;
 use pullfs_tests::oracle;
-use pullfs_tests::process::{signal_child, wait_until};
+use pullfs_tests::process::{ok, signal_child, wait_until};
 use pullfs_tests::tools;
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::json;
 use tokio::runtime::Runtime;
 
 /// How long the guard keeps a guest frozen at most.
@@ -163,5 +168,76 @@ fn a_guest_without_an_agent_is_said_to_be_one(flavor: Flavor) {
     assert_eq!(error.kind(), Kind::Gone);
 }
 
-// `begin --quiesce` of a mount with `-o agent=` belongs here: what was synced before is in the copy, the copy is
-// `oracle::quiesced_ext4`, and the guest goes on when pullfs is killed in between.
+fn agent(guest: &Guest) -> String {
+    format!("agent={}", guest.agent().display())
+}
+
+on!(begin_freezes_the_guest_for_the_instant: new = New, old = Old);
+fn begin_freezes_the_guest_for_the_instant(flavor: Flavor) {
+    let guest = Guest::boot_with_agent(flavor);
+    let mount = Mount::with(guest.machine(), &agent(&guest));
+    guest.wait_past(5);
+    let before = guest.counter();
+    mount.command(&["begin", "--quiesce", "--checkpoint", "monday"]).success();
+    let point = mount.status()["point"].clone();
+    assert_eq!((&point["quiesced"], &point["checkpoint"]), (&json!(true), &json!("monday")), "{point}");
+    guest.wait_past(guest.counter() + 5);
+    for id in ["vda", "vdb"] {
+        let copy = mount.beside(id);
+        ok(tools::tool("cp").arg(mount.disk(id)).arg(&copy));
+        // Clean as it is: what was synced is there, and no journal has to be replayed.
+        oracle::quiesced_ext4(&copy);
+        assert!(oracle::counter_in(&copy) >= before, "{id}: what was synced before is there");
+    }
+    mount.checkpoint("create", "tuesday").success();
+    assert_eq!(mount.status()["point"]["quiesced"], false);
+    assert_eq!(guest.ask_agent("guest-fsfreeze-status"), "thawed");
+    assert!(mount.unmount().success());
+}
+
+on!(a_daemon_killed_while_the_guest_is_frozen_leaves_it_thawed: new = New);
+fn a_daemon_killed_while_the_guest_is_frozen_leaves_it_thawed(flavor: Flavor) {
+    let guest = Guest::boot_with_agent(flavor);
+    let mut mount = Mount::with(guest.machine(), &agent(&guest));
+    let counter = guest.counter();
+    thread::scope(|scope| {
+        let control = mount.path("control");
+        // The command never comes to an end: its daemon is killed.
+        let begin = scope.spawn(move || std::fs::write(control, "begin quiesce").is_err());
+        wait_until("a guard", SLACK * 4, || guard_of(mount.pid()).is_some());
+        kill_process(Pid::from_raw(mount.pid().cast_signed()).expect("a process id"), Signal::KILL).expect("it runs");
+        assert!(begin.join().expect("a thread"), "the daemon is gone");
+    });
+    mount.ended();
+    guest.wait_past(counter + 2);
+    wait_until("a thawed guest", SLACK * 2, || guest.ask_agent("guest-fsfreeze-status") == "thawed");
+}
+
+/// The guard that a daemon has started.
+fn guard_of(daemon: u32) -> Option<String> {
+    let children = std::fs::read_to_string(format!("/proc/{daemon}/task/{daemon}/children")).unwrap_or_default();
+    let tasks = std::fs::read_dir(format!("/proc/{daemon}/task")).ok()?.flatten();
+    let all = tasks.map(|task| std::fs::read_to_string(task.path().join("children")).unwrap_or_default());
+    let all: Vec<String> = std::iter::once(children).chain(all).collect();
+    all.iter().flat_map(|children| children.split_whitespace()).next().map(str::to_owned)
+}
+
+#[test]
+fn quiescing_without_an_agent_is_refused_with_the_reason() {
+    if !Flavor::New.available() {
+        return;
+    }
+    let machine = Machine::build(Flavor::New).disk(Disk::qcow2("vda", MIB)).start();
+    let nothing = Leftovers::of(&machine);
+    let mount = Mount::of(&machine);
+    let refused = mount.command(&["begin", "--quiesce"]);
+    assert!(refused.stderr.contains("agent=PATH"), "{refused}");
+    refused.refused(2);
+    assert!(mount.unmount().success());
+    // An agent that is not there: nothing of the point in time or the checkpoint is left.
+    let mount = Mount::with(&machine, "agent=/nonexistent/agent");
+    mount.command(&["begin", "--quiesce", "--checkpoint", "monday"]).refused(2);
+    assert_eq!(Leftovers::of(&machine), nothing);
+    assert_eq!(mount.state(), "none");
+    assert!(mount.unmount().success());
+}

@@ -29,7 +29,7 @@ use tokio::sync::broadcast;
 use self::detect::Abilities;
 use self::ids::{DiskIds, MountId, Role};
 use self::session::Session;
-use self::steps::{Context, Frozen, NewBitmap, PlannedDisk, Step};
+use self::steps::{Context, Frozen, NewBitmap, Plan, PlannedDisk, Step};
 use self::transport::Qmp;
 use self::watch::Watch;
 use super::{Bitmap, Disk, Event, Fleece, Inventory, Machine, Made, Taken, TakenDisk, Vm, Wanted};
@@ -38,6 +38,7 @@ use crate::block::nbd::{Export, NbdSource};
 use crate::error::{Error, Kind, Result, chain};
 use crate::options;
 use crate::point::plan::Ledger;
+use crate::quiesce::Quiesce;
 
 /// Granularity of the bitmaps of new checkpoints, in bytes: QEMU's own choice for most images, and libvirt's.
 const GRANULARITY: u32 = 65536;
@@ -61,6 +62,8 @@ pub struct Settings {
     pub fleece: options::Fleece,
     /// An NBD server that is there already.
     pub server: Option<Address>,
+    /// How the guest is quiesced, where that is possible.
+    pub quiesce: Option<Quiesce>,
     /// Bounds of the NBD connections.
     pub nbd: nbd_pool::Config,
 }
@@ -155,11 +158,22 @@ impl QmpVm {
         Ok(())
     }
 
-    /// Runs the plan; when the instant was.
-    async fn run(&self, until_frozen: Vec<Step>, after: Vec<Step>) -> Result<SystemTime> {
-        self.ledger.run(&self.context, until_frozen).await?;
+    /// Runs the plan; when the instant was. Failing leaves nothing of it, but for the bitmaps of a new checkpoint.
+    async fn run(&self, plan: Plan, quiesce: bool) -> Result<SystemTime> {
+        self.ledger.run(&self.context, plan.before).await?;
+        let frozen = match self.settings.quiesce.as_ref().filter(|_| quiesce) {
+            Some(quiesce) => Some(quiesce.freeze().await?),
+            None => None,
+        };
+        let instant = self.ledger.run(&self.context, [plan.freeze]).await;
         let time = SystemTime::now();
-        self.ledger.run(&self.context, after).await?;
+        // The guest goes on before anything else is done or said.
+        let thawed = match frozen {
+            Some(frozen) => frozen.thaw().await.map(drop),
+            None => Ok(()),
+        };
+        instant.and(thawed)?;
+        self.ledger.run(&self.context, plan.after).await?;
         Ok(time)
     }
 
@@ -263,8 +277,11 @@ impl Vm for QmpVm {
     }
 
     async fn admit(&self, wanted: &Wanted) -> Result<()> {
-        if wanted.quiesce {
-            return Err(Error::new(Kind::Unsupported, "this version cannot freeze the guest's file systems"));
+        if wanted.quiesce && self.settings.quiesce.is_none() {
+            return Err(Error::new(
+                Kind::Unsupported,
+                "to quiesce the guest its agent's socket is needed: mount with -o agent=PATH",
+            ));
         }
         match &wanted.checkpoint {
             Some(name) => check_new(name, &self.inventory().await?),
@@ -273,6 +290,7 @@ impl Vm for QmpVm {
     }
 
     async fn take(&self, number: u64, wanted: &Wanted) -> Result<Taken> {
+        self.admit(wanted).await?;
         self.release().await?;
         let version = detect::version(self.qmp()).await?;
         if version != self.able.version {
@@ -286,16 +304,16 @@ impl Vm for QmpVm {
         detect::refuse_iothreads(self.qmp(), &self.able, &found.qdevs).await?;
         let mut inventory = found.inventory;
         let checkpoint = wanted.checkpoint.clone().map(|name| (name, SystemTime::now()));
-        if let Some((name, _)) = &checkpoint {
-            check_new(name, &inventory)?;
-        }
         let each = |(index, disk): (usize, &Disk)| self.planned(number, index, disk, checkpoint.as_ref());
         let disks: Vec<PlannedDisk> = inventory.disks.iter().enumerate().map(each).collect();
         let server = self.settings.server.is_none().then(|| self.settings.mount.to_string());
-        let (until_frozen, after) = steps::plan(&disks, self.able.fleece, server);
-        let time = match self.run(until_frozen, after).await {
+        let plan = steps::plan(&disks, self.able.fleece, server);
+        let time = match self.run(plan, wanted.quiesce).await {
             Ok(time) => time,
             Err(error) => {
+                if let Err(left) = self.release().await {
+                    tracing::warn!("something may be left in the machine until the next try: {}", chain(&left));
+                }
                 self.take_back(&disks).await;
                 return Err(error);
             }
@@ -308,6 +326,7 @@ impl Vm for QmpVm {
             number,
             time,
             checkpoint: wanted.checkpoint.clone(),
+            quiesced: wanted.quiesce,
             disks: disks.iter().zip(&inventory.disks).map(|(planned, disk)| self.view(planned, disk)).collect(),
             inventory: Arc::new(inventory),
             needs_confirmation: self.able.fleece == Fleece::Backing,

@@ -94,15 +94,23 @@ pub(super) enum Step {
     Export(PlannedDisk),
 }
 
-/// The whole plan: what leads up to the instant, and what follows. `server` is the name of the NBD server's descriptor,
-/// none if an existing server is used.
-pub(super) fn plan(disks: &[PlannedDisk], fleece: Fleece, server: Option<String>) -> (Vec<Step>, Vec<Step>) {
+/// The steps of a point in time.
+pub(super) struct Plan {
+    /// What leads up to the instant.
+    pub(super) before: Vec<Step>,
+    /// The instant.
+    pub(super) freeze: Step,
+    /// What follows.
+    pub(super) after: Vec<Step>,
+}
+
+/// The whole plan. `server` is the name of the NBD server's descriptor, none if an existing server is used.
+pub(super) fn plan(disks: &[PlannedDisk], fleece: Fleece, server: Option<String>) -> Plan {
     let each = |step: fn(PlannedDisk) -> Step| disks.iter().cloned().map(step);
     let mut before = Vec::new();
     for disk in disks {
         before.extend([Step::File(disk.clone()), Step::Format(disk.clone()), Step::Scratch(disk.clone())]);
     }
-    before.push(Step::Freeze(disks.to_vec()));
     let mut after = Vec::new();
     if disks
         .iter()
@@ -117,7 +125,7 @@ pub(super) fn plan(disks: &[PlannedDisk], fleece: Fleece, server: Option<String>
     }
     after.extend(server.map(Step::Server));
     after.extend(each(Step::Export));
-    (before, after)
+    Plan { before, freeze: Step::Freeze(disks.to_vec()), after }
 }
 
 impl fmt::Display for Step {
