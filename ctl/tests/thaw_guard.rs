@@ -93,7 +93,17 @@ async fn a_guard_that_is_stopped_is_replaced() {
     let outcome = frozen.thaw().await;
     assert!(!agent.is_frozen());
     // The guest was frozen until the guard was asked, and that is what counts.
-    assert!(outcome.unwrap() < Duration::from_secs(30));
+    assert!(outcome.unwrap() < Duration::from_secs(2) + SLACK);
+}
+
+#[tokio::test]
+async fn a_guard_that_is_stopped_does_not_outlast_its_limit() {
+    let agent = Scripted::usual();
+    let frozen = quiesce(&agent).freeze().await.unwrap();
+    signal(frozen.guard(), Signal::STOP);
+    tokio::time::sleep(HOLD).await;
+    thawed(&agent).await;
+    assert!(error_of(frozen.thaw().await).contains("it let its limit pass"));
 }
 
 #[tokio::test]

@@ -115,6 +115,7 @@ pub(super) async fn serve(path: &Path, mut daemon: Lines, limits: Limits, told: 
         () = sleep(limits.hold) => Some(format!("the limit of {:?} passed", limits.hold)),
         () = &mut told => Some("the guard process was told to end".to_owned()),
     };
+    tell(&mut daemon, &Report::Thawing).await;
     match agent.thaw(limits.answer).await {
         Ok(filesystems) => tell(&mut daemon, &Report::Thawed { filesystems, early }).await,
         Err(error) => {

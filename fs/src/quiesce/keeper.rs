@@ -130,25 +130,20 @@ impl Keeper {
     ) -> Result<Duration> {
         let Limits { answer, hold, .. } = self.limits;
         let mut in_time = false;
-        let first = tokio::select! {
+        let mut report = tokio::select! {
             biased;
-            report = Report::receive(&mut self.lines) => Some(report),
+            report = Report::receive(&mut self.lines) => report,
             asked = asked => {
                 in_time = asked.is_ok();
-                let mut word = THAW.to_vec();
-                word.push(b'\n');
-                if !in_time || self.lines.write(&word).await.is_err() {
-                    self.lines.finish().await;
-                }
-                None
+                self.ask(in_time).await;
+                self.hear(SLACK).await
             }
             // The guard's own limit comes first, unless it hangs.
-            () = sleep(hold + SLACK) => None,
+            () = sleep(hold + SLACK) => Err(Error::new(Kind::Timeout, "it let its limit pass")),
         };
-        let report = match first {
-            Some(report) => report,
-            None => self.hear(3 * answer + SLACK).await,
-        };
+        if let Ok(Report::Thawing) = report {
+            report = self.hear(3 * answer + SLACK).await;
+        }
         let (thawed, early) = match report {
             Ok(Report::Thawed { filesystems, early }) => (filesystems, early),
             Ok(Report::Failed { cause, why }) => return Err(Error::new(cause.kind(), why)),
@@ -172,6 +167,14 @@ impl Keeper {
             return Err(Error::new(Kind::Busy, context));
         }
         Ok(frozen)
+    }
+
+    /// That it thaws: by the word if the point in time is complete, else by the end of the stream.
+    async fn ask(&mut self, complete: bool) {
+        let word = [THAW, b"\n"].concat();
+        if !complete || self.lines.write(&word).await.is_err() {
+            self.lines.finish().await;
+        }
     }
 
     async fn hear(&mut self, limit: Duration) -> Result<Report> {

@@ -22,6 +22,8 @@ pub(super) enum Report {
         /// How many file systems.
         filesystems: u64,
     },
+    /// It begins to thaw. The agent may take its time for that; a guard that hangs does not tell this.
+    Thawing,
     /// Everything is thawed.
     Thawed {
         /// How many file systems were still frozen then.

@@ -17,7 +17,7 @@ async fn what_was_left_in_the_line_is_dropped() {
         b"{\"return\": \"frozen\"}\n{\"ret",
         b"\xff{\"return\": 17}\n\xff\xff",
         b"\xff\x00\xfe garbage \xff{\"return\": {}}\n",
-        &[b'x'; 70_000],
+        Box::leak(vec![b'x'; 70_000].into_boxed_slice()),
     ];
     for greeting in greetings {
         let script = Scripted::greeting(greeting, |_, _| Act::Usual);
@@ -116,8 +116,8 @@ async fn answers_without_bounds_or_sense_are_errors() {
         (b"{\"return\": 3\n".to_vec(), Kind::Invalid),
         (b"{\"return\": \"melted\"}\n".to_vec(), Kind::Invalid),
         (b"{\"event\": \"NEW\"}\n[]\n{}\n".to_vec(), Kind::Timeout),
-        ([&b"["[..]; 10_000].concat(), Kind::Timeout),
-        ([&[b'['; 10_000][..], b"\n"].concat(), Kind::Invalid),
+        (vec![b'['; 10_000], Kind::Timeout),
+        (format!("{}\n", "[".repeat(10_000)).into_bytes(), Kind::Invalid),
         (b"{\"error\": 1}\n".to_vec(), Kind::Io),
     ];
     for (answer, kind) in answers {

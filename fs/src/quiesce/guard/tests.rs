@@ -27,7 +27,7 @@ fn guard(agent: &Scripted) -> (Lines, oneshot::Sender<()>, tokio::task::JoinHand
         // A sender that is dropped tells nothing.
         let told = async {
             if told.await.is_err() {
-                std::future::pending().await
+                std::future::pending::<()>().await;
             }
         };
         serve(&path, Lines::new(theirs), LIMITS, told).await;
@@ -35,8 +35,14 @@ fn guard(agent: &Scripted) -> (Lines, oneshot::Sender<()>, tokio::task::JoinHand
     (Lines::new(ours), tell, life)
 }
 
+/// The next report, but for the one that thawing begins.
 async fn hear(daemon: &mut Lines) -> Report {
-    tokio::time::timeout(SOON, Report::receive(daemon)).await.expect("a report").unwrap()
+    loop {
+        let report = tokio::time::timeout(SOON, Report::receive(daemon)).await.expect("a report").unwrap();
+        if report != Report::Thawing {
+            return report;
+        }
+    }
 }
 
 async fn until_frozen(daemon: &mut Lines) {
