@@ -13,6 +13,7 @@ use std::ops::{ControlFlow, Range};
 
 use async_trait::async_trait;
 use bytes::BytesMut;
+use serde::Serialize;
 
 use crate::error::Result;
 
@@ -28,6 +29,25 @@ pub enum Map {
 /// Receives the ranges of a map in order: the range, and whether it is in the map (holds data; is dirty).
 pub type Sink<'a> = dyn FnMut(Range<u64>, bool) -> ControlFlow<()> + Send + 'a;
 
+/// What was asked of a source so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Traffic {
+    /// Reads, as they were asked; each may have taken several requests.
+    pub reads: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Questions about allocation and dirty bitmaps.
+    pub maps: u64,
+}
+
+impl std::ops::AddAssign for Traffic {
+    fn add_assign(&mut self, other: Self) {
+        self.reads += other.reads;
+        self.bytes += other.bytes;
+        self.maps += other.maps;
+    }
+}
+
 /// One disk at one point in time.
 #[async_trait]
 pub trait Source: Send + Sync {
@@ -42,6 +62,9 @@ pub trait Source: Send + Sync {
     /// # Errors
     /// Any failure; what the sink was told until then is right.
     async fn map(&self, map: &Map, window: Range<u64>, sink: &mut Sink<'_>) -> Result<()>;
+
+    /// What was asked of it so far.
+    fn traffic(&self) -> Traffic;
 
     /// Gives up connections; later reads fail.
     async fn close(&self);

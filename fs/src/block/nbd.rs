@@ -5,13 +5,14 @@
 //! nothing until one is read.
 
 use std::ops::{ControlFlow, Range};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
 use bytes::BytesMut;
 use nbd_pool::{Address, Config, ErrorKind, Pool, context};
 use tokio::sync::OnceCell;
 
-use super::{Map, Sink, Source};
+use super::{Map, Sink, Source, Traffic};
 use crate::error::{Error, Kind, Result};
 
 /// How much of a disk one question about its allocation covers: QEMU walks its tables before it answers, and those who
@@ -46,12 +47,22 @@ pub struct NbdSource {
     export: Export,
     size: u64,
     pool: OnceCell<Pool>,
+    reads: AtomicU64,
+    bytes: AtomicU64,
+    maps: AtomicU64,
 }
 
 impl NbdSource {
     /// Nothing is connected yet; `size` (bytes) is what the export must have.
     pub fn new(export: Export, size: u64) -> Self {
-        Self { export, size, pool: OnceCell::new() }
+        Self {
+            export,
+            size,
+            pool: OnceCell::new(),
+            reads: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+            maps: AtomicU64::new(0),
+        }
     }
 
     async fn pool(&self) -> Result<&Pool> {
@@ -99,6 +110,7 @@ impl NbdSource {
             let end = window.end.min(at.saturating_add(piece));
             let mut flow = ControlFlow::Continue(());
             let mut extents = 0;
+            self.maps.fetch_add(1, Ordering::Relaxed);
             pool.block_status(context, at..end, |extent| {
                 extents += 1;
                 flow = sink(extent.offset..extent.offset + extent.length, inside(extent.flags));
@@ -124,6 +136,8 @@ impl NbdSource {
 impl Source for NbdSource {
     async fn read(&self, offset: u64, buf: BytesMut) -> Result<BytesMut> {
         let pool = self.pool().await?;
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(u64::try_from(buf.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
         pool.read(offset, buf).await.map_err(|error| self.failed(&format!("cannot read at {offset} from"), error))
     }
 
@@ -143,6 +157,14 @@ impl Source for NbdSource {
                 pool.close().await;
                 walked
             }
+        }
+    }
+
+    fn traffic(&self) -> Traffic {
+        Traffic {
+            reads: self.reads.load(Ordering::Relaxed),
+            bytes: self.bytes.load(Ordering::Relaxed),
+            maps: self.maps.load(Ordering::Relaxed),
         }
     }
 

@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
+use crate::block::Traffic;
 use crate::point::owner::{Phase, View};
 use crate::vm::{Bitmap, Disk, Inventory, Machine, Skipped};
 
@@ -68,6 +69,8 @@ struct PointStatus {
     /// Whether the guest's file systems were frozen for the instant.
     quiesced: bool,
     open_files: usize,
+    /// What was asked of the machine's disks for it.
+    nbd: Option<Traffic>,
 }
 
 #[derive(Serialize)]
@@ -139,6 +142,7 @@ pub(super) fn render(facts: &Facts<'_>) -> Vec<u8> {
             quiesced: held.is_some_and(|point| point.quiesced()),
             checkpoint: held.and_then(|point| point.checkpoint()).map(ToString::to_string),
             open_files: held.map_or(0, |point| point.open_files()),
+            nbd: held.map(|point| point.traffic()),
         },
         last_end: view.last_end.as_ref().map(|end| EndStatus { reason: &end.reason, time: rfc3339(end.time) }),
         last_error: facts.last_error,

@@ -22,8 +22,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
 use self::maps::Maps;
-use crate::block::Source;
 use crate::block::allocation::Allocation;
+use crate::block::{Source, Traffic};
 use crate::error::{Error, Kind, Result};
 use crate::vm::{Disk, Inventory, Taken, Vm};
 
@@ -127,6 +127,13 @@ impl PointInTime {
     /// The frozen dirty maps.
     pub fn maps(&self) -> &Maps {
         &self.maps
+    }
+
+    /// What was asked of its disks so far.
+    pub fn traffic(&self) -> Traffic {
+        let mut sum = Traffic::default();
+        self.disks.iter().for_each(|disk| sum += disk.source.traffic());
+        sum
     }
 
     /// Files open on it now.

@@ -15,7 +15,7 @@ use tokio::sync::broadcast;
 
 use super::{Bitmap, Disk, Event, Fleece, Inventory, Machine, Made, Taken, TakenDisk, Vm, Wanted};
 use crate::block::changes::FrozenMap;
-use crate::block::{Map, Sink, Source};
+use crate::block::{Map, Sink, Source, Traffic};
 use crate::error::{Error, Kind, Result};
 
 /// Bytes that a bit of a dirty bitmap, and a step of the allocation, stand for here.
@@ -142,6 +142,10 @@ impl Source for Copy {
             at = end;
         }
         Ok(())
+    }
+
+    fn traffic(&self) -> Traffic {
+        Traffic::default()
     }
 
     async fn close(&self) {}

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use bytes::BytesMut;
 use proptest::prelude::*;
 use pullfs_fs::block::extents::Extents;
-use pullfs_fs::block::{Map, Sink, Source};
+use pullfs_fs::block::{Map, Sink, Source, Traffic};
 use pullfs_fs::error::Result;
 
 /// What the guest does to a range of bytes.
@@ -123,6 +123,10 @@ impl Source for Disk {
 
     async fn map(&self, map: &Map, _: Range<u64>, _: &mut Sink<'_>) -> Result<()> {
         panic!("an image asked for {map:?}")
+    }
+
+    fn traffic(&self) -> Traffic {
+        Traffic::default()
     }
 
     async fn close(&self) {}
