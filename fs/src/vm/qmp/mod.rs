@@ -30,7 +30,7 @@ use self::detect::Abilities;
 use self::ids::{DiskIds, MountId, Role};
 use self::session::Session;
 use self::steps::{Context, Frozen, NewBitmap, Plan, PlannedDisk, Step};
-use self::transport::Qmp;
+use self::transport::{Qmp, refused};
 use self::watch::Watch;
 use super::{Bitmap, Disk, Event, Fleece, Inventory, Machine, Made, Taken, TakenDisk, Vm, Wanted};
 use crate::block::changes::FrozenMap;
@@ -158,8 +158,8 @@ impl QmpVm {
         Ok(())
     }
 
-    /// Runs the plan; when the instant was. Failing leaves nothing of it, but for the bitmaps of a new checkpoint.
-    async fn run(&self, plan: Plan, quiesce: bool) -> Result<SystemTime> {
+    /// Runs the plan for these disks; when the instant was. Failing leaves nothing of it.
+    async fn run(&self, disks: &[PlannedDisk], plan: Plan, quiesce: bool) -> Result<SystemTime> {
         self.ledger.run(&self.context, plan.before).await?;
         let frozen = match self.settings.quiesce.as_ref().filter(|_| quiesce) {
             Some(quiesce) => Some(quiesce.freeze().await?),
@@ -167,14 +167,21 @@ impl QmpVm {
         };
         let instant = self.ledger.run(&self.context, [plan.freeze]).await;
         let time = SystemTime::now();
+        // A transaction that QEMU refused made nothing: a bitmap of that name is somebody else's.
+        let refused = instant.as_ref().is_err_and(|error| refused(error).is_some());
         // The guest goes on before anything else is done or said.
         let thawed = match frozen {
             Some(frozen) => frozen.thaw().await.map(drop),
             None => Ok(()),
         };
-        instant.and(thawed)?;
-        self.ledger.run(&self.context, plan.after).await?;
-        Ok(time)
+        let finished = match instant.and(thawed) {
+            Ok(()) => self.ledger.run(&self.context, plan.after).await,
+            Err(error) => Err(error),
+        };
+        if finished.is_err() && !refused {
+            self.take_back(disks).await;
+        }
+        finished.map(|()| time)
     }
 
     fn planned(
@@ -308,13 +315,12 @@ impl Vm for QmpVm {
         let disks: Vec<PlannedDisk> = inventory.disks.iter().enumerate().map(each).collect();
         let server = self.settings.server.is_none().then(|| self.settings.mount.to_string());
         let plan = steps::plan(&disks, self.able.fleece, server);
-        let time = match self.run(plan, wanted.quiesce).await {
+        let time = match self.run(&disks, plan, wanted.quiesce).await {
             Ok(time) => time,
             Err(error) => {
                 if let Err(left) = self.release().await {
                     tracing::warn!("something may be left in the machine until the next try: {}", chain(&left));
                 }
-                self.take_back(&disks).await;
                 return Err(error);
             }
         };
