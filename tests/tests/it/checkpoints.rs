@@ -133,6 +133,21 @@ fn names_and_busy_files_are_refused(flavor: Flavor) {
     assert!(mount.unmount().success());
 }
 
+on!(a_checkpoint_whose_point_in_time_fails_is_not_made: new = New, old = Old);
+fn a_checkpoint_whose_point_in_time_fails_is_not_made(flavor: Flavor) {
+    let machine = machine(flavor);
+    // Noticed only after the instant.
+    let socket = machine.dir().join("theirs.nbd");
+    machine.qmp().must("nbd-server-start", json!({"addr": {"type": "unix", "data": {"path": socket}}}));
+    let before = Leftovers::of(&machine);
+    let mount = Mount::of(&machine);
+    assert_eq!(mkdir(&mount, "monday"), Some(Errno::BUSY));
+    assert_eq!(Leftovers::of(&machine), before, "no bitmap either");
+    machine.qmp().must("nbd-server-stop", json!({}));
+    assert_eq!(mkdir(&mount, "monday"), None);
+    assert!(mount.unmount().success());
+}
+
 on!(what_others_made_is_left_alone: new = New, old = Old);
 fn what_others_made_is_left_alone(flavor: Flavor) {
     let machine = machine(flavor);

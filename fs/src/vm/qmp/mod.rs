@@ -5,6 +5,7 @@
 //! QEMU's events into what they mean for the point in time, and answers whether it is kept at this moment.
 
 mod bitmaps;
+mod checkpoint;
 mod detect;
 mod graph;
 pub mod ids;
@@ -29,19 +30,16 @@ use tokio::sync::broadcast;
 use self::detect::Abilities;
 use self::ids::{DiskIds, MountId, Role};
 use self::session::Session;
-use self::steps::{Context, Frozen, NewBitmap, Plan, PlannedDisk, Step};
+use self::steps::{Context, Frozen, Plan, PlannedDisk, Step};
 use self::transport::{Qmp, refused};
 use self::watch::Watch;
-use super::{Bitmap, Disk, Event, Fleece, Inventory, Machine, Made, Taken, TakenDisk, Vm, Wanted};
+use super::{Disk, Event, Fleece, Inventory, Machine, Taken, TakenDisk, Vm, Wanted};
 use crate::block::changes::FrozenMap;
 use crate::block::nbd::{Export, NbdSource};
 use crate::error::{Error, Kind, Result, chain};
 use crate::options;
 use crate::point::plan::Ledger;
 use crate::quiesce::Quiesce;
-
-/// Granularity of the bitmaps of new checkpoints, in bytes: QEMU's own choice for most images, and libvirt's.
-const GRANULARITY: u32 = 65536;
 
 /// What a QMP source needs to know.
 #[derive(Debug, Clone)]
@@ -76,19 +74,6 @@ pub struct QmpVm {
     context: Context,
     ledger: Ledger<Step>,
     watch: Watch,
-}
-
-/// Refuses a checkpoint that cannot be made.
-fn check_new(name: &str, inventory: &Inventory) -> Result<()> {
-    let refused = |kind, why: &str| Err(Error::new(kind, format!("cannot make checkpoint {name:?}: {why}")));
-    if let Err(why) = note::check_name(name) {
-        return refused(Kind::Invalid, why);
-    }
-    let exists = |disk: &Disk| disk.bitmaps.get(name).is_some_and(|bitmap| bitmap.whole.is_none());
-    if inventory.disks.iter().any(exists) {
-        return refused(Kind::Exists, "there is one of that name; delete it first, or choose another name");
-    }
-    Ok(())
 }
 
 /// Reads the fields that are needed out of an answer.
@@ -179,7 +164,7 @@ impl QmpVm {
             Err(error) => Err(error),
         };
         if finished.is_err() && !refused {
-            self.take_back(disks).await;
+            checkpoint::take_back(&self.context.session, disks).await;
         }
         finished.map(|()| time)
     }
@@ -210,7 +195,7 @@ impl QmpVm {
             node: disk.node.clone(),
             size: disk.size,
             frozen,
-            new: checkpoint.map(|(name, time)| new_bitmaps(disk, name, *time)).unwrap_or_default(),
+            new: checkpoint.map(|(name, time)| checkpoint::bitmaps(disk, name, *time)).unwrap_or_default(),
         }
     }
 
@@ -229,47 +214,6 @@ impl QmpVm {
             (checkpoint.clone(), FrozenMap { name, also: bitmap.also(disk.size) })
         });
         TakenDisk { source: Arc::new(NbdSource::new(export, disk.size)), frozen: frozen.collect() }
-    }
-
-    /// Takes back a checkpoint whose making failed half-way. What is not there is fine.
-    async fn take_back(&self, disks: &[PlannedDisk]) {
-        for bitmap in disks.iter().flat_map(|disk| &disk.new) {
-            let one = [(bitmap.node.clone(), bitmap.name.clone())];
-            if let Err(error) = self.context.session.remove_bitmaps(&one).await {
-                tracing::debug!("bitmap {} of {}: {}", bitmap.name, bitmap.node, chain(&error));
-            }
-        }
-    }
-}
-
-/// The bitmap of a checkpoint and the note on it.
-fn new_bitmaps(disk: &Disk, checkpoint: &str, time: SystemTime) -> Vec<NewBitmap> {
-    let bitmap = |name: String, note: bool| NewBitmap {
-        node: disk.bitmap_node.clone(),
-        name,
-        granularity: if note { note::GRANULARITY } else { GRANULARITY },
-        persistent: disk.keeps_bitmaps,
-        disabled: note,
-    };
-    let note = note::write(checkpoint, Made { time, size: disk.size });
-    vec![bitmap(checkpoint.to_owned(), false), bitmap(note, true)]
-}
-
-/// A checkpoint of this name, of which nothing has changed yet, on every disk.
-fn add_checkpoint(inventory: &mut Inventory, name: &Arc<str>, time: SystemTime) {
-    for disk in &mut inventory.disks {
-        let bitmap = Bitmap {
-            dirty_bytes: 0,
-            granularity: GRANULARITY,
-            recording: true,
-            persistent: disk.keeps_bitmaps,
-            inconsistent: false,
-            unusable: None,
-            whole: None,
-            made: Some(Made { time, size: disk.size }),
-            parts: Vec::new(),
-        };
-        disk.bitmaps.insert(name.clone(), bitmap);
     }
 }
 
@@ -291,7 +235,7 @@ impl Vm for QmpVm {
             ));
         }
         match &wanted.checkpoint {
-            Some(name) => check_new(name, &self.inventory().await?),
+            Some(name) => checkpoint::check(name, &self.inventory().await?),
             None => Ok(()),
         }
     }
@@ -326,7 +270,7 @@ impl Vm for QmpVm {
         };
         self.watch.expect(number, disks.iter().map(|disk| disk.ids.of(Role::Point)).collect());
         if let Some((name, time)) = &checkpoint {
-            add_checkpoint(&mut inventory, name, *time);
+            checkpoint::add(&mut inventory, name, *time);
         }
         Ok(Taken {
             number,
@@ -340,23 +284,7 @@ impl Vm for QmpVm {
     }
 
     async fn delete_checkpoint(&self, name: &str, foreign: bool) -> Result<()> {
-        let inventory = self.inventory().await?;
-        let on = inventory.disks.iter().filter_map(|disk| Some((disk, disk.bitmaps.get(name)?)));
-        let on: Vec<(&Disk, &Bitmap)> = on.filter(|(_, bitmap)| bitmap.whole.is_none()).collect();
-        if on.is_empty() {
-            return Err(Error::new(Kind::NotFound, format!("there is no checkpoint {name}")));
-        }
-        if !foreign && on.iter().any(|(_, bitmap)| bitmap.made.is_none()) {
-            return Err(Error::new(
-                Kind::NotOurs,
-                format!("checkpoint {name} was not made by pullfs; it deletes such only with -o foreign=rw"),
-            ));
-        }
-        let mut bitmaps = Vec::new();
-        for (_, bitmap) in on {
-            let removable = bitmap.parts.iter().filter(|part| part.removable);
-            bitmaps.extend(removable.map(|part| (part.node.clone(), part.name.clone())));
-        }
+        let bitmaps = checkpoint::bitmaps_of(name, &self.inventory().await?, foreign)?;
         self.context.session.remove_bitmaps(&bitmaps).await
     }
 
