@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use tokio::net::UnixStream;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use super::Limits;
 use super::agent::{Agent, FREEZE, THAW};
@@ -83,6 +83,7 @@ pub(super) async fn serve(path: &Path, mut daemon: Lines, limits: Limits, told: 
         Ok(agent) => agent,
         Err(error) => return tell(&mut daemon, &Report::failed(&error)).await,
     };
+    let began = Instant::now();
     // The daemon has to know before it is so: it thaws in our place only what we may have frozen.
     if Report::Freezing.send(&mut daemon).await.is_err() {
         return;
@@ -108,7 +109,7 @@ pub(super) async fn serve(path: &Path, mut daemon: Lines, limits: Limits, told: 
         }
     };
     // If nobody hears it, nobody will ask either.
-    tell(&mut daemon, &Report::Frozen { filesystems }).await;
+    tell(&mut daemon, &Report::Frozen { filesystems, took: began.elapsed() }).await;
     let early = tokio::select! {
         biased;
         asked = is_asked(&mut daemon) => (!asked).then(|| "pullfs is gone".to_owned()),
@@ -117,7 +118,9 @@ pub(super) async fn serve(path: &Path, mut daemon: Lines, limits: Limits, told: 
     };
     tell(&mut daemon, &Report::Thawing).await;
     match agent.thaw(limits.answer).await {
-        Ok(filesystems) => tell(&mut daemon, &Report::Thawed { filesystems, early }).await,
+        Ok(filesystems) => {
+            tell(&mut daemon, &Report::Thawed { filesystems, early, frozen: began.elapsed() }).await;
+        }
         Err(error) => {
             let error = error.context("the guest could not be thawed at once");
             thaw_after(error, Thawing::new(path, Some(agent), limits), &mut daemon).await;

@@ -35,10 +35,10 @@ pub(super) struct Keeper {
 /// That the guest is frozen.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Since {
-    /// No file system was frozen before.
-    pub(super) began: Instant,
-    /// All file systems are frozen from then on.
-    pub(super) frozen: Instant,
+    /// When the daemon heard of it.
+    heard: Instant,
+    /// How long freezing took.
+    pub(super) took: Duration,
     pub(super) filesystems: u64,
 }
 
@@ -111,9 +111,8 @@ impl Keeper {
                 };
             }
         }
-        let began = Instant::now();
         match self.hear(freeze + 3 * answer + SLACK).await {
-            Ok(Report::Frozen { filesystems }) => Ok(Since { began, frozen: Instant::now(), filesystems }),
+            Ok(Report::Frozen { filesystems, took }) => Ok(Since { heard: Instant::now(), took, filesystems }),
             Ok(Report::Failed { cause, why }) => Err(Error::new(cause.kind(), why)),
             other => {
                 let why = self.stop(other);
@@ -144,16 +143,16 @@ impl Keeper {
         if let Ok(Report::Thawing) = report {
             report = self.hear(3 * answer + SLACK).await;
         }
-        let (thawed, early) = match report {
-            Ok(Report::Thawed { filesystems, early }) => (filesystems, early),
+        let (thawed, early, frozen) = match report {
+            Ok(Report::Thawed { filesystems, early, frozen }) => (filesystems, early, frozen),
             Ok(Report::Failed { cause, why }) => return Err(Error::new(cause.kind(), why)),
             other => {
                 let why = self.stop(other);
                 tracing::warn!("the guest is thawed without its guard: {}", chain(&why));
-                (self.thaw_in_its_place(thawing).await?, (!in_time).then(|| chain(&why)))
+                let thawed = self.thaw_in_its_place(thawing).await?;
+                (thawed, (!in_time).then(|| chain(&why)), since.took + since.heard.elapsed())
             }
         };
-        let frozen = since.began.elapsed();
         if let Some(why) = early {
             let context = format!("the guest was thawed before the point in time was complete: {why}");
             return Err(Error::new(Kind::Timeout, context));

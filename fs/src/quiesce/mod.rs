@@ -97,8 +97,7 @@ impl Quiesce {
         let (tell_thawed, thawed) = oneshot::channel();
         tokio::spawn(keeper.keep(tell_frozen, asked, tell_thawed));
         let since = frozen.await.map_err(|_| ending())?.map_err(unable)?;
-        let took = since.frozen - since.began;
-        tracing::info!(filesystems = since.filesystems, ?took, "the guest is frozen");
+        tracing::info!(filesystems = since.filesystems, took = ?since.took, "the guest is frozen");
         Ok(Frozen { ask, thawed, since, guard })
     }
 }
@@ -125,7 +124,7 @@ impl Frozen {
 
     /// How long freezing took; part of what [`Frozen::thaw`] tells. The guest wrote out its data meanwhile.
     pub fn freezing(&self) -> Duration {
-        self.since.frozen - self.since.began
+        self.since.took
     }
 
     /// The process id of the guard.

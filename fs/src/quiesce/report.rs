@@ -1,5 +1,7 @@
 //! What the guard tells the daemon, a line each. In the other direction there is [`THAW`], and the end of the stream.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::lines::Lines;
@@ -21,6 +23,9 @@ pub(super) enum Report {
     Frozen {
         /// How many file systems.
         filesystems: u64,
+        /// How long that took.
+        #[serde(default)]
+        took: Duration,
     },
     /// It begins to thaw. The agent may take its time for that; a guard that hangs does not tell this.
     Thawing,
@@ -30,6 +35,9 @@ pub(super) enum Report {
         filesystems: u64,
         /// Why before it was asked for, if it was not.
         early: Option<String>,
+        /// How long anything was frozen. Only the guard can tell: it may take a while until the daemon hears of it.
+        #[serde(default)]
+        frozen: Duration,
     },
     /// It did not work; what may be frozen is thawed by the guard as far as that is possible.
     Failed {
