@@ -23,9 +23,9 @@ const HLT: u8 = 0xf4;
 /// What a machine is to be.
 #[derive(Debug)]
 pub struct Builder {
-    flavor: Flavor,
-    dir: TempDir,
-    disks: Vec<Disk>,
+    pub(crate) flavor: Flavor,
+    pub(crate) dir: TempDir,
+    pub(crate) disks: Vec<Disk>,
     iothread: bool,
     arguments: Vec<String>,
 }
@@ -61,9 +61,20 @@ impl Builder {
     /// Starts the machine, and returns when it answers on the test's own QMP socket.
     #[track_caller]
     pub fn start(self) -> Machine {
+        let (server, qmp) = self.launch();
+        Machine::running(server, qmp, self)
+    }
+
+    /// Starts the program that holds the disks, for the first time or again.
+    #[track_caller]
+    pub(crate) fn launch(&self) -> (Running, Qmp) {
         let (pull, control) = (self.dir.path().join("pull.qmp"), self.dir.path().join("ctl.qmp"));
         // The limit of the system is 108 bytes; QEMU's error for a longer path is hard to find.
         assert!(pull.as_os_str().len() < 100, "TMPDIR is too long for sockets");
+        for socket in [&pull, &control] {
+            // A program that was killed has left them.
+            let _ = std::fs::remove_file(socket);
+        }
         let mut command = match self.flavor {
             Flavor::Daemon => self.daemon(&[&pull, &control]),
             Flavor::New | Flavor::Old => self.system(&[&pull, &control]),
@@ -75,7 +86,7 @@ impl Builder {
             control.exists()
         });
         let qmp = Qmp::connect(&control, START_LIMIT).unwrap_or_else(|e| panic!("{e:#}\n{}", server.log()));
-        Machine::running(server, qmp, self.flavor, self.disks, self.dir)
+        (server, qmp)
     }
 
     fn system(&self, sockets: &[&PathBuf]) -> Command {

@@ -9,14 +9,20 @@ use serde_json::json;
 use crate::process::ok;
 use crate::tools;
 
+/// The cluster of a qcow2 image unless it is told otherwise.
+pub(crate) const CLUSTER: u64 = 64 << 10;
+
 /// A disk to start a machine with.
 #[derive(Clone, Debug)]
 pub struct Disk {
     pub(crate) id: String,
     pub(crate) format: &'static str,
     size: u64,
+    cluster: u64,
     filled: Vec<(u64, u64)>,
-    image: Option<PathBuf>,
+    pub(crate) image: Option<PathBuf>,
+    /// The active layer's node, where it is not the one that the machine was started with.
+    pub(crate) node: Option<String>,
 }
 
 impl Disk {
@@ -31,7 +37,14 @@ impl Disk {
     }
 
     fn new(id: &str, format: &'static str, size: u64) -> Self {
-        Self { id: id.to_owned(), format, size, filled: Vec::new(), image: None }
+        Self { id: id.to_owned(), format, size, cluster: CLUSTER, filled: Vec::new(), image: None, node: None }
+    }
+
+    /// Gives a new qcow2 disk another cluster size.
+    #[must_use]
+    pub fn cluster(mut self, cluster: u64) -> Self {
+        self.cluster = cluster;
+        self
     }
 
     /// Fills these extents (offset, length) of a new disk: each 8 bytes tell where they belong.
@@ -86,7 +99,8 @@ impl Disk {
             file.write_all_at(&bytes.collect::<Vec<u8>>(), offset).expect("filling an image");
         }
         if self.format != "raw" {
-            ok(tools::tool("qemu-img").args(["convert", "-O", self.format]).arg(&raw).arg(&image));
+            let cluster = format!("cluster_size={}", self.cluster);
+            ok(tools::tool("qemu-img").args(["convert", "-O", self.format, "-o", &cluster]).arg(&raw).arg(&image));
             std::fs::remove_file(&raw).expect("removing the raw image");
         }
         image

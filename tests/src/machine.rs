@@ -13,11 +13,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use rustix::fs::{FallocateFlags, fallocate};
+use rustix::process::Signal;
 use serde_json::json;
-use tempfile::TempDir;
 
 use crate::builder::Builder;
-use crate::disk::Disk;
+use crate::disk::{CLUSTER, Disk};
 use crate::flavor::Flavor;
 use crate::mount::is_mounted;
 use crate::process::{Running, ok};
@@ -26,9 +26,6 @@ use crate::tools;
 
 /// 1 MiB.
 pub const MIB: u64 = 1 << 20;
-
-/// The cluster of qcow2 images, unless they are told otherwise.
-const CLUSTER: u64 = 64 << 10;
 
 /// For what QEMU does at once, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -39,9 +36,7 @@ pub struct Machine {
     // Before the directory, so that no file goes while it is in use.
     server: Running,
     qmp: RefCell<Qmp>,
-    flavor: Flavor,
-    disks: Vec<Disk>,
-    dir: TempDir,
+    spec: Builder,
 }
 
 impl Machine {
@@ -50,23 +45,23 @@ impl Machine {
         Builder::new(flavor)
     }
 
-    pub(crate) fn running(server: Running, qmp: Qmp, flavor: Flavor, disks: Vec<Disk>, dir: TempDir) -> Self {
-        Self { server, qmp: RefCell::new(qmp), flavor, disks, dir }
+    pub(crate) fn running(server: Running, qmp: Qmp, spec: Builder) -> Self {
+        Self { server, qmp: RefCell::new(qmp), spec }
     }
 
     /// The source that pullfs mounts.
     pub fn source(&self) -> String {
-        format!("qmp:{}", self.dir.path().join("pull.qmp").display())
+        format!("qmp:{}", self.spec.dir.path().join("pull.qmp").display())
     }
 
     /// The machine's own directory: a place for a test's files, gone with the machine.
     pub fn dir(&self) -> &Path {
-        self.dir.path()
+        self.spec.dir.path()
     }
 
     /// What holds the disks.
     pub fn flavor(&self) -> Flavor {
-        self.flavor
+        self.spec.flavor
     }
 
     /// The process that holds the disks.
@@ -79,21 +74,22 @@ impl Machine {
         self.qmp.borrow_mut()
     }
 
-    /// The node of a disk's format driver.
+    /// The node of a disk's format driver, which is the active layer's.
+    #[track_caller]
     pub fn node(&self, id: &str) -> String {
-        self.flavor.node(id)
+        self.disk(id).node.clone().unwrap_or_else(|| self.spec.flavor.node(id))
     }
 
     /// A disk's image.
     #[track_caller]
     pub fn image(&self, id: &str) -> &Path {
-        self.spec(id).image()
+        self.disk(id).image()
     }
 
     /// A disk's format.
     #[track_caller]
     pub fn format(&self, id: &str) -> &'static str {
-        self.spec(id).format
+        self.disk(id).format
     }
 
     /// Starts to record changes of a disk in a bitmap, persistent where the format can keep it.
@@ -156,7 +152,7 @@ impl Machine {
     #[track_caller]
     pub fn copy(&self, id: &str, name: &str) -> PathBuf {
         self.flush(id);
-        let copy = self.dir.path().join(name);
+        let copy = self.spec.dir.path().join(name);
         let mut convert = tools::tool("qemu-img");
         convert.args(["convert", "-U", "-f", self.format(id), "-O", "raw"]);
         ok(convert.arg(self.image(id)).arg(&copy));
@@ -167,7 +163,7 @@ impl Machine {
     /// of the same node. Devices of QEMU do.
     #[track_caller]
     pub fn without_guest<R>(&self, id: &str, work: impl FnOnce() -> R) -> R {
-        if self.flavor != Flavor::Daemon {
+        if self.spec.flavor != Flavor::Daemon {
             return work();
         }
         let export = format!("guest-{id}");
@@ -175,7 +171,7 @@ impl Machine {
         let gone = |data: &serde_json::Value| data["id"] == export.as_str();
         self.qmp().wait_event("BLOCK_EXPORT_DELETED", LIMIT, gone);
         let result = work();
-        let mountpoint = self.dir.path().join(format!("{id}.guest"));
+        let mountpoint = self.spec.dir.path().join(format!("{id}.guest"));
         let arguments = json!({
             "type": "fuse", "id": export, "node-name": self.node(id), "mountpoint": mountpoint, "writable": true,
         });
@@ -190,14 +186,47 @@ impl Machine {
         self.server.wait(LIMIT);
     }
 
-    fn spec(&self, id: &str) -> &Disk {
-        self.disks.iter().find(|disk| disk.id == id).unwrap_or_else(|| panic!("no disk {id}"))
+    /// Ends without an orderly close, as in a power failure. What the guest flushed is in the images.
+    #[track_caller]
+    pub fn kill(&mut self) {
+        self.server.signal(Signal::KILL);
+        self.server.wait(LIMIT);
+    }
+
+    /// Starts again after its end, with the disks as they are.
+    #[track_caller]
+    pub fn restart(&mut self) {
+        for disk in &mut self.spec.disks {
+            // Nodes get their names from the command line again.
+            disk.node = None;
+        }
+        let (server, qmp) = self.spec.launch();
+        self.server = server;
+        self.qmp = RefCell::new(qmp);
+    }
+
+    /// An overlay has become the active layer of a disk.
+    #[track_caller]
+    pub(crate) fn overlaid(&mut self, id: &str, node: String, image: PathBuf) {
+        let disk = self.spec.disks.iter_mut().find(|disk| disk.id == id).expect("a disk");
+        (disk.node, disk.image, disk.format) = (Some(node), Some(image), "qcow2");
+    }
+
+    /// Grows a disk, as the guest sees it at once.
+    #[track_caller]
+    pub fn resize(&self, id: &str, size: u64) {
+        self.qmp().must("block_resize", json!({"node-name": self.node(id), "size": size}));
+    }
+
+    #[track_caller]
+    fn disk(&self, id: &str) -> &Disk {
+        self.spec.disks.iter().find(|disk| disk.id == id).unwrap_or_else(|| panic!("no disk {id}"))
     }
 
     fn guest_file(&self, id: &str) -> Option<File> {
-        let path = self.dir.path().join(format!("{id}.guest"));
+        let path = self.spec.dir.path().join(format!("{id}.guest"));
         let open = || OpenOptions::new().read(true).write(true).open(&path).expect("the FUSE export");
-        (self.flavor == Flavor::Daemon).then(open)
+        (self.spec.flavor == Flavor::Daemon).then(open)
     }
 
     /// A guest's request by qemu-io. The reply to the monitor's command does not say how it went: the output does.
@@ -216,8 +245,8 @@ impl Drop for Machine {
     fn drop(&mut self) {
         self.server.stop();
         // A qemu-storage-daemon that had to be killed leaves its FUSE exports mounted.
-        for disk in &self.disks {
-            let guest = self.dir.path().join(format!("{}.guest", disk.id));
+        for disk in &self.spec.disks {
+            let guest = self.spec.dir.path().join(format!("{}.guest", disk.id));
             let dead = std::fs::metadata(&guest).is_err_and(|e| e.kind() == ErrorKind::NotConnected);
             if dead || is_mounted(&guest) {
                 let _ = Command::new("umount").arg("-l").arg(guest).status();
