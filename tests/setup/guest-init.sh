@@ -3,7 +3,11 @@
 #
 # Once `counter=N` is on the serial console, N is on both disks for good. /a gets N before /b, so in one point in time of
 # both disks /a is at most one ahead of /b: a copy of the two at different instants shows.
-# The kernel's command line chooses what happens: pullfs.mode=churn (default), or idle for mounted and silent;
+# The kernel's command line chooses what happens, as pullfs.mode=
+#   churn   (default) the above
+#   daily   the above, and for each N a file /days/N on both disks, there for good before `counter=N`
+#   idle    mounted and silent
+#   list    mounts each disk there is, says `vda=N` for its files /days/N, and powers off
 # pullfs.agent starts qemu-guest-agent, and pullfs.agent=COMMAND,… one that does not allow these commands.
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
@@ -26,14 +30,29 @@ for word in $(cat /proc/cmdline); do
 done
 
 waited=0
-until [ -b /dev/vda ] && [ -b /dev/vdb ]; do
+until [ -b /dev/vda ] && { [ -b /dev/vdb ] || [ "$mode" = list ]; }; do
     waited=$((waited + 1))
     [ "$waited" -gt 50 ] && { echo "guest: the disks did not appear"; exec poweroff -f; }
     sleep 0.1
 done
+if [ "$mode" = list ]; then
+    for disk in /dev/vd?; do
+        name=${disk#/dev/}
+        if mount -t ext4 "$disk" /a; then
+            for file in /a/days/*; do
+                [ "$(cat "$file")" = "${file##*/}" ] && echo "$name=${file##*/}" || echo "guest: $name: bad $file"
+            done
+            umount /a && echo "guest: $name listed"
+        else
+            echo "guest: cannot mount $disk"
+        fi
+    done
+    exec poweroff -f
+fi
+
 mount -t ext4 -o data=ordered /dev/vda /a || echo "guest: cannot mount /dev/vda"
 mount -t ext4 -o data=ordered /dev/vdb /b || echo "guest: cannot mount /dev/vdb"
-mkdir -p /a/churn /b/churn
+mkdir -p /a/churn /b/churn /a/days /b/days
 if [ -n "$agent" ]; then
     # Without udev nobody gives the port its name; it is the only one there is. Its state and log are not on the disks,
     # which it freezes.
@@ -51,9 +70,13 @@ churn() {
     rm -f "$1/churn/$((($2 + 5) % 16))"
 }
 
+# The directory's entry as well is there for good.
+day() { echo "$2" >"$1/days/$2" && sync; }
+
 n=0
 while [ "$mode" != idle ]; do
     n=$((n + 1))
+    [ "$mode" = daily ] && { day /a $n; day /b $n; }
     count /a $n
     count /b $n
     echo "counter=$n"

@@ -1,5 +1,6 @@
-//! A real guest: Linux that writes to two ext4 disks all the time; see tests/setup/guest-init.sh.
+//! A real guest: Linux that writes to two ext4 disks all the time, or says what is on disks; see tests/setup/guest-init.sh.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -54,29 +55,24 @@ impl Guest {
         })
     }
 
+    /// Boots a guest that keeps a file for each number, `/days/N`, on both disks.
+    #[track_caller]
+    pub fn daily(flavor: Flavor) -> Self {
+        Self::boot_with(flavor, "pullfs.mode=daily", |_| Vec::new())
+    }
+
     #[track_caller]
     fn boot_with(flavor: Flavor, word: &str, devices: impl FnOnce(&Path) -> Vec<String>) -> Self {
         let images = tempfile::Builder::new().prefix("pullfs-guest-").tempdir().expect("a temporary directory");
         let raw = ext4(images.path(), "a.raw");
         let qcow2 = images.path().join("a.qcow2");
         ok(tools::tool("qemu-img").args(["convert", "-O", "qcow2"]).arg(&raw).arg(&qcow2));
-        let (kernel, initramfs) = tools::guest();
         let serial = images.path().join("serial");
-        let arguments = [
-            ("-m", "256".into()),
-            ("-kernel", kernel.display().to_string()),
-            ("-initrd", initramfs.display().to_string()),
-            ("-append", format!("console=ttyS0 quiet panic=-1 {word}")),
-            ("-serial", format!("file:{}", serial.display())),
-        ]
-        .into_iter()
-        .flat_map(|(option, value): (&str, String)| [option.to_owned(), value])
-        .chain(devices(images.path()))
-        .collect::<Vec<_>>();
         let machine = Machine::build(flavor)
             .disk(Disk::qcow2("vda", 0).from_image(&qcow2))
             .disk(Disk::raw("vdb", 0).from_image(&ext4(images.path(), "b.raw")))
-            .arguments(&arguments)
+            .arguments(&linux(word, &serial))
+            .arguments(&devices(images.path()))
             .start();
         let guest = Self { machine, serial, images };
         guest.wait_past(0);
@@ -114,18 +110,67 @@ impl Guest {
     #[track_caller]
     pub fn wait_past(&self, counter: u64) {
         wait_until("the guest to count on", BOOT_LIMIT, || self.counter() > counter);
-        let said = self.said();
-        // What the guest says when a write fails, and what its kernel does.
-        for trouble in ["cannot", "I/O error", "EXT4-fs error"] {
-            assert!(!said.contains(trouble), "the guest is in trouble:\n{said}");
-        }
+        untroubled(&self.said());
     }
 
     /// Everything on the serial console, but for a last line that has not arrived whole.
     pub fn said(&self) -> String {
-        let mut said = String::from_utf8_lossy(&fs::read(&self.serial).unwrap_or_default()).into_owned();
-        said.truncate(said.rfind('\n').map_or(0, |end| end + 1));
-        said
+        said(&self.serial)
+    }
+}
+
+/// What a guest says of copies of a [`Guest::daily`] guest's disks, with which it was booted: it mounts each of them, as
+/// any Linux would after a power failure, and tells the numbers of the files there. The copies are written to.
+#[track_caller]
+pub fn days(flavor: Flavor, copies: &[PathBuf]) -> Vec<BTreeSet<u64>> {
+    let dir = tempfile::Builder::new().prefix("pullfs-guest-").tempdir().expect("a temporary directory");
+    let serial = dir.path().join("serial");
+    let mut machine = Machine::build(flavor).arguments(&linux("pullfs.mode=list", &serial));
+    let names: Vec<String> = ('a'..='z').take(copies.len()).map(|letter| format!("vd{letter}")).collect();
+    assert_eq!(names.len(), copies.len(), "a letter for each disk");
+    for (name, copy) in names.iter().zip(copies) {
+        let qcow2 = copy.extension().is_some_and(|extension| extension == "qcow2");
+        let disk = if qcow2 { Disk::qcow2(name, 0) } else { Disk::raw(name, 0) };
+        machine = machine.disk(disk.from_image(copy));
+    }
+    let mut machine = machine.start();
+    machine.server().wait(BOOT_LIMIT);
+    let said = said(&serial);
+    untroubled(&said);
+    let listed = |name: &String| {
+        assert!(said.contains(&format!("guest: {name} listed")), "{name} was not listed:\n{said}");
+        let numbers = said.lines().filter_map(|line| line.trim().strip_prefix(&format!("{name}="))?.parse().ok());
+        numbers.collect()
+    };
+    names.iter().map(listed).collect()
+}
+
+/// The arguments that boot Linux, with a word on its kernel's command line.
+#[track_caller]
+fn linux(word: &str, serial: &Path) -> Vec<String> {
+    let (kernel, initramfs) = tools::guest();
+    let arguments = [
+        ("-m", "256".into()),
+        ("-kernel", kernel.display().to_string()),
+        ("-initrd", initramfs.display().to_string()),
+        ("-append", format!("console=ttyS0 quiet panic=-1 {word}")),
+        ("-serial", format!("file:{}", serial.display())),
+    ];
+    arguments.into_iter().flat_map(|(option, value)| [option.to_owned(), value]).collect()
+}
+
+/// Everything on a serial console, but for a last line that has not arrived whole.
+fn said(serial: &Path) -> String {
+    let mut said = String::from_utf8_lossy(&fs::read(serial).unwrap_or_default()).into_owned();
+    said.truncate(said.rfind('\n').map_or(0, |end| end + 1));
+    said
+}
+
+/// Panics if a guest says that something failed, or its kernel does.
+#[track_caller]
+fn untroubled(said: &str) {
+    for trouble in ["cannot", ": bad /a/", "I/O error", "EXT4-fs error"] {
+        assert!(!said.contains(trouble), "the guest is in trouble:\n{said}");
     }
 }
 

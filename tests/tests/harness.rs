@@ -11,7 +11,7 @@ use pullfs_tests::guest::Guest;
 use pullfs_tests::leftovers::Leftovers;
 use pullfs_tests::machine::{MIB, Machine};
 use pullfs_tests::process::{ok, run};
-use pullfs_tests::{oracle, scattered, tools};
+use pullfs_tests::{guest, oracle, scattered, snapshot, tools};
 use serde_json::json;
 
 /// Writes, discards and zeroes of each flavor reach the disk, and only where they should.
@@ -94,6 +94,59 @@ fn a_stored_bitmap_is_read() {
     assert_eq!(map.dirty(), [(128 << 10, 65536)]);
 }
 
+/// What a restart, an external snapshot and a power failure leave of content and bitmaps; the model builds on it.
+fn a_machine_starts_again(flavor: Flavor) {
+    if !flavor.available() {
+        return;
+    }
+    let mut machine = Machine::build(flavor)
+        .disk(Disk::qcow2("vda", 2 * MIB + 512).cluster(4096).filled(&[(0, MIB)]))
+        .disk(Disk::raw("vdb", 2 * MIB + 512).filled(&[(0, MIB)]))
+        .start();
+    let bitmaps = |machine: &Machine, id: &str| {
+        let nodes = machine.qmp().must("query-named-block-nodes", json!({ "flat": true }));
+        let node = machine.node(id);
+        let found = nodes.as_array().expect("nodes").iter().find(|found| found["node-name"] == *node);
+        let bitmaps = found.expect("the active layer")["dirty-bitmaps"].as_array().cloned().unwrap_or_default();
+        let told = |bitmap: serde_json::Value| (bitmap["name"].clone(), bitmap["inconsistent"] == true);
+        bitmaps.into_iter().map(told).collect::<Vec<_>>()
+    };
+    for id in ["vda", "vdb"] {
+        machine.add_bitmap(id, "monday", 4096);
+        machine.write(id, MIB, 512, 0x61);
+        machine.resize(id, 3 * MIB);
+    }
+    snapshot::external(&mut machine, &["vda", "vdb"], "s1", 65536);
+    for id in ["vda", "vdb"] {
+        assert_eq!(bitmaps(&machine, id), [(json!("monday"), false)], "{id} goes on in the overlay");
+        machine.write(id, 0, 512, 0x62);
+    }
+    let before = ["vda", "vdb"].map(|id| fs::read(machine.copy(id, id)).expect("a copy"));
+    assert!(before.iter().all(|bytes| bytes.len() == 3 << 20 && bytes[0] == 0x62 && bytes[1 << 20] == 0x61));
+    machine.quit();
+    machine.restart();
+    assert_eq!(bitmaps(&machine, "vda"), [(json!("monday"), false)]);
+    assert_eq!(bitmaps(&machine, "vdb"), [], "it was not persistent below");
+    machine.add_bitmap("vdb", "tuesday", 65536);
+    machine.kill();
+    machine.restart();
+    assert_eq!(bitmaps(&machine, "vda"), [(json!("monday"), true)]);
+    assert_eq!(bitmaps(&machine, "vdb"), [], "it was in memory alone");
+    for (id, before) in ["vda", "vdb"].iter().zip(&before) {
+        assert!(fs::read(machine.copy(id, id)).expect("a copy") == *before, "{id} after two restarts");
+    }
+}
+
+#[test]
+fn a_machine_starts_again_new() {
+    a_machine_starts_again(Flavor::New);
+}
+
+#[test]
+fn a_machine_starts_again_old() {
+    a_machine_starts_again(Flavor::Old);
+}
+
 #[test]
 fn a_scattered_bitmap_is_loaded() {
     if !Flavor::New.available() {
@@ -135,6 +188,30 @@ fn the_guest_counts_new() {
 #[test]
 fn the_guest_counts_old() {
     the_guest_counts(Flavor::Old);
+}
+
+#[test]
+fn a_guest_says_what_is_on_copies() {
+    if !Flavor::New.available() {
+        return;
+    }
+    let guest = Guest::daily(Flavor::New);
+    let mut copies = Vec::new();
+    let mut known = Vec::new();
+    for round in 0..2 {
+        guest.wait_past(guest.counter() + 3);
+        guest.machine().qmp().must("stop", json!({}));
+        known.push(guest.counter());
+        copies.push(guest.machine().copy("vda", &format!("{round}.raw")));
+        guest.machine().qmp().must("cont", json!({}));
+    }
+    let days = guest::days(Flavor::New, &copies);
+    for (days, known) in days.iter().zip(&known) {
+        let newest = days.iter().next_back().copied();
+        assert!(newest == Some(*known) || newest == Some(known + 1), "{days:?} when {known} was seen");
+        assert_eq!(days.iter().copied().collect::<Vec<_>>(), (1..=newest.unwrap_or(0)).collect::<Vec<_>>());
+    }
+    assert!(known[0] + 3 <= known[1], "{known:?}");
 }
 
 #[test]
