@@ -18,6 +18,7 @@ macro_rules! on {
 }
 
 mod bytes;
+mod chain;
 mod checkpoints;
 mod commands;
 mod lazy;
