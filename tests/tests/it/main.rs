@@ -31,3 +31,4 @@ mod qcow2;
 mod quiesce;
 mod refusals;
 mod sync;
+mod trimmed;
