@@ -21,6 +21,7 @@ mod bytes;
 mod chain;
 mod checkpoints;
 mod commands;
+mod cookbook;
 mod history;
 mod lazy;
 mod leaves_nothing;
