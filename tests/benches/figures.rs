@@ -10,12 +10,14 @@ use pullfs_tests::flavor::Flavor;
 use pullfs_tests::machine::{MIB, Machine};
 use pullfs_tests::mount::Mount;
 use pullfs_tests::oracle;
-use pullfs_tests::process::ok;
+use pullfs_tests::process::{ok, run_within};
 use pullfs_tests::scattered;
 
 const TIB: u64 = 1 << 40;
 /// Rounds of which the median is told.
 const ROUNDS: usize = 7;
+/// For a copy of a GiB on a slow disk.
+const COPY_LIMIT: Duration = Duration::from_secs(300);
 const DIRTY_EXTENTS: u64 = 1_000_000;
 
 fn main() {
@@ -24,6 +26,7 @@ fn main() {
             first_byte(flavor);
             throughput(flavor);
             memory(flavor);
+            increment(flavor);
         }
     }
 }
@@ -81,6 +84,30 @@ fn memory(flavor: Flavor) {
     println!(
         "memory of the daemon: {idle} idle, {after_map} after dirty.map, {after_json} after dirty.json \
          (limit 40 MiB and the configured cache)"
+    );
+}
+
+/// A delta of 1 % of a large disk costs in proportion to the 1 %, whatever the size of the disk.
+fn increment(flavor: Flavor) {
+    const SIZE: u64 = 100 << 30;
+    const PARTS: u64 = SIZE / 100 / MIB;
+    let machine = Machine::build(flavor).disk(Disk::qcow2("vda", SIZE).filled(&[(0, 64 * MIB)])).start();
+    let mount = Mount::of(&machine);
+    fs::create_dir(mount.path("checkpoints/monday")).expect("a checkpoint");
+    mount.command(&["release"]).success();
+    for part in 0..PARTS {
+        machine.write("vda", part * (SIZE / PARTS / MIB) * MIB, MIB, 0x5a);
+    }
+    let (start, copy) = (Instant::now(), mount.beside("delta.qcow2"));
+    run_within(Command::new("cp").arg(mount.path("checkpoints/monday/vda/delta.qcow2")).arg(&copy), COPY_LIMIT)
+        .success();
+    let (took, size) = (start.elapsed(), fs::metadata(&copy).expect("the copy").len() / MIB);
+    let nbd = &mount.status()["point"]["nbd"];
+    let bytes = nbd["bytes"].as_u64().unwrap_or(0) / MIB;
+    println!(
+        "delta.qcow2 of {PARTS} MiB in as many places of 100 GiB, {flavor:?} QEMU: {size} MiB in {took:.1?}, of which \
+         {bytes} MiB were read over NBD by {} requests (and {} for maps)",
+        nbd["reads"], nbd["maps"]
     );
 }
 
