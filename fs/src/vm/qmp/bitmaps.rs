@@ -36,6 +36,7 @@ pub(super) fn checkpoints(disk: &str, layers: &[Vec<&Node>], skipped: &mut Vec<S
             }
         }
     }
+    let size = layers.first().and_then(|nodes| nodes.first()).map_or(0, |node| node.image.virtual_size);
     let mut checkpoints = BTreeMap::new();
     for (checkpoint, found) in names {
         let reason = match name::check(checkpoint) {
@@ -45,22 +46,32 @@ pub(super) fn checkpoints(disk: &str, layers: &[Vec<&Node>], skipped: &mut Vec<S
             }
             Ok(()) => None,
         };
-        match reason {
-            Some(reason) => {
-                skipped.push(Skipped { name: format!("bitmap {checkpoint:?} of {disk}"), reason: reason.to_owned() });
-            }
-            None => {
-                checkpoints
-                    .insert(Arc::from(checkpoint), assess(&found, notes.get(checkpoint).map_or(&[], Vec::as_slice)));
-            }
+        if let Some(reason) = reason {
+            skipped.push(Skipped { name: format!("bitmap {checkpoint:?} of {disk}"), reason: reason.to_owned() });
+        } else {
+            let notes = notes.get(checkpoint).map_or(&[][..], Vec::as_slice);
+            checkpoints.insert(Arc::from(checkpoint), assess(&of_one_making(found, notes), notes, size));
         }
     }
     checkpoints
 }
 
+/// What belongs to the newest checkpoint of a name. A deleted one leaves its bitmaps in backing images, where they cannot
+/// be removed: the notes tell how far down the newest one reaches.
+fn of_one_making<'a>(mut found: Vec<Found<'a>>, notes: &[(Made, Found<'a>)]) -> Vec<Found<'a>> {
+    // The newest layer's note is the one on the bitmap that records.
+    if let Some((newest, _)) = notes.first() {
+        let same = notes.iter().filter(|(made, _)| made == newest);
+        let deepest = same.map(|(_, note)| note.layer).max().unwrap_or(0);
+        found.retain(|found| found.layer <= deepest);
+    }
+    found
+}
+
 /// "Since X" is the OR of the bitmaps named X from the active layer down. It can be told only if the active layer
-/// still records: what changed after recording stopped is nowhere.
-fn assess(found: &[Found<'_>], notes: &[(Made, Found<'_>)]) -> Bitmap {
+/// still records: what changed after recording stopped is nowhere. `size` is the active layer's: QEMU merges no bitmaps
+/// of different sizes, which layers have when the disk grew after an external snapshot.
+fn assess(found: &[Found<'_>], notes: &[(Made, Found<'_>)], size: u64) -> Bitmap {
     let recording = found.iter().any(|found| found.layer == 0 && found.bitmap.recording);
     let inconsistent = found.iter().any(|found| found.bitmap.inconsistent);
     let unusable = if inconsistent {
@@ -72,6 +83,10 @@ fn assess(found: &[Found<'_>], notes: &[(Made, Found<'_>)]) -> Bitmap {
     } else {
         None
     };
+    let grown = found.iter().any(|found| found.node.image.virtual_size != size);
+    let whole = (unusable.is_none() && grown)
+        .then(|| "the disk grew after an external snapshot, so all of it counts as changed".to_owned());
+    let counted = found.iter().map(|found| found.bitmap.count).fold(0, u64::saturating_add);
     let part = |found: &Found<'_>, note| Part {
         node: found.node.node_name.clone(),
         name: found.bitmap.name.clone().unwrap_or_default(),
@@ -81,14 +96,13 @@ fn assess(found: &[Found<'_>], notes: &[(Made, Found<'_>)]) -> Bitmap {
     };
     let of_notes = notes.iter().map(|(_, found)| part(found, true));
     Bitmap {
-        dirty_bytes: found.iter().map(|found| found.bitmap.count).fold(0, u64::saturating_add),
+        dirty_bytes: if whole.is_some() { size } else { counted },
         granularity: found.iter().map(|found| found.bitmap.granularity).min().unwrap_or(0),
         recording,
         persistent: found.iter().all(|found| found.bitmap.persistent),
         inconsistent,
         unusable: unusable.map(str::to_owned),
-        whole: None,
-        // The newest layer's note is the one on the bitmap that records.
+        whole,
         made: notes.first().map(|(made, _)| *made),
         parts: found.iter().map(|found| part(found, false)).chain(of_notes).collect(),
     }
@@ -121,7 +135,7 @@ pub(super) fn complete(disks: &mut [Disk]) {
 
 #[cfg(test)]
 mod tests {
-    use std::time::UNIX_EPOCH;
+    use std::time::{Duration, UNIX_EPOCH};
 
     use serde_json::{Value, json};
 
@@ -142,18 +156,47 @@ mod tests {
         let note = note::write("ours", made);
         let mut lost = bitmap("lost", false);
         lost["inconsistent"] = json!(true);
-        let top = node("top", false, &[bitmap("ours", true), bitmap(&note, false), bitmap("stopped", false), lost]);
-        let base = node("base", true, &[bitmap("ours", false), bitmap("below", true), bitmap("a/b", true)]);
+        let top = node("top", false, &[bitmap("ours", true), bitmap("stopped", false), lost]);
+        let base = node(
+            "base",
+            true,
+            &[bitmap("ours", false), bitmap(&note, false), bitmap("below", true), bitmap("a/b", true)],
+        );
         let mut skipped = Vec::new();
         let found = checkpoints("vda", &[vec![&top], vec![&base]], &mut skipped);
         assert_eq!(found.keys().map(|name| &**name).collect::<Vec<_>>(), ["lost", "ours", "stopped"]);
         let ours = &found["ours"];
         assert_eq!((ours.dirty_bytes, ours.made, &ours.unusable), (131_072, Some(made), &None));
         let parts: Vec<_> = ours.parts.iter().map(|part| (&*part.name, part.note, part.removable)).collect();
-        assert_eq!(parts, [("ours", false, true), ("ours", false, false), (&*note, true, true)]);
+        assert_eq!(parts, [("ours", false, true), ("ours", false, false), (&*note, true, false)]);
         assert_eq!((ours.also(7), ours.also(9)), (None, Some(7..9)));
         assert!(found["stopped"].unusable.as_ref().unwrap().contains("no longer records"));
         assert!(found["lost"].unusable.as_ref().unwrap().contains("full backup"));
         assert_eq!(skipped.len(), 2, "a bitmap below a snapshot, and a name that is none: {skipped:?}");
+    }
+
+    #[test]
+    fn an_older_checkpoint_of_the_name_is_none_of_this_one() {
+        let [old, new] = [7, 8].map(|millis| Made { time: UNIX_EPOCH + Duration::from_millis(millis), size: 1 });
+        let [old_note, new_note] = [old, new].map(|made| note::write("ours", made));
+        // Deleted, which leaves what is below a snapshot; made again; and another snapshot.
+        let top = node("top", false, &[bitmap("ours", true)]);
+        let middle = node("middle", true, &[bitmap("ours", false), bitmap(&new_note, false)]);
+        let base = node("base", true, &[bitmap("ours", false), bitmap(&old_note, false)]);
+        let found = checkpoints("vda", &[vec![&top], vec![&middle], vec![&base]], &mut Vec::new());
+        let ours = &found["ours"];
+        assert_eq!((ours.dirty_bytes, ours.made), (131_072, Some(new)));
+        assert!(ours.parts.iter().all(|part| part.note || part.node != "base"), "{:?}", ours.parts);
+    }
+
+    #[test]
+    fn a_disk_that_grew_after_a_snapshot_is_changed_as_a_whole() {
+        let mut top = node("top", false, &[bitmap("since", true)]);
+        top.image.virtual_size = 3;
+        let base = node("base", true, &[bitmap("since", false)]);
+        let found = checkpoints("vda", &[vec![&top], vec![&base]], &mut Vec::new());
+        let since = &found["since"];
+        assert!(since.whole.is_some() && since.unusable.is_none() && !since.parts.is_empty(), "{since:?}");
+        assert_eq!(since.also(3), Some(0..3));
     }
 }

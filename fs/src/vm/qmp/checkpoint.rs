@@ -18,7 +18,7 @@ pub(super) fn check(name: &str, inventory: &Inventory) -> Result<()> {
     if let Err(why) = note::check_name(name) {
         return refused(Kind::Invalid, why);
     }
-    let exists = |disk: &Disk| disk.bitmaps.get(name).is_some_and(|bitmap| bitmap.whole.is_none());
+    let exists = |disk: &Disk| disk.bitmaps.get(name).is_some_and(|bitmap| !bitmap.parts.is_empty());
     if inventory.disks.iter().any(exists) {
         return refused(Kind::Exists, "there is one of that name; delete it first, or choose another name");
     }
@@ -59,7 +59,7 @@ pub(super) fn add(inventory: &mut Inventory, name: &Arc<str>, time: SystemTime) 
 /// The bitmaps that a checkpoint consists of and that can be removed, as (node, name).
 pub(super) fn bitmaps_of(name: &str, inventory: &Inventory, foreign: bool) -> Result<Vec<(String, String)>> {
     let on = inventory.disks.iter().filter_map(|disk| Some((disk, disk.bitmaps.get(name)?)));
-    let on: Vec<(&Disk, &Bitmap)> = on.filter(|(_, bitmap)| bitmap.whole.is_none()).collect();
+    let on: Vec<(&Disk, &Bitmap)> = on.filter(|(_, bitmap)| !bitmap.parts.is_empty()).collect();
     if on.is_empty() {
         return Err(Error::new(Kind::NotFound, format!("there is no checkpoint {name}")));
     }
