@@ -34,10 +34,11 @@ struct Bitmap {
     broken: bool,
 }
 
-/// A layer of a disk: its bitmaps by name, and whether its format keeps them.
+/// A layer of a disk: its bitmaps by name, whether its format keeps them, and how large it is.
 #[derive(Clone, Debug)]
 struct Layer {
     keeps: bool,
+    size: usize,
     bitmaps: BTreeMap<String, Bitmap>,
 }
 
@@ -82,7 +83,7 @@ pub struct Model {
 impl Model {
     /// Adds a disk; whether its format keeps bitmaps.
     pub fn add_disk(&mut self, id: &str, bytes: Vec<u8>, keeps: bool) {
-        let layers = vec![Layer { keeps, bitmaps: BTreeMap::new() }];
+        let layers = vec![Layer { keeps, size: bytes.len(), bitmaps: BTreeMap::new() }];
         self.disks.push(Disk { id: id.to_owned(), bytes, layers });
     }
 
@@ -100,6 +101,7 @@ impl Model {
     /// A disk grew: the new tail reads as zeroes, and counts as touched.
     pub fn grow(&mut self, disk: usize, size: usize) {
         self.disks[disk].bytes.resize(size, 0);
+        self.disks[disk].active().size = size;
         for checkpoint in &mut self.checkpoints {
             checkpoint.disks[disk].touched.resize(size / SECTOR, true);
         }
@@ -141,7 +143,8 @@ impl Model {
                     bitmaps.insert(name.clone(), Bitmap { stored: false, ..*bitmap });
                 }
             }
-            layers.push(Layer { keeps: true, bitmaps });
+            let size = below.size;
+            layers.push(Layer { keeps: true, size, bitmaps });
         }
     }
 
@@ -165,18 +168,17 @@ impl Model {
         self.forget();
     }
 
-    /// Whether there was an external snapshot of a disk.
-    pub fn overlaid(&self, disk: usize) -> bool {
-        self.disks[disk].layers.len() > 1
-    }
-
     /// What a checkpoint can tell of a disk.
     pub fn state(&self, name: &str, disk: usize) -> State {
         let disk = &self.disks[disk];
+        let parts = disk.layers.iter().filter_map(|layer| Some((layer.size, layer.bitmaps.get(name)?)));
         if !disk.recorded(name) {
             State::Missing
-        } else if disk.layers.iter().filter_map(|layer| layer.bitmaps.get(name)).any(|bitmap| bitmap.broken) {
+        } else if parts.clone().any(|(_, bitmap)| bitmap.broken) {
             State::Unusable
+        } else if parts.clone().any(|(size, _)| size != disk.bytes.len()) {
+            // QEMU merges no bitmaps of different sizes.
+            State::Missing
         } else {
             State::Known
         }

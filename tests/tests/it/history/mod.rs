@@ -10,6 +10,7 @@
 mod check;
 mod step;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 
@@ -52,7 +53,8 @@ fn live(flavor: Flavor, seed: u64) {
     let (steps, seed) = (told.next().flatten().unwrap_or(STEPS), told.next().flatten().unwrap_or(seed));
     let mut world = World::begin(flavor, seed);
     for number in 0..steps {
-        let step = Step::choose(&mut world.random, &world.model, number);
+        let free = world.free();
+        let step = Step::choose(&mut world.random, &world.model, number, &free);
         world.done.push(format!("{number}: {step:?}"));
         world.steps += 1;
         world.take(&step);
@@ -71,6 +73,8 @@ struct World {
     options: String,
     /// Copies: `DISK.CHECKPOINT.qcow2` (a chain), `DISK.CHECKPOINT.raw` (for `pullfs sync`).
     copies: PathBuf,
+    /// Of each image of a chain, by checkpoint, the one behind it.
+    behind: BTreeMap<String, Option<String>>,
     seed: u64,
     steps: u64,
     done: Vec<String>,
@@ -106,7 +110,7 @@ impl World {
         let options = format!("cluster_size={cluster}");
         let mount = Some(Mount::with(&machine, &options));
         let done = vec![format!("mounted with {options}")];
-        Self { mount, machine, model, random, options, copies, seed, steps: 0, done }
+        Self { mount, machine, model, random, options, copies, behind: BTreeMap::new(), seed, steps: 0, done }
     }
 
     fn mount(&self) -> &Mount {
@@ -115,6 +119,19 @@ impl World {
 
     fn ids(&self) -> Vec<String> {
         self.model.disks.iter().map(|disk| disk.id.clone()).collect()
+    }
+
+    /// Names of checkpoints that are gone, and whose images are behind those of no other.
+    fn free(&self) -> Vec<String> {
+        let mut needed = BTreeSet::new();
+        for checkpoint in &self.model.checkpoints {
+            let mut image = Some(&checkpoint.name);
+            while let Some(name) = image {
+                needed.insert(name);
+                image = self.behind.get(name).and_then(Option::as_ref);
+            }
+        }
+        self.behind.keys().filter(|name| !needed.contains(name)).cloned().collect()
     }
 
     /// Lets a step happen, to the machine and to the model.
@@ -126,11 +143,12 @@ impl World {
         }
         match step {
             Step::Guest(requests) => self.guest(requests),
-            Step::Checkpoint { name, .. } => {
+            Step::Checkpoint { name, parent } => {
                 let path = self.mount().path(&format!("checkpoints/{name}"));
                 fs::create_dir(&path).unwrap_or_else(|e| panic!("mkdir {}: {e}", path.display()));
                 assert_eq!(self.mount().state(), "held", "the point in time of {name}");
                 self.model.checkpoint(name);
+                self.behind.insert(name.clone(), parent.clone());
             }
             Step::Delete { name } => {
                 let path = self.mount().path(&format!("checkpoints/{name}"));

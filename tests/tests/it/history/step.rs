@@ -49,27 +49,24 @@ pub(super) enum Step {
 }
 
 impl Step {
-    /// Chooses the step `number`, which depends on nothing but the seed and what happened before.
-    pub(super) fn choose(random: &mut Random, model: &Model, number: u64) -> Self {
+    /// Chooses the step `number`, which depends on nothing but the seed and what happened before. Names of checkpoints that
+    /// are gone may be `free` for new ones.
+    pub(super) fn choose(random: &mut Random, model: &Model, number: u64, free: &[String]) -> Self {
         let broken = model.checkpoints.iter().find(|checkpoint| !model.usable(&checkpoint.name));
         if let Some(broken) = broken.filter(|_| random.chance(50)) {
             return Self::Delete { name: broken.name.clone() };
         }
         let full = model.checkpoints.len() >= CHECKPOINTS;
         match random.below(100) {
-            _ if number == 1 => Self::checkpoint(random, model, number),
+            _ if number == 1 => Self::checkpoint(random, model, number, free),
             0..48 => Self::Guest(requests(random, model, 6)),
-            48..68 if !full => Self::checkpoint(random, model, number),
+            48..68 if !full => Self::checkpoint(random, model, number, free),
             48..75 if !model.checkpoints.is_empty() => {
                 let index = random.index(model.checkpoints.len());
                 Self::Delete { name: model.checkpoints[index].name.clone() }
             }
             75..82 => {
-                let alone: Vec<usize> = (0..model.disks.len()).filter(|&disk| !model.overlaid(disk)).collect();
-                if alone.is_empty() {
-                    return Self::Guest(requests(random, model, 6));
-                }
-                let disk = alone[random.index(alone.len())];
+                let disk = random.index(model.disks.len());
                 let more = SECTOR * (1 + random.index(2048));
                 let size = (model.disks[disk].bytes.len() + more).min(LARGEST);
                 Self::Grow { disk, size }
@@ -88,11 +85,16 @@ impl Step {
         }
     }
 
-    fn checkpoint(random: &mut Random, model: &Model, number: u64) -> Self {
+    fn checkpoint(random: &mut Random, model: &Model, number: u64, free: &[String]) -> Self {
         let usable: Vec<_> = model.checkpoints.iter().filter(|parent| model.usable(&parent.name)).collect();
         let parent = (!usable.is_empty() && random.chance(80)).then(|| random.index(usable.len()));
         let parent = parent.map(|index| usable[index].name.clone());
-        Self::Checkpoint { name: format!("cp{number}"), parent }
+        let name = if free.is_empty() || random.chance(60) {
+            format!("cp{number}")
+        } else {
+            free[random.index(free.len())].clone()
+        };
+        Self::Checkpoint { name, parent }
     }
 }
 
