@@ -9,6 +9,7 @@ use std::thread;
 use std::time::Duration;
 
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -189,9 +190,12 @@ impl Drop for Mount {
     }
 }
 
-/// Whether a FUSE file system is mounted at `path`.
+/// Whether a FUSE file system is mounted at `path`, be it one whose daemon was killed.
 pub fn is_mounted(path: &Path) -> bool {
-    rustix::fs::statfs(path).is_ok_and(|stat| i128::from(stat.f_type) == FUSE_SUPER_MAGIC)
+    match rustix::fs::statfs(path) {
+        Ok(stat) => i128::from(stat.f_type) == FUSE_SUPER_MAGIC,
+        Err(error) => error == Errno::NOTCONN,
+    }
 }
 
 /// `pullfs mount` in the background, as a person types it: returns when it has mounted or failed.

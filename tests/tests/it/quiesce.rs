@@ -201,6 +201,7 @@ fn a_daemon_killed_while_the_guest_is_frozen_leaves_it_thawed(flavor: Flavor) {
     let guest = Guest::boot_with_agent(flavor);
     let mut mount = Mount::with(guest.machine(), &agent(&guest));
     let counter = guest.counter();
+    let run_dir = std::path::Path::new("/run/pullfs").join(mount.id());
     thread::scope(|scope| {
         let control = mount.path("control");
         // The command never comes to an end: its daemon is killed.
@@ -210,6 +211,8 @@ fn a_daemon_killed_while_the_guest_is_frozen_leaves_it_thawed(flavor: Flavor) {
         assert!(begin.join().expect("a thread"), "the daemon is gone");
     });
     mount.ended();
+    // A killed daemon cleans up nothing behind itself yet.
+    std::fs::remove_dir_all(run_dir).expect("the killed daemon's directory");
     guest.wait_past(counter + 2);
     wait_until("a thawed guest", SLACK * 2, || guest.ask_agent("guest-fsfreeze-status") == "thawed");
 }
