@@ -236,7 +236,7 @@ pub struct MountPoint {
 
 impl MountPoint {
     /// Makes one.
-    #[allow(clippy::new_without_default)] // it makes a directory
+    #[expect(clippy::new_without_default, reason = "a default value does not make a directory")]
     pub fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("pullfs-mount-").tempdir().expect("a temporary directory");
         for name in ["mnt", "scratch"] {
