@@ -14,7 +14,10 @@ Mount options (-o name=value,…; lists are joined by +):
   cluster_size=SIZE    of the qcow2 files (64K)
   start=read|manual    may reading take the point in time (read)
   scratch=DIR          where QEMU puts clusters that the guest overwrites (/var/tmp)
-  fleece=auto|job|backing  how the point in time is kept (auto)
+  scratch_limit=SIZE   how much of it at most; the point in time ends before (as much as there is)
+  fleece=auto|job|backing|filter  how the point in time is kept (auto)
+  idle_timeout=TIME    end the point in time so long after the last close (never)
+  hold_limit=TIME      end the point in time after so long at the latest (never)
   disks=A+B            only these disks (all)
   foreign=ro|rw        may checkpoints that pullfs did not make be deleted (ro)
   nbd=unix:PATH        use the machine's NBD server that already listens there
@@ -27,6 +30,10 @@ Mount options (-o name=value,…; lists are joined by +):
 const SYNC: &str = "\
 A copy fits the checkpoint that was made together with the point in time it was copied from; sync refuses any other. \
 It may be interrupted at any moment and run again.";
+
+const RECOVER: &str = "\
+A mount that dies is cleaned up by its guardian process, and by the next mount of the same machine. This is for when both \
+were killed. It undoes what the journals of dead mounts name; a mount that lives is left alone.";
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 wrong usage; 2 the system or the machine failed; 3 nothing held, or not found; 4 busy; \
@@ -62,8 +69,14 @@ pub(crate) enum Command {
     /// Bring a full raw copy of a disk up to date in place
     #[command(after_help = SYNC)]
     Sync(Sync),
+    /// Remove what mounts that were killed have left in a machine; touches nothing else
+    #[command(after_help = RECOVER)]
+    Recover(Recover),
     /// Start a small machine and show what pullfs does with it
     Demo,
+    /// Clean up after a daemon that dies; pullfs starts this for itself
+    #[command(hide = true)]
+    Guardian,
     /// Keep a guest frozen for a moment; pullfs starts this for itself
     #[command(hide = true)]
     ThawGuard {
@@ -90,6 +103,12 @@ pub(crate) struct Mount {
     /// Say on standard output when the mount answers, then leave the terminal alone
     #[arg(long, hide = true, requires = "foreground")]
     pub(crate) announce: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Recover {
+    /// The machine, as it was mounted: qmp:PATH
+    pub(crate) source: String,
 }
 
 #[derive(Debug, Args)]

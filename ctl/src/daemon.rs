@@ -1,8 +1,8 @@
-//! The daemon of one mount: brings up the machine's connection, the file system and the mount, in this order, and takes
-//! them down in the reverse one.
+//! The daemon of one mount: brings up the journal, the guardian, the machine's connection, the file system and the mount, in
+//! this order, and takes them down in the reverse one. What it cannot take down is left to the guardian.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +11,11 @@ use pullfs_fs::error::chain;
 use pullfs_fs::fs::Fs;
 use pullfs_fs::fuse::mount::Mount;
 use pullfs_fs::fuse::{Forgetter, serve};
+use pullfs_fs::guardian::Guardian;
 use pullfs_fs::options::Options;
+use pullfs_fs::point::journal::{Header, Journal};
 use pullfs_fs::quiesce::Quiesce;
+use pullfs_fs::recovery;
 use pullfs_fs::tree::inode::Inodes;
 use pullfs_fs::vm::Vm;
 use pullfs_fs::vm::qmp::ids::MountId;
@@ -54,6 +57,7 @@ pub(crate) fn run(task: Task) -> Outcome {
     let level = ["warn", "info", "debug"][usize::from(task.verbose.min(2))];
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    end_with_a_panic();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("pullfs")
@@ -66,13 +70,41 @@ pub(crate) fn run(task: Task) -> Outcome {
     outcome
 }
 
+/// A daemon of which a part has died must not go on holding a point in time: the guardian cleans up after all of it.
+fn end_with_a_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
+}
+
+/// The program itself, even after its file was replaced.
+const SELF: &str = "/proc/self/exe";
+
+/// Removes what dead mounts of the same source have left; the machine must be as it was before them.
+async fn clean_up(source: &str) -> Outcome {
+    let (dead, _) = recovery::of_source(&recovery::state_dir(), source)?;
+    for dead in dead {
+        let mount = dead.header().mount.clone();
+        dead.bury().await.map_err(|error| error.context(format!("cannot remove what the dead mount {mount} left")))?;
+        tracing::info!("removed what the dead mount {mount} left");
+    }
+    Ok(())
+}
+
 async fn live(task: Task) -> Outcome {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mount_id = MountId::random();
     let runtime_dir = RuntimeDir::create(&mount_id)?;
+    clean_up(&task.source).await?;
+    let header = Header::new(mount_id.to_string(), task.source.clone(), task.mount_point.clone());
+    let journal = Journal::create(runtime_dir.path(), header)?;
+    let guardian = Guardian::start(Path::new(SELF), runtime_dir.path(), task.announce).await?;
     let settings = settings(&task, &mount_id, &runtime_dir);
-    let vm: Arc<dyn Vm> = Arc::new(QmpVm::connect(settings).await?);
+    let machine = Arc::new(QmpVm::connect(settings, Some(journal)).await?);
+    let vm: Arc<dyn Vm> = machine.clone();
 
     let inodes = Arc::new(Inodes::new(&task.source));
     let forgetter = Arc::new(Forgetter::default());
@@ -82,7 +114,8 @@ async fn live(task: Task) -> Outcome {
     };
     let owner = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     let allow_other = task.options.allow_other;
-    let fs = Arc::new(Fs::new(vm.clone(), task.options, mount_id.to_string(), owner, inodes, invalidate));
+    let fs =
+        Arc::new(Fs::new(vm.clone(), task.options, mount_id.to_string(), owner, inodes, invalidate, guardian.pid()));
     let (mount, device) = Mount::new(&task.source, &task.mount_point, allow_other)?;
     let serving = {
         let fs = fs.clone();
@@ -120,13 +153,20 @@ async fn live(task: Task) -> Outcome {
         _ = interrupt.recv() => tracing::info!("interrupted"),
     }
     // Detached first, so that nobody begins anything new; a mount that was unmounted is not there any more.
-    if let Err(error) = mount.detach() {
+    if let Err(error) = guardian.detach(&mount).await {
         tracing::warn!("{}", chain(&error));
     }
     let released = timeout(END_LIMIT, fs.points().end()).await;
     vm.disconnect().await;
     if !session.is_terminated() && timeout(SESSION_LIMIT, session).await.is_err() {
         tracing::info!("files are still open; their readers get errors from now on");
+    }
+    if machine.is_clean() {
+        drop(runtime_dir);
+        guardian.dismiss().await;
+    } else {
+        // The guardian tries on when this process has ended.
+        runtime_dir.keep();
     }
     match released {
         Ok(Ok(())) => Ok(()),
@@ -143,11 +183,11 @@ fn settings(task: &Task, mount: &MountId, runtime_dir: &RuntimeDir) -> Settings 
         mount: mount.clone(),
         runtime_dir: runtime_dir.path().to_owned(),
         scratch_dir: options.scratch.clone(),
+        scratch_limit: options.scratch_limit,
         disks: options.disks.clone(),
         fleece: options.fleece,
         server: options.nbd.clone(),
-        // The program itself, even after its file was replaced.
-        quiesce: options.agent.as_ref().map(|agent| Quiesce::new(agent, "/proc/self/exe")),
+        quiesce: options.agent.as_ref().map(|agent| Quiesce::new(agent, SELF)),
         nbd: nbd_pool::Config { connections: options.connections, ..nbd_pool::Config::default() },
     }
 }

@@ -9,9 +9,11 @@ mod control;
 mod daemon;
 mod demo;
 mod failure;
+mod guardian;
 mod map;
 mod mount;
 mod mounted;
+mod recover;
 mod runtime_dir;
 mod status;
 mod sync;
@@ -47,7 +49,9 @@ fn main() -> ExitCode {
         }
         Command::Map(arguments) => map::run(&arguments),
         Command::Sync(arguments) => sync::run(&arguments),
+        Command::Recover(arguments) => recover::run(&arguments),
         Command::Demo => demo::run(),
+        Command::Guardian => return guardian::run(),
         Command::ThawGuard { agent } => return thaw_guard::run(&agent),
     };
     match outcome {

@@ -39,7 +39,7 @@ pub(crate) fn run(arguments: &Mount) -> Outcome {
 }
 
 /// The QMP socket of a source.
-fn source(source: &str) -> Outcome<PathBuf> {
+pub(crate) fn source(source: &str) -> Outcome<PathBuf> {
     let usage = |message: String| Failure::message(Code::Usage, message);
     let Some(place) = source.strip_prefix("qmp:") else {
         return Err(usage(format!("source {source}: it takes qmp:PATH, the path of the machine's QMP socket")));

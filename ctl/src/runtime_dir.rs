@@ -1,9 +1,10 @@
-//! The directory of one mount for its sockets: mode 0700, removed at the end.
+//! The directory of one mount for its sockets and its journal: mode 0700, removed at the end.
 
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use pullfs_fs::recovery::state_dir;
 use pullfs_fs::vm::qmp::ids::MountId;
 
 /// Removed when dropped.
@@ -11,7 +12,7 @@ pub(crate) struct RuntimeDir(PathBuf);
 
 impl RuntimeDir {
     pub(crate) fn create(mount: &MountId) -> anyhow::Result<Self> {
-        let base = base();
+        let base = state_dir();
         let private = |path: &Path, recursive: bool| {
             std::fs::DirBuilder::new()
                 .mode(0o700)
@@ -36,15 +37,10 @@ impl RuntimeDir {
     }
 }
 
-/// Root's is in /run; a user's in the session's runtime directory, or in /tmp where there is no session.
-fn base() -> PathBuf {
-    let uid = rustix::process::geteuid();
-    if uid.is_root() {
-        return PathBuf::from("/run/pullfs");
-    }
-    match std::env::var_os("XDG_RUNTIME_DIR") {
-        Some(dir) if Path::new(&dir).is_absolute() => PathBuf::from(dir).join("pullfs"),
-        _ => PathBuf::from(format!("/tmp/pullfs-{}", uid.as_raw())),
+impl RuntimeDir {
+    /// Leaves it for whoever cleans up after this mount.
+    pub(crate) fn keep(self) {
+        std::mem::forget(self);
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nbd_pool::Address;
 
@@ -18,6 +19,8 @@ pub enum Fleece {
     Job,
     /// Scratch with the live disk as its backing file.
     Backing,
+    /// A filter under the guest's device, which stops the guest for a moment.
+    Filter,
 }
 
 /// What may take a point in time (`start=`).
@@ -57,6 +60,9 @@ impl Default for Formats {
     }
 }
 
+/// Longest time that an option takes: ten years. Whoever wants more wants for ever.
+const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
 /// All mount options with their defaults.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
@@ -70,6 +76,12 @@ pub struct Options {
     pub start: Start,
     /// Directory for scratch files.
     pub scratch: PathBuf,
+    /// What scratch files may take at most, in bytes; none for as much as there is.
+    pub scratch_limit: Option<u64>,
+    /// How long after the last close a point in time ends; none for never.
+    pub idle_timeout: Option<Duration>,
+    /// How long a point in time may be held; none for ever.
+    pub hold_limit: Option<Duration>,
     /// How points in time are kept.
     pub fleece: Fleece,
     /// Whether checkpoints that pullfs did not make may be deleted.
@@ -100,6 +112,9 @@ impl Default for Options {
             cluster_size: ClusterSize::default(),
             start: Start::default(),
             scratch: PathBuf::from("/var/tmp"),
+            scratch_limit: None,
+            idle_timeout: None,
+            hold_limit: None,
             fleece: Fleece::default(),
             foreign: Foreign::default(),
             disks: None,
@@ -160,12 +175,16 @@ impl Options {
             }
             "scratch" if value.starts_with('/') => self.scratch = PathBuf::from(value),
             "scratch" => return Err(bad(name, value, "the absolute path of a directory")),
+            "scratch_limit" => self.scratch_limit = Some(size(name, value)?),
+            "idle_timeout" => self.idle_timeout = Some(duration(name, value)?),
+            "hold_limit" => self.hold_limit = Some(duration(name, value)?),
             "fleece" => {
                 self.fleece = match value {
                     "auto" => Fleece::Auto,
                     "job" => Fleece::Job,
                     "backing" => Fleece::Backing,
-                    _ => return Err(bad(name, value, "auto, job or backing")),
+                    "filter" => Fleece::Filter,
+                    _ => return Err(bad(name, value, "auto, job, backing or filter")),
                 }
             }
             "foreign" => {
@@ -245,6 +264,31 @@ fn number<T: std::str::FromStr + PartialOrd + std::fmt::Display>(
     value.parse().ok().filter(|number| (low..=high).contains(number)).ok_or_else(|| bad(name, value, &takes))
 }
 
+/// A number of bytes; K, M, G and T are powers of 1024.
+fn size(name: &str, value: &str) -> Result<u64> {
+    let (digits, unit) = match value.strip_suffix(['K', 'M', 'G', 'T']) {
+        Some(digits) => (digits, value.as_bytes()[digits.len()]),
+        None => (value, b'B'),
+    };
+    let shift = match unit {
+        b'K' => 10,
+        b'M' => 20,
+        b'G' => 30,
+        b'T' => 40,
+        _ => 0,
+    };
+    let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
+    bytes.filter(|bytes| *bytes > 0).ok_or_else(|| bad(name, value, "a number of bytes, such as 10G"))
+}
+
+fn duration(name: &str, value: &str) -> Result<Duration> {
+    // A number alone counts seconds, as everywhere in fstab.
+    let seconds = value.parse().map(Duration::from_secs).ok();
+    let duration = seconds.or_else(|| humantime::parse_duration(value).ok());
+    let sensible = |duration: &Duration| (Duration::from_millis(1)..=LONGEST).contains(duration);
+    duration.filter(sensible).ok_or_else(|| bad(name, value, "a time, such as 90s, 20min or 2h"))
+}
+
 fn bad(name: &str, value: &str, takes: &str) -> Error {
     Error::new(Kind::Invalid, format!("mount option {name}={value}: it takes {takes}"))
 }
@@ -259,6 +303,8 @@ mod tests {
 
     use super::*;
 
+    const HOUR: Duration = Duration::from_secs(3600);
+
     #[test]
     fn reads_what_it_documents() {
         let options =
@@ -268,6 +314,9 @@ mod tests {
         assert_eq!((options.start, options.umask, options.uid), (Start::Manual, 0o027, Some(5)));
         assert_eq!(options.formats, Formats { raw: true, qcow2: false, map: false });
         assert_eq!(Options::parse("").unwrap(), Options::default());
+        let options = Options::parse("scratch_limit=10G,hold_limit=2h,idle_timeout=90").unwrap();
+        assert_eq!(options.scratch_limit, Some(10 << 30));
+        assert_eq!((options.hold_limit, options.idle_timeout), (Some(2 * HOUR), Some(HOUR / 40)));
     }
 
     #[test]
@@ -282,6 +331,11 @@ mod tests {
             ("nbd=tcp:1", "unix:PATH"),
             ("formats=vmdk", "joined by +"),
             ("cluster_size=3K", "power of two"),
+            ("fleece=sheep", "job, backing or filter"),
+            ("scratch_limit=0", "number of bytes"),
+            ("scratch_limit=99999999T", "number of bytes"),
+            ("hold_limit=soon", "a time"),
+            ("idle_timeout=0", "a time"),
         ] {
             let error = Options::parse(text).unwrap_err();
             assert_eq!(error.kind(), Kind::Invalid);

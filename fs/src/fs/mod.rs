@@ -30,8 +30,10 @@ use self::inventory::Inventories;
 use self::open::Measure;
 use self::status::{Facts, Noted, Reads};
 use crate::error::{Error, Kind, Result, chain};
+use crate::guardian::Pid;
 use crate::options::Options;
 use crate::point::owner::{Invalidate, Points};
+use crate::point::policy::Terms;
 use crate::tree::inode::{Inodes, Told};
 use crate::tree::{Form, Node};
 use crate::vm::{Inventory, Vm};
@@ -100,6 +102,7 @@ pub struct Fs {
     vm: Arc<dyn Vm>,
     options: Options,
     mount_id: String,
+    guardian: Pid,
     owner: Ownership,
     mounted: SystemTime,
     inventories: Inventories,
@@ -114,7 +117,7 @@ pub struct Fs {
 
 impl Fs {
     /// A file system for a machine. `owner` is the mounting user and group; `inodes` names the nodes whose pages
-    /// `invalidate` has to drop.
+    /// `invalidate` has to drop; `guardian` is who cleans up after this process.
     pub fn new(
         vm: Arc<dyn Vm>,
         options: Options,
@@ -122,6 +125,7 @@ impl Fs {
         owner: (u32, u32),
         inodes: Arc<Inodes>,
         invalidate: Invalidate,
+        guardian: Pid,
     ) -> Self {
         Self {
             owner: Ownership {
@@ -130,9 +134,10 @@ impl Fs {
                 umask: options.umask,
             },
             mount_id,
+            guardian,
             mounted: SystemTime::now(),
             inventories: Inventories::start(vm.clone()),
-            points: Points::start(vm.clone(), options.start, invalidate),
+            points: Points::start(vm.clone(), Terms::from(&options), invalidate),
             inodes,
             handles: Handles::default(),
             counters: Counters::default(),
@@ -329,6 +334,7 @@ impl Fs {
         };
         let text = status::render(&Facts {
             mount_id: &self.mount_id,
+            guardian: self.guardian.get(),
             machine: self.vm.machine(),
             inventory: &inventory,
             unreachable: unreachable.as_deref(),

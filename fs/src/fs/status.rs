@@ -7,13 +7,14 @@ use serde::Serialize;
 
 use crate::block::Traffic;
 use crate::point::owner::{Phase, View};
-use crate::vm::{Bitmap, Disk, Inventory, Machine, Skipped};
+use crate::vm::{Bitmap, Disk, Inventory, Machine, Scratch, Skipped};
 
 #[derive(Serialize)]
 struct Document<'a> {
     pullfs: &'static str,
     pid: u32,
     mount_id: &'a str,
+    guard: Guard,
     machine: &'a Machine,
     #[serde(skip_serializing_if = "Option::is_none")]
     unreachable: Option<&'a str>,
@@ -24,6 +25,12 @@ struct Document<'a> {
     last_end: Option<EndStatus<'a>>,
     last_error: Option<&'a Noted>,
     reads: Reads,
+}
+
+/// The guardian process.
+#[derive(Serialize)]
+struct Guard {
+    pid: u32,
 }
 
 #[derive(Serialize)]
@@ -69,6 +76,8 @@ struct PointStatus {
     /// Whether the guest's file systems were frozen for the instant.
     quiesced: bool,
     open_files: usize,
+    /// Old data of what the guest overwrote since, and room for more; none where that is not known.
+    scratch: Option<Scratch>,
     /// What was asked of the machine's disks for it.
     nbd: Option<Traffic>,
 }
@@ -103,6 +112,8 @@ pub(super) struct Reads {
 /// What the document is made of.
 pub(super) struct Facts<'a> {
     pub(super) mount_id: &'a str,
+    /// The process that cleans up after this one; 0 if there is none.
+    pub(super) guardian: u32,
     pub(super) machine: &'a Machine,
     /// The machine now.
     pub(super) inventory: &'a Inventory,
@@ -125,6 +136,7 @@ pub(super) fn render(facts: &Facts<'_>) -> Vec<u8> {
         pullfs: env!("CARGO_PKG_VERSION"),
         pid: std::process::id(),
         mount_id: facts.mount_id,
+        guard: Guard { pid: facts.guardian },
         machine: facts.machine,
         unreachable: facts.unreachable,
         disks: inventory.disks.iter().map(disk).collect(),
@@ -142,6 +154,7 @@ pub(super) fn render(facts: &Facts<'_>) -> Vec<u8> {
             quiesced: held.is_some_and(|point| point.quiesced()),
             checkpoint: held.and_then(|point| point.checkpoint()).map(ToString::to_string),
             open_files: held.map_or(0, |point| point.open_files()),
+            scratch: held.and_then(|point| point.scratch()),
             nbd: held.map(|point| point.traffic()),
         },
         last_end: view.last_end.as_ref().map(|end| EndStatus { reason: &end.reason, time: rfc3339(end.time) }),

@@ -8,6 +8,7 @@ use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
+use crate::guardian::Pid;
 use crate::image::Seek;
 use crate::options::Start;
 use crate::tree::inode::ROOT;
@@ -16,7 +17,7 @@ use crate::vm::memory::{GRANULE, Memory};
 
 fn mount(vm: &Arc<Memory>, options: Options) -> Fs {
     let inodes = Arc::new(Inodes::new("memory"));
-    Fs::new(vm.clone(), options, "pullfs-test".into(), (7, 8), inodes, Arc::new(|| {}))
+    Fs::new(vm.clone(), options, "pullfs-test".into(), (7, 8), inodes, Arc::new(|| {}), Pid::default())
 }
 
 fn machine(fleece: Fleece) -> Arc<Memory> {

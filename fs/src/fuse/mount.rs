@@ -43,6 +43,8 @@ pub struct Mounted {
     pub path: PathBuf,
     /// The file system type with its subtype.
     pub kind: String,
+    /// What is mounted.
+    pub source: PathBuf,
 }
 
 /// Looks at the mount point before anything else is done.
@@ -82,6 +84,21 @@ impl Mount {
         Ok((Self { path: path.to_owned(), device: mounted.device }, device))
     }
 
+    /// One that was made elsewhere.
+    pub(crate) fn known(path: PathBuf, device: String) -> Self {
+        Self { path, device }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// `major:minor` of its device.
+    pub fn device(&self) -> &str {
+        &self.device
+    }
+
     /// Takes the mount out of the tree; those who have files open on it keep them. Nothing mounted is no error.
     ///
     /// # Errors
@@ -105,6 +122,19 @@ pub fn find(path: &Path) -> Result<Option<Mounted>> {
     Ok(last.filter(|mounted| mounted.kind == TYPE))
 }
 
+/// Takes away the mount of `source` at `path` if nobody answers for it any more. None is no error.
+///
+/// # Errors
+/// When the system refuses.
+pub fn detach_dead(path: &Path, source: &str) -> Result<()> {
+    // The kernel says so for every request once the last descriptor of the connection is closed.
+    let is_dead = || matches!(rustix::fs::statfs(path), Err(rustix::io::Errno::NOTCONN));
+    match find(path)? {
+        Some(mounted) if mounted.source == Path::new(source) && is_dead() => unmount(path, true),
+        _ => Ok(()),
+    }
+}
+
 fn parse_mountinfo(text: &[u8]) -> impl Iterator<Item = Mounted> + '_ {
     text.split(|byte| *byte == b'\n').filter_map(|line| {
         let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
@@ -113,6 +143,7 @@ fn parse_mountinfo(text: &[u8]) -> impl Iterator<Item = Mounted> + '_ {
             device: String::from_utf8_lossy(fields.get(2)?).into_owned(),
             path: unescape(fields.get(4)?),
             kind: String::from_utf8_lossy(fields.get(after + 1)?).into_owned(),
+            source: unescape(fields.get(after + 2)?),
         })
     })
 }

@@ -12,6 +12,7 @@
 //! fails half-way. A [`PointInTime`] is shared by all who opened a file on it, and outlives its end only to say that it
 //! ended.
 
+pub mod journal;
 pub mod maps;
 pub mod owner;
 pub mod plan;
@@ -21,11 +22,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
+use tokio::time::Instant;
+
 use self::maps::Maps;
+use self::policy::Use;
 use crate::block::allocation::Allocation;
 use crate::block::{Source, Traffic};
 use crate::error::{Error, Kind, Result};
-use crate::vm::{Disk, Inventory, Taken, Vm};
+use crate::vm::{Disk, Inventory, Scratch, Taken, Vm};
 
 /// How a point in time ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,8 +63,11 @@ pub struct PointInTime {
     needs_confirmation: bool,
     vm: Arc<dyn Vm>,
     ended: OnceLock<Ended>,
+    taken: Instant,
     /// Files open on it.
     open: AtomicUsize,
+    /// When the last one was closed. Held for a moment only.
+    last_close: Mutex<Instant>,
 }
 
 impl PointInTime {
@@ -82,7 +89,9 @@ impl PointInTime {
             needs_confirmation: taken.needs_confirmation,
             vm,
             ended: OnceLock::new(),
+            taken: Instant::now(),
             open: AtomicUsize::new(0),
+            last_close: Mutex::new(Instant::now()),
         }
     }
 
@@ -138,7 +147,19 @@ impl PointInTime {
 
     /// Files open on it now.
     pub fn open_files(&self) -> usize {
-        self.open.load(Ordering::Relaxed)
+        self.open.load(Ordering::Acquire)
+    }
+
+    /// How it is used.
+    fn used(&self) -> Use {
+        let open = self.open_files();
+        let last_close = *self.last_close.lock().unwrap_or_else(PoisonError::into_inner);
+        Use { taken: self.taken, open, last_close }
+    }
+
+    /// The machine's scratch space for it, as it was seen last.
+    pub fn scratch(&self) -> Option<Scratch> {
+        self.vm.scratch()
     }
 
     /// That it has not ended.
@@ -186,7 +207,9 @@ impl Lease {
 
 impl Drop for Lease {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::Relaxed);
+        // Before the count: who sees none open must see when that was.
+        *self.0.last_close.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.0.open.fetch_sub(1, Ordering::Release);
     }
 }
 

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::time::sleep_until;
 
-use super::policy::{Decision, Wish, decide};
+use super::policy::{Decision, Due, Terms, Wish, decide, due};
 use super::{Ended, Lease, PointInTime};
 use crate::error::{Error, Kind, Result, chain};
-use crate::options::Start;
 use crate::vm::{Event, Vm, Wanted};
 
 /// Requests that wait for their turn; more wait for room.
@@ -87,11 +87,11 @@ pub struct Points {
 
 impl Points {
     /// Starts the task.
-    pub fn start(vm: Arc<dyn Vm>, start: Start, invalidate: Invalidate) -> Self {
+    pub fn start(vm: Arc<dyn Vm>, terms: Terms, invalidate: Invalidate) -> Self {
         let (requests, inbox) = mpsc::channel(MAX_QUEUED);
         let (tell, view) = watch::channel(View::default());
         let events = vm.events();
-        let owner = Owner { vm, start, invalidate, tell, events, failed: None, ending: false };
+        let owner = Owner { vm, terms, invalidate, tell, events, failed: None, ending: false };
         tokio::spawn(owner.run(inbox));
         Self { requests, view }
     }
@@ -161,7 +161,7 @@ fn ended() -> Error {
 
 struct Owner {
     vm: Arc<dyn Vm>,
-    start: Start,
+    terms: Terms,
     invalidate: Invalidate,
     tell: watch::Sender<View>,
     events: broadcast::Receiver<Event>,
@@ -173,6 +173,8 @@ struct Owner {
 impl Owner {
     async fn run(mut self, mut inbox: mpsc::Receiver<Request>) {
         loop {
+            let due = self.due();
+            let then = if let Due::At(then) = due { then } else { tokio::time::Instant::now() };
             tokio::select! {
                 // What the machine says comes first: no lease on a point in time that it said was lost.
                 biased;
@@ -181,6 +183,7 @@ impl Owner {
                     Err(broadcast::error::RecvError::Lagged(_)) => self.lost("too much happened in the machine at once").await,
                     Err(broadcast::error::RecvError::Closed) => return,
                 },
+                () = sleep_until(then), if due != Due::Never => self.check_due().await,
                 request = inbox.recv() => match request {
                     // Who asked may have given up; then a lease goes with the answer.
                     Some(Request::Point { wish, wanted, reply }) => {
@@ -197,6 +200,19 @@ impl Owner {
         }
     }
 
+    fn due(&self) -> Due {
+        let now = tokio::time::Instant::now();
+        self.held().map_or(Due::Never, |point| due(&self.terms, now, point.used()))
+    }
+
+    async fn check_due(&mut self) {
+        if let Due::Now(reason) = self.due()
+            && let Err(error) = self.end(Ended::Released, reason).await
+        {
+            tracing::warn!("what is left of it is removed at the next chance: {}", chain(&error));
+        }
+    }
+
     fn held(&self) -> Option<Arc<PointInTime>> {
         self.tell.borrow().held.clone()
     }
@@ -207,7 +223,7 @@ impl Owner {
             self.vm.admit(wanted).await?;
         }
         let held = self.held();
-        match decide(wish, held.as_ref().map(|point| point.open_files()), self.start) {
+        match decide(wish, held.as_ref().map(|point| point.open_files()), self.terms.start) {
             Decision::Share => Ok(held.map(Lease::new)),
             Decision::Take => self.take(wish, wanted).await,
             Decision::Replace => {

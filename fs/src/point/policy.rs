@@ -6,8 +6,67 @@
 //! | begin   | take it | let go, take a new one | refuse: busy |
 //! | release | refuse: nothing held | let go | let go; open files get `ESTALE` |
 //! | end of the mount | – | let go | let go |
+//! | `idle_timeout=` after the last close | – | let go | – |
+//! | `hold_limit=` after it was taken | – | let go | let go; open files get `ESTALE` |
 
-use crate::options::Start;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::options::{Options, Start};
+
+/// What the mount's options say about its points in time.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Terms {
+    /// What may take one.
+    pub start: Start,
+    /// How long after the last close it ends.
+    pub idle_timeout: Option<Duration>,
+    /// How long it may be held.
+    pub hold_limit: Option<Duration>,
+}
+
+impl From<&Options> for Terms {
+    fn from(options: &Options) -> Self {
+        Self { start: options.start, idle_timeout: options.idle_timeout, hold_limit: options.hold_limit }
+    }
+}
+
+/// How a point in time is used.
+#[derive(Debug, Clone, Copy)]
+pub struct Use {
+    /// When it was taken.
+    pub taken: Instant,
+    /// Files open on it.
+    pub open: usize,
+    /// When the last one was closed, or it was taken.
+    pub last_close: Instant,
+}
+
+/// Whether the options let a point in time go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Due {
+    /// Nothing ends it by itself.
+    Never,
+    /// To be asked again then, not sooner.
+    At(Instant),
+    /// It ends now, for this reason.
+    Now(&'static str),
+}
+
+/// Decides whether a point in time has to end by itself.
+pub fn due(terms: &Terms, now: Instant, used: Use) -> Due {
+    let hold = terms.hold_limit.map(|limit| used.taken + limit);
+    // A file that is open now may be closed now, not earlier.
+    let idle = terms.idle_timeout.map(|limit| if used.open == 0 { used.last_close + limit } else { now + limit });
+    match (hold, idle) {
+        (Some(hold), _) if hold <= now => Due::Now("hold_limit= passed"),
+        (_, Some(idle)) if idle <= now => Due::Now("nothing was open on it for as long as idle_timeout= says"),
+        (Some(hold), Some(idle)) => Due::At(hold.min(idle)),
+        (Some(at), None) | (None, Some(at)) => Due::At(at),
+        (None, None) => Due::Never,
+    }
+}
 
 /// What somebody wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +129,24 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn it_ends_when_the_options_say_so(
+            hold in proptest::option::of(1_u64..100), idle in proptest::option::of(1_u64..100),
+            open in 0_usize..3, closed in 0_u64..100, after in 0_u64..100,
+        ) {
+            let seconds = |count| Duration::from_secs(count);
+            let terms = Terms { hold_limit: hold.map(seconds), idle_timeout: idle.map(seconds), ..Terms::default() };
+            let taken = Instant::now();
+            let now = taken + seconds(closed + after);
+            let held_too_long = hold.is_some_and(|hold| closed + after >= hold);
+            let idle_too_long = open == 0 && idle.is_some_and(|idle| after >= idle);
+            match due(&terms, now, Use { taken, open, last_close: taken + seconds(closed) }) {
+                Due::Now(_) => prop_assert!(held_too_long || idle_too_long),
+                Due::At(then) => prop_assert!(then > now && !held_too_long && !idle_too_long),
+                Due::Never => prop_assert!(hold.is_none() && idle.is_none()),
+            }
+        }
+
         #[test]
         fn no_open_file_loses_its_instant_to_a_begin(
             wishes in proptest::collection::vec((0_u8..5, any::<prop::sample::Index>()), 0..60), manual: bool,

@@ -18,8 +18,8 @@ use serde_json::{Value, json};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
-use super::lines::Lines;
 use crate::error::{Error, Kind, Result};
+use crate::lines::Lines;
 
 const INFO: &str = "guest-info";
 const STATUS: &str = "guest-fsfreeze-status";

@@ -24,10 +24,10 @@ use tokio::time::{Instant, sleep};
 
 use super::Limits;
 use super::agent::{Agent, FREEZE, THAW};
-use super::lines::Lines;
 use super::report::{Report, is_asked};
 use super::thaw::Thawing;
 use crate::error::{Error, Kind, Result, chain};
+use crate::lines::Lines;
 
 /// The process: freezes, and thaws when the daemon at standard input says so, is gone, or takes too long.
 pub fn run(agent: &Path) -> ExitCode {

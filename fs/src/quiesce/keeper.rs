@@ -15,11 +15,11 @@ use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::lines::Lines;
 use super::report::{Report, THAW};
 use super::thaw::Thawing;
 use super::{Limits, Quiesce, SUBCOMMAND};
 use crate::error::{Error, Kind, Result, chain};
+use crate::lines::Lines;
 
 /// Beyond the guard's own limits, for starting a process on a busy machine and for what it tells to arrive.
 const SLACK: Duration = Duration::from_secs(2);

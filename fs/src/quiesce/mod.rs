@@ -16,7 +16,6 @@
 mod agent;
 pub mod guard;
 mod keeper;
-mod lines;
 mod report;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::lines::Lines;
 use crate::error::{Error, Kind, Result, chain};
+use crate::lines::Lines;
 
 /// The daemon's word.
 pub(super) const THAW: &[u8] = b"thaw";

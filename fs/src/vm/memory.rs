@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use bytes::BytesMut;
 use tokio::sync::broadcast;
 
-use super::{Bitmap, Disk, Event, Fleece, Inventory, Machine, Made, Taken, TakenDisk, Vm, Wanted};
+use super::{Bitmap, Disk, Event, Fleece, Inventory, Machine, Made, Scratch, Taken, TakenDisk, Vm, Wanted};
 use crate::block::changes::FrozenMap;
 use crate::block::{Map, Sink, Source, Traffic};
 use crate::error::{Error, Kind, Result};
@@ -234,6 +234,10 @@ impl Vm for Memory {
 
     async fn confirm(&self, number: u64) -> Result<()> {
         if self.held.load(Ordering::SeqCst) == number { Ok(()) } else { Err(Error::new(Kind::Io, "the job is gone")) }
+    }
+
+    fn scratch(&self) -> Option<Scratch> {
+        None
     }
 
     fn events(&self) -> broadcast::Receiver<Event> {

@@ -42,6 +42,19 @@ pub enum Fleece {
     Job,
     /// A scratch image whose backing file is the live disk.
     Backing,
+    /// A filter under the guest's device, put there while the guest stands still for a moment.
+    Filter,
+}
+
+/// The scratch space of the point in time that is held, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Scratch {
+    /// Taken by old data of what the guest has overwritten.
+    pub used: u64,
+    /// Free in the file system.
+    pub free: u64,
+    /// What it may take at most (mount option `scratch_limit=`).
+    pub limit: Option<u64>,
 }
 
 /// The disks and checkpoints of a machine at the moment of asking.
@@ -239,6 +252,9 @@ pub trait Vm: Send + Sync {
     /// # Errors
     /// When it is not, or that cannot be known.
     async fn confirm(&self, number: u64) -> Result<()>;
+
+    /// The scratch space of the point in time that is held, as it was seen last.
+    fn scratch(&self) -> Option<Scratch>;
 
     /// What happens to the machine from now on. A receiver that lags must take the point in time for lost.
     fn events(&self) -> broadcast::Receiver<Event>;

@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use super::note;
-use super::session::Session;
-use super::steps::{NewBitmap, PlannedDisk};
-use crate::error::{Error, Kind, Result, chain};
+use super::steps::NewBitmap;
+use crate::error::{Error, Kind, Result};
 use crate::vm::{Bitmap, Disk, Inventory, Made};
 
 /// Granularity of the bitmaps of new checkpoints, in bytes: QEMU's own choice for most images, and libvirt's.
@@ -75,14 +74,4 @@ pub(super) fn bitmaps_of(name: &str, inventory: &Inventory, foreign: bool) -> Re
         bitmaps.extend(removable.map(|part| (part.node.clone(), part.name.clone())));
     }
     Ok(bitmaps)
-}
-
-/// Takes back a checkpoint whose making failed half-way. What is not there is fine.
-pub(super) async fn take_back(session: &Session, disks: &[PlannedDisk]) {
-    for bitmap in disks.iter().flat_map(|disk| &disk.new) {
-        let one = [(bitmap.node.clone(), bitmap.name.clone())];
-        if let Err(error) = session.remove_bitmaps(&one).await {
-            tracing::debug!("bitmap {} of {}: {}", bitmap.name, bitmap.node, chain(&error));
-        }
-    }
 }

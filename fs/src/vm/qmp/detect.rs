@@ -21,6 +21,9 @@ const OLDEST: Version = Version(7, 2, 0);
 /// after a discard, and the fixes that make exports safe beside I/O threads came in 9.0.
 const FLEECE_BY_JOB: Version = Version(9, 0, 0);
 
+/// From here on `snapshot-access` gives right data on a filter that was put under the guest's device.
+const FLEECE_BY_FILTER: Version = Version(8, 0, 0);
+
 /// Before this version QEMU aborts when an NBD client leaves an export of a disk that an I/O thread serves.
 const IOTHREADS: Version = Version(8, 2, 3);
 
@@ -60,6 +63,8 @@ pub(super) struct Abilities {
     pub(super) descriptors: bool,
     /// Whether disks may be served by an I/O thread.
     pub(super) iothreads: bool,
+    /// Whether a backup job can break the point in time rather than the guest's write.
+    pub(super) breaks: bool,
     pub(super) name: Option<String>,
 }
 
@@ -75,15 +80,14 @@ pub(super) async fn detect(qmp: &Qmp, wanted: options::Fleece) -> Result<Abiliti
             format!("QEMU {version} is too old: pullfs needs {OLDEST} or later; update QEMU on this host"),
         ));
     }
-    let commands: Vec<Command> = super::understand("query-commands", qmp.execute("query-commands", json!({})).await?)?;
-    let commands: BTreeSet<String> = commands.into_iter().map(|command| command.name).collect();
+    let commands = commands(qmp).await?;
     let has = |name: &str| commands.contains(name);
     for needed in ["transaction", "blockdev-backup", "block-export-add", "x-debug-query-block-graph"] {
         if !has(needed) {
             return Err(Error::new(Kind::Unsupported, format!("this QEMU ({version}) has no command {needed}")));
         }
     }
-    let snapshot_access = knows_driver(qmp, "snapshot-access").await?;
+    let schema = qmp.execute("query-qmp-schema", json!({})).await?;
     let name = if has("query-name") {
         let reply = qmp.execute("query-name", json!({})).await?;
         reply.get("name").and_then(Value::as_str).map(str::to_owned)
@@ -92,11 +96,29 @@ pub(super) async fn detect(qmp: &Qmp, wanted: options::Fleece) -> Result<Abiliti
     };
     Ok(Abilities {
         version,
-        fleece: choose(version, snapshot_access, wanted)?,
-        descriptors: has("add-fd") && has("getfd") && has("query-fdsets"),
+        fleece: choose(version, knows_driver(&schema, "snapshot-access"), wanted)?,
+        breaks: takes(&schema, "blockdev-backup", "on-cbw-error"),
+        descriptors: takes_descriptors(&commands),
         iothreads: version >= IOTHREADS,
         name,
     })
+}
+
+async fn commands(qmp: &Qmp) -> Result<BTreeSet<String>> {
+    let commands: Vec<Command> = super::understand("query-commands", qmp.execute("query-commands", json!({})).await?)?;
+    Ok(commands.into_iter().map(|command| command.name).collect())
+}
+
+fn takes_descriptors(commands: &BTreeSet<String>) -> bool {
+    ["add-fd", "getfd", "query-fdsets"].iter().all(|name| commands.contains(*name))
+}
+
+/// Whether the monitor takes descriptors.
+///
+/// # Errors
+/// When QEMU does not answer.
+pub(super) async fn has_descriptors(qmp: &Qmp) -> Result<bool> {
+    Ok(takes_descriptors(&commands(qmp).await?))
 }
 
 /// QEMU's version.
@@ -115,6 +137,11 @@ fn choose(version: Version, snapshot_access: bool, wanted: options::Fleece) -> R
         options::Fleece::Auto if !by_job => Ok(Fleece::Backing),
         options::Fleece::Auto => Ok(Fleece::Job),
         options::Fleece::Job if by_job => Ok(Fleece::Job),
+        options::Fleece::Filter if snapshot_access && version >= FLEECE_BY_FILTER => Ok(Fleece::Filter),
+        options::Fleece::Filter => Err(Error::new(
+            Kind::Unsupported,
+            format!("fleece=filter needs QEMU {FLEECE_BY_FILTER} or later, this is {version}"),
+        )),
         options::Fleece::Job => Err(Error::new(
             Kind::Unsupported,
             format!(
@@ -126,14 +153,23 @@ fn choose(version: Version, snapshot_access: bool, wanted: options::Fleece) -> R
 
 /// Whether the schema's list of block drivers has a name. The schema hides type names, so any enumeration that has
 /// both it and `qcow2` is taken for the list.
-async fn knows_driver(qmp: &Qmp, driver: &str) -> Result<bool> {
-    let schema = qmp.execute("query-qmp-schema", json!({})).await?;
-    let Some(types) = schema.as_array() else { return Ok(false) };
-    Ok(types.iter().any(|entry| {
+fn knows_driver(schema: &Value, driver: &str) -> bool {
+    let Some(types) = schema.as_array() else { return false };
+    types.iter().any(|entry| {
         let values = entry.get("values").and_then(Value::as_array);
         let has = |name: &str| values.is_some_and(|values| values.iter().any(|value| value == name));
         has(driver) && has("qcow2")
-    }))
+    })
+}
+
+/// Whether a command of the schema (`SchemaInfo` of qapi/introspect.json) takes an argument.
+fn takes(schema: &Value, command: &str, argument: &str) -> bool {
+    let Some(types) = schema.as_array() else { return false };
+    let named =
+        |kind: &str, name: &Value| types.iter().find(|entry| entry["meta-type"] == kind && entry["name"] == *name);
+    let arguments = named("command", &json!(command)).and_then(|command| named("object", &command["arg-type"]));
+    let members = arguments.and_then(|arguments| arguments["members"].as_array());
+    members.is_some_and(|members| members.iter().any(|member| member["name"] == argument))
 }
 
 /// Refuses disks that an I/O thread serves, on a QEMU where that can abort the guest.
@@ -203,5 +239,24 @@ mod tests {
         assert_eq!(choose(old, true, options::Fleece::Auto).unwrap(), Fleece::Backing);
         assert_eq!(choose(new, true, options::Fleece::Backing).unwrap(), Fleece::Backing);
         assert_eq!(choose(old, true, options::Fleece::Job).unwrap_err().kind(), Kind::Unsupported);
+        assert_eq!(choose(new, true, options::Fleece::Filter).unwrap(), Fleece::Filter);
+        assert_eq!(choose(old, true, options::Fleece::Filter).unwrap_err().kind(), Kind::Unsupported);
+    }
+
+    #[test]
+    fn an_argument_is_looked_for_in_the_schema() {
+        let schema = |members: Value| {
+            json!([
+                {"name": "blockdev-backup", "meta-type": "command", "arg-type": "17", "ret-type": "0"},
+                {"name": "17", "meta-type": "object", "members": members},
+                {"name": "18", "meta-type": "object", "members": [{"name": "on-cbw-error", "type": "3"}]},
+            ])
+        };
+        let has = |members| takes(&schema(members), "blockdev-backup", "on-cbw-error");
+        assert!(has(
+            json!([{"name": "device", "type": "str"}, {"name": "on-cbw-error", "default": null, "type": "3"}])
+        ));
+        assert!(!has(json!([{"name": "device", "type": "str"}])), "as before 10.1");
+        assert!(!takes(&json!({}), "blockdev-backup", "on-cbw-error"));
     }
 }

@@ -48,6 +48,20 @@ pub(super) enum Role {
     Point,
 }
 
+impl Role {
+    /// What the names of this role end in.
+    pub(super) fn letter(self) -> &'static str {
+        match self {
+            Self::File => "p",
+            Self::Format => "c",
+            Self::Scratch => "s",
+            Self::Filter => "f",
+            Self::Access => "x",
+            Self::Point => "",
+        }
+    }
+}
+
 /// Names of one disk of one point in time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct DiskIds {
@@ -61,15 +75,7 @@ impl DiskIds {
     }
 
     pub(super) fn of(&self, role: Role) -> String {
-        let letter = match role {
-            Role::File => "p",
-            Role::Format => "c",
-            Role::Scratch => "s",
-            Role::Filter => "f",
-            Role::Access => "x",
-            Role::Point => "",
-        };
-        format!("{}{}{letter}", self.prefix, self.index)
+        format!("{}{}{}", self.prefix, self.index, role.letter())
     }
 }
 

@@ -38,10 +38,19 @@ const PROTOCOLS: [&str; 18] = [
 
 /// `BlockInfo` of qapi/block-core.json, with the fields that are needed here.
 #[derive(Debug, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub(super) struct Device {
     pub(super) device: String,
     pub(super) qdev: Option<String>,
     pub(super) inserted: Option<Inserted>,
+    io_status: Option<String>,
+}
+
+impl Device {
+    /// Whether a request failed so that it waits for the guest to go on.
+    pub(super) fn has_failed(&self) -> bool {
+        self.io_status.as_deref().is_some_and(|status| status != "ok")
+    }
 }
 
 #[derive(Debug, Deserialize)]

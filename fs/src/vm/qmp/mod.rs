@@ -1,8 +1,10 @@
 //! A machine that QEMU (or qemu-storage-daemon) runs, reached over QMP.
 //!
 //! [`transport`] carries commands and events; `detect` finds out what this QEMU can do safely; `graph` and `inventory`
-//! read its disks and bitmaps; `steps` take a point in time and undo it, over the calls of `session`; `watch` turns
-//! QEMU's events into what they mean for the point in time, and answers whether it is kept at this moment.
+//! read its disks and bitmaps; `steps` take a point in time, over the calls of `session`, and `undo` is what they may leave;
+//! `watch` turns QEMU's events into what they mean for the point in time, and answers whether it is kept at this moment;
+//! `warden` gives it up before the guest has to wait for it, by the rules of `room`; [`recover`] undoes what a mount that
+//! died has left.
 
 mod bitmaps;
 mod checkpoint;
@@ -11,14 +13,19 @@ mod graph;
 pub mod ids;
 mod inventory;
 mod note;
+pub mod recover;
+mod room;
+mod server;
 mod session;
 mod steps;
 pub mod transport;
+mod undo;
+mod warden;
 mod watch;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use async_trait::async_trait;
@@ -30,14 +37,17 @@ use tokio::sync::broadcast;
 use self::detect::Abilities;
 use self::ids::{DiskIds, MountId, Role};
 use self::session::Session;
-use self::steps::{Context, Frozen, Plan, PlannedDisk, Step};
-use self::transport::{Qmp, refused};
-use self::watch::Watch;
-use super::{Disk, Event, Fleece, Inventory, Machine, Taken, TakenDisk, Vm, Wanted};
+use self::steps::{Frozen, Keeping, Places, Plan, PlannedDisk};
+use self::transport::Qmp;
+use self::undo::{Context, Leftover};
+use self::warden::{Held, Warden};
+use self::watch::{Expected, Watch};
+use super::{Disk, Event, Fleece, Inventory, Machine, Scratch, Taken, TakenDisk, Vm, Wanted};
 use crate::block::changes::FrozenMap;
 use crate::block::nbd::{Export, NbdSource};
 use crate::error::{Error, Kind, Result, chain};
 use crate::options;
+use crate::point::journal::Journal;
 use crate::point::plan::Ledger;
 use crate::quiesce::Quiesce;
 
@@ -54,6 +64,8 @@ pub struct Settings {
     pub runtime_dir: PathBuf,
     /// Where scratch files go.
     pub scratch_dir: PathBuf,
+    /// What they may take at most, in bytes; none for as much as there is.
+    pub scratch_limit: Option<u64>,
     /// Only these disks; none for all.
     pub disks: Option<BTreeSet<String>>,
     /// How points in time are to be kept.
@@ -72,9 +84,13 @@ pub struct QmpVm {
     machine: Machine,
     able: Abilities,
     context: Context,
-    ledger: Ledger<Step>,
+    ledger: Ledger<Leftover>,
     watch: Watch,
+    warden: Warden,
 }
+
+/// Events kept for a slow receiver.
+const MAX_EVENTS: usize = 64;
 
 /// Reads the fields that are needed out of an answer.
 fn understand<T: DeserializeOwned>(command: &str, answer: Value) -> Result<T> {
@@ -84,13 +100,17 @@ fn understand<T: DeserializeOwned>(command: &str, answer: Value) -> Result<T> {
 }
 
 impl QmpVm {
-    /// Connects, and finds out what the machine can do. Changes nothing in it.
+    /// Connects, and finds out what the machine can do. Changes nothing in it. Whatever is made in it later is noted in
+    /// the journal first.
     ///
     /// # Errors
     /// When it cannot be reached, or cannot be backed up safely.
-    pub async fn connect(settings: Settings) -> Result<Self> {
+    pub async fn connect(settings: Settings, journal: Option<Journal>) -> Result<Self> {
         let qmp = Qmp::connect(&settings.socket).await?;
         let able = detect::detect(&qmp, settings.fleece).await?;
+        let (events, _) = broadcast::channel(MAX_EVENTS);
+        let session = Session { qmp: qmp.clone() };
+        let warden = Warden::start(session.clone(), events.clone());
         let vm = Self {
             machine: Machine {
                 source: settings.source.clone(),
@@ -98,16 +118,10 @@ impl QmpVm {
                 qemu: able.version.to_string(),
                 fleece: able.fleece,
             },
-            context: Context {
-                session: Session { qmp: qmp.clone() },
-                fleece: able.fleece,
-                scratch_dir: settings.scratch_dir.clone(),
-                socket: settings.runtime_dir.join("nbd.sock"),
-                descriptors: able.descriptors,
-                files: Mutex::default(),
-            },
-            ledger: Ledger::default(),
-            watch: Watch::start(&qmp, settings.mount.clone()),
+            context: Context::new(session, able.descriptors),
+            ledger: Ledger::new(journal),
+            watch: Watch::start(&qmp, settings.mount.clone(), events, warden.alarm()),
+            warden,
             able,
             settings,
         };
@@ -143,30 +157,51 @@ impl QmpVm {
         Ok(())
     }
 
-    /// Runs the plan for these disks; when the instant was. Failing leaves nothing of it.
-    async fn run(&self, disks: &[PlannedDisk], plan: Plan, quiesce: bool) -> Result<SystemTime> {
+    /// Whether nothing of the mount can be in the machine.
+    pub fn is_clean(&self) -> bool {
+        self.ledger.is_empty()
+    }
+
+    /// Runs the plan of a point in time; when the instant was. What a failure leaves goes with [`Vm::release`].
+    async fn run(&self, number: u64, jobs: Vec<String>, plan: Plan, quiesce: bool) -> Result<SystemTime> {
         self.ledger.run(&self.context, plan.before).await?;
+        let (scratch, limit) = (self.context.scratch_files()?, self.settings.scratch_limit);
+        self.warden.hold(Held { number, jobs, scratch, limit }).await?;
         let frozen = match self.settings.quiesce.as_ref().filter(|_| quiesce) {
             Some(quiesce) => Some(quiesce.freeze().await?),
             None => None,
         };
-        let instant = self.ledger.run(&self.context, [plan.freeze]).await;
+        let instant = self.ledger.run(&self.context, plan.instant).await;
         let time = SystemTime::now();
-        // A transaction that QEMU refused made nothing: a bitmap of that name is somebody else's.
-        let refused = instant.as_ref().is_err_and(|error| refused(error).is_some());
         // The guest goes on before anything else is done or said.
+        if instant.is_err() {
+            self.ledger.relieve(&self.context).await;
+        }
         let thawed = match frozen {
             Some(frozen) => frozen.thaw().await.map(drop),
             None => Ok(()),
         };
-        let finished = match instant.and(thawed) {
-            Ok(()) => self.ledger.run(&self.context, plan.after).await,
-            Err(error) => Err(error),
-        };
-        if finished.is_err() && !refused {
-            checkpoint::take_back(&self.context.session, disks).await;
+        instant.and(thawed)?;
+        self.ledger.run(&self.context, plan.after).await?;
+        // A checkpoint counts from here on; a guest that stood still goes on again.
+        self.ledger.keep(|left| matches!(left, Leftover::Checkpoint { .. } | Leftover::Pause));
+        Ok(time)
+    }
+
+    /// How a point in time of these disks is kept now.
+    async fn keeping(&self, disks: &[PlannedDisk]) -> Result<Keeping> {
+        let (fleece, breaks) = (self.able.fleece, self.able.breaks);
+        if fleece != Fleece::Filter {
+            // A scratch image over the live disk would show live data once it is broken.
+            return Ok(Keeping { fleece, breaks: breaks && fleece == Fleece::Job, runs: true });
         }
-        finished.map(|()| time)
+        if let Some(disk) = disks.iter().find(|disk| disk.qdev.is_none()) {
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!("fleece=filter needs a guest's device to put a filter under; disk {} has none", disk.name),
+            ));
+        }
+        Ok(Keeping { fleece, breaks: false, runs: self.context.session.runs().await? })
     }
 
     fn planned(
@@ -174,6 +209,7 @@ impl QmpVm {
         number: u64,
         index: usize,
         disk: &Disk,
+        qdev: Option<&String>,
         checkpoint: Option<&(Arc<str>, SystemTime)>,
     ) -> PlannedDisk {
         let frozen = disk
@@ -193,15 +229,21 @@ impl QmpVm {
             ids: DiskIds::new(&self.settings.mount, number, index),
             name: disk.name.to_string(),
             node: disk.node.clone(),
+            qdev: qdev.cloned(),
             size: disk.size,
             frozen,
             new: checkpoint.map(|(name, time)| checkpoint::bitmaps(disk, name, *time)).unwrap_or_default(),
         }
     }
 
+    /// The socket that QEMU's NBD server listens on, in a directory of ours.
+    fn socket(&self) -> PathBuf {
+        self.settings.runtime_dir.join("nbd.sock")
+    }
+
     /// `disk` is what `planned` was made of.
     fn view(&self, planned: &PlannedDisk, disk: &Disk) -> TakenDisk {
-        let own = || Address::Unix(self.context.socket.clone());
+        let own = || Address::Unix(self.socket());
         let export = Export {
             address: self.settings.server.clone().unwrap_or_else(own),
             name: planned.ids.of(Role::Point),
@@ -255,11 +297,22 @@ impl Vm for QmpVm {
         detect::refuse_iothreads(self.qmp(), &self.able, &found.qdevs).await?;
         let mut inventory = found.inventory;
         let checkpoint = wanted.checkpoint.clone().map(|name| (name, SystemTime::now()));
-        let each = |(index, disk): (usize, &Disk)| self.planned(number, index, disk, checkpoint.as_ref());
+        let each = |(index, disk): (usize, &Disk)| {
+            self.planned(number, index, disk, found.qdevs.get(&disk.name), checkpoint.as_ref())
+        };
         let disks: Vec<PlannedDisk> = inventory.disks.iter().enumerate().map(each).collect();
-        let server = self.settings.server.is_none().then(|| self.settings.mount.to_string());
-        let plan = steps::plan(&disks, self.able.fleece, server);
-        let time = match self.run(&disks, plan, wanted.quiesce).await {
+        let server = self.settings.server.is_none().then(|| (self.settings.mount.to_string(), self.socket()));
+        let keeping = self.keeping(&disks).await?;
+        let places = Places { scratch: self.settings.scratch_dir.clone(), server };
+        let plan = steps::plan(&disks, keeping, places);
+        let jobs = match keeping.fleece {
+            Fleece::Filter => Vec::new(),
+            Fleece::Job | Fleece::Backing => disks.iter().map(|disk| disk.ids.of(Role::Point)).collect(),
+        };
+        // What happens to the machine while the plan runs must not be missed.
+        let qdevs = found.qdevs.into_values().collect();
+        self.watch.expect(Some(Expected { number, jobs: jobs.clone(), qdevs }));
+        let time = match self.run(number, jobs, plan, wanted.quiesce).await {
             Ok(time) => time,
             Err(error) => {
                 if let Err(left) = self.release().await {
@@ -268,7 +321,6 @@ impl Vm for QmpVm {
                 return Err(error);
             }
         };
-        self.watch.expect(number, disks.iter().map(|disk| disk.ids.of(Role::Point)).collect());
         if let Some((name, time)) = &checkpoint {
             checkpoint::add(&mut inventory, name, *time);
         }
@@ -289,14 +341,19 @@ impl Vm for QmpVm {
     }
 
     async fn release(&self) -> Result<()> {
-        if self.ledger.is_empty() {
-            return Ok(());
-        }
-        self.ledger.undo(&self.context).await
+        // Watched over until it is gone.
+        self.ledger.undo(&self.context).await?;
+        self.watch.expect(None);
+        self.warden.end().await;
+        Ok(())
     }
 
     async fn confirm(&self, number: u64) -> Result<()> {
         self.watch.confirm(number).await
+    }
+
+    fn scratch(&self) -> Option<Scratch> {
+        self.warden.seen()
     }
 
     fn events(&self) -> broadcast::Receiver<Event> {

@@ -6,10 +6,14 @@
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
+use super::graph::Node;
+use super::ids::Role;
+use super::inventory::Device;
 use super::transport::{Qmp, refused};
 use crate::error::{Error, Kind, Result};
 
@@ -156,6 +160,103 @@ impl Session {
         Ok(())
     }
 
+    /// Lets go of a guest whose writes wait for these backup jobs: cancels them, and if the scratch image's being full
+    /// stopped the guest, lets it go on. Whether that was so.
+    pub(super) async fn let_go(&self, jobs: &[String]) -> Result<bool> {
+        if jobs.is_empty() {
+            return Ok(false);
+        }
+        // All at once: QEMU takes them in this order, and the guest waits for one round trip only.
+        let cancels = jobs.iter().map(|id| self.run("job-cancel", json!({ "id": id })));
+        let (state, devices, cancelled) =
+            tokio::join!(self.run_state(), self.list::<Device>("query-block"), join_all(cancels));
+        for outcome in cancelled {
+            match outcome {
+                // It is not there, or ends already.
+                Err(error) if refused(&error).is_none() => return Err(error),
+                _ => {}
+            }
+        }
+        if state?.as_deref() != Some("io-error") || !are_to_blame(jobs, &devices?) {
+            return Ok(false);
+        }
+        let mut patience = Patience::new();
+        while self.jobs().await?.iter().any(|job| jobs.contains(&job.id) && job.status != "concluded") {
+            patience.pause("the backup job").await?;
+        }
+        // The writes that waited are done again, this time without a copy of the old data.
+        self.run("cont", json!({})).await?;
+        Ok(true)
+    }
+
+    /// The guest's state, such as `running`; none where there is no guest.
+    async fn run_state(&self) -> Result<Option<String>> {
+        match self.qmp.execute("query-status", json!({})).await {
+            Ok(state) => Ok(state.get("status").and_then(Value::as_str).map(str::to_owned)),
+            Err(error) if refused(&error).is_some() => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether the guest runs. One that does not, for whatever reason, stands still until somebody lets it go on.
+    pub(super) async fn runs(&self) -> Result<bool> {
+        Ok(self.run_state().await?.as_deref() == Some("running"))
+    }
+
+    /// Stops the guest.
+    pub(super) async fn pause(&self) -> Result<()> {
+        self.run("stop", json!({})).await
+    }
+
+    /// Lets a guest that was stopped go on; one that stands still for another reason is left alone.
+    pub(super) async fn resume(&self) -> Result<()> {
+        match self.run_state().await?.as_deref() {
+            Some("paused") => self.run("cont", json!({})).await,
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts a guest's device on top of node `to`, if it is on top of `from`.
+    pub(super) async fn move_drive(&self, qdev: &str, from: &str, to: &str) -> Result<()> {
+        let devices: Vec<Device> = self.list("query-block").await?;
+        let ours = |device: &&Device| device.qdev.as_deref() == Some(qdev);
+        let on = devices.iter().find(ours).and_then(|device| device.inserted.as_ref()?.node_name.clone());
+        if on.as_deref() != Some(from) {
+            return Ok(());
+        }
+        self.run("qom-set", json!({"path": qdev, "property": "drive", "value": to})).await
+    }
+
+    /// Removes the bitmap `name` and the note on it, wherever the note is.
+    pub(super) async fn remove_noted(&self, name: &str, note: &str) -> Result<()> {
+        let nodes: Vec<Node> = super::understand(
+            "query-named-block-nodes",
+            self.qmp.execute("query-named-block-nodes", json!({"flat": true})).await?,
+        )?;
+        let has =
+            |node: &Node, name: &str| node.dirty_bitmaps.iter().any(|bitmap| bitmap.name.as_deref() == Some(name));
+        let mut bitmaps = Vec::new();
+        for node in nodes.iter().filter(|node| !node.ro && has(node, note)) {
+            let names = [name, note].into_iter().filter(|name| has(node, name));
+            bitmaps.extend(names.map(|name| (node.node_name.clone(), name.to_owned())));
+        }
+        if bitmaps.is_empty() { Ok(()) } else { self.remove_bitmaps(&bitmaps).await }
+    }
+
+    /// Asks for an event when a node is written beyond `offset`, in bytes.
+    pub(super) async fn warn_beyond(&self, node: &str, offset: u64) -> Result<()> {
+        self.run("block-set-write-threshold", json!({"node-name": node, "write-threshold": offset})).await
+    }
+
+    /// Whether a migration of the machine is under way or done.
+    pub(super) async fn migrates(&self) -> Result<bool> {
+        match self.qmp.execute("query-migrate", json!({})).await {
+            Ok(state) => Ok(state.get("status").and_then(Value::as_str).is_some_and(is_migration)),
+            Err(error) if refused(&error).is_some() => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
     pub(super) async fn add_export(&self, options: Value) -> Result<()> {
         self.run("block-export-add", options).await
     }
@@ -182,11 +283,19 @@ impl Session {
         let started = self.start_server(json!({"type": "fd", "data": {"str": name}})).await;
         if started.is_err() {
             // On success QEMU has taken it; else it would keep listening for nobody.
-            if let Err(error) = self.run("closefd", json!({"fdname": name})).await {
+            if let Err(error) = self.close_descriptor(name).await {
                 tracing::debug!("closefd: {}", crate::error::chain(&error));
             }
         }
         started
+    }
+
+    /// Closes a descriptor that nothing in QEMU has taken.
+    pub(super) async fn close_descriptor(&self, name: &str) -> Result<()> {
+        match self.run("closefd", json!({"fdname": name})).await {
+            Err(error) if refused(&error).is_none() => Err(error),
+            _ => Ok(()),
+        }
     }
 
     pub(super) async fn start_server(&self, address: Value) -> Result<()> {
@@ -211,6 +320,22 @@ impl Session {
             other => other,
         }
     }
+}
+
+/// Whether all devices that wait because a request failed are under the filters of these jobs.
+fn are_to_blame(jobs: &[String], devices: &[Device]) -> bool {
+    let mut failed = devices.iter().filter(|device| device.has_failed()).peekable();
+    let filter = |device: &Device| {
+        let node = device.inserted.as_ref().and_then(|inserted| inserted.node_name.as_deref()).unwrap_or("");
+        node.strip_suffix(Role::Filter.letter()).is_some_and(|id| jobs.iter().any(|job| job == id))
+    };
+    failed.peek().is_some() && failed.all(filter)
+}
+
+/// Whether a state of `query-migrate` or of the event `MIGRATION` (qapi/migration.json) is one in which the machine moves
+/// or has moved away.
+pub(super) fn is_migration(status: &str) -> bool {
+    !matches!(status, "none" | "failed" | "cancelled" | "cancelling")
 }
 
 /// Waiting for something that was told to end: longer pauses each time, and not for ever.

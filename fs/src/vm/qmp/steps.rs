@@ -1,54 +1,40 @@
-//! The steps of taking a point in time, each with its undo, in the order of the plan:
+//! The steps of taking a point in time, each with what it may leave ([`Leftover`]), in the order of the plan:
 //!
 //! ```text
 //! per disk: File ── Format ── Scratch        where old clusters will go
-//! all:      Freeze                           THE INSTANT: one transaction, all disks, all recording bitmaps
+//! all:      Checkpoint                       if one begins: until all is done it does not count
+//!           Freeze                           THE INSTANT: one transaction, all disks, all recording bitmaps
 //!           Merge                            bitmaps that recorded no more
-//! per disk: Access                           (fleece=job) the node that reads as the disk did
+//! per disk: Access                           (not with fleece=backing) the node that reads as the disk did
 //! all:      Server                           unless an existing one is used
 //! per disk: Export
 //! ```
 //! With `fleece=job` the guest's writes go through the backup job's filter, which copies the old cluster to the
 //! scratch image first; the snapshot-access node reads from there or from the disk. With `fleece=backing` the scratch
-//! image has the live disk as its backing file and is exported itself.
+//! image has the live disk as its backing file and is exported itself. With `fleece=filter` there is no job: each disk gets
+//! a `Filter` after its scratch image, and the instant is `Pause` ── `Freeze` (bitmaps alone) ── `Drive`, the guest's
+//! device goes on top of the filter, for each disk ── `Resume`.
 
-use std::collections::HashMap;
 use std::fmt;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
 use super::ids::{DiskIds, Role};
-use super::session::Session;
+use super::server;
 use super::transport::refused;
+use super::undo::{Context, Leftover, SCRATCH_NAME, remove_scratch};
 use crate::error::{Error, Kind, Result};
 use crate::point::plan;
 use crate::vm::{Fleece, Part};
 
-/// What steps work on.
-pub(super) struct Context {
-    pub(super) session: Session,
-    pub(super) fleece: Fleece,
-    /// Where scratch files are made.
-    pub(super) scratch_dir: PathBuf,
-    /// The socket that QEMU's NBD server listens on, in a directory of ours.
-    pub(super) socket: PathBuf,
-    /// Whether the monitor takes descriptors.
-    pub(super) descriptors: bool,
-    /// Our own descriptors of scratch files, by node. Held for a moment only.
-    pub(super) files: Mutex<HashMap<String, File>>,
-}
-
-impl Context {
-    fn files(&self) -> MutexGuard<'_, HashMap<String, File>> {
-        self.files.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
+/// How long a guest's write may wait for its old data to be copied, with `fleece=filter`: seconds.
+const CBW_TIMEOUT: u32 = 2;
 
 /// A bitmap to be frozen: its name on the scratch image, and what it is the OR of.
 #[derive(Debug, Clone)]
@@ -66,10 +52,20 @@ pub(super) struct PlannedDisk {
     pub(super) ids: DiskIds,
     pub(super) name: String,
     pub(super) node: String,
+    /// The guest's device, where there is one.
+    pub(super) qdev: Option<String>,
     pub(super) size: u64,
     pub(super) frozen: Vec<Frozen>,
     /// The bitmaps of a checkpoint that begins at the instant.
     pub(super) new: Vec<NewBitmap>,
+}
+
+impl PlannedDisk {
+    /// The checkpoint that begins at the instant, and the note on it.
+    fn checkpoint(&self) -> Option<(&String, &String)> {
+        let find = |disabled| self.new.iter().find(|bitmap| bitmap.disabled == disabled).map(|bitmap| &bitmap.name);
+        Some((find(false)?, find(true)?))
+    }
 }
 
 /// A bitmap that is made at the instant and stays.
@@ -82,16 +78,42 @@ pub(super) struct NewBitmap {
     pub(super) disabled: bool,
 }
 
-#[derive(Debug, Clone)]
+/// A step; each has all that it needs.
+#[derive(Debug)]
 pub(super) enum Step {
-    File(PlannedDisk),
+    /// Adds a scratch file in a directory.
+    File(PlannedDisk, PathBuf),
     Format(PlannedDisk),
-    Scratch(PlannedDisk),
-    Freeze(Vec<PlannedDisk>),
+    Scratch(PlannedDisk, Fleece),
+    /// (fleece=filter) The filter, which nothing goes through yet.
+    Filter(PlannedDisk),
+    /// A checkpoint will count from when all else is done; the bitmaps are made at the instant.
+    Checkpoint {
+        name: String,
+        note: String,
+    },
+    /// (fleece=filter) The guest stands still.
+    Pause,
+    Freeze(Vec<PlannedDisk>, Keeping),
+    /// (fleece=filter) From here on the guest's requests go through the filter.
+    Drive {
+        qdev: String,
+        node: String,
+        filter: String,
+        disk: String,
+    },
+    /// (fleece=filter) The guest must have stood still until now; it goes on if we stopped it.
+    Resume {
+        ours: bool,
+    },
     Merge(Vec<PlannedDisk>),
     Access(PlannedDisk),
-    Server(String),
-    Export(PlannedDisk),
+    /// The NBD server on a socket, which has a name in QEMU until the server has it.
+    Server {
+        name: String,
+        socket: PathBuf,
+    },
+    Export(PlannedDisk, Fleece),
 }
 
 /// The steps of a point in time.
@@ -99,17 +121,60 @@ pub(super) struct Plan {
     /// What leads up to the instant.
     pub(super) before: Vec<Step>,
     /// The instant.
-    pub(super) freeze: Step,
+    pub(super) instant: Vec<Step>,
     /// What follows.
     pub(super) after: Vec<Step>,
 }
 
-/// The whole plan. `server` is the name of the NBD server's descriptor, none if an existing server is used.
-pub(super) fn plan(disks: &[PlannedDisk], fleece: Fleece, server: Option<String>) -> Plan {
-    let each = |step: fn(PlannedDisk) -> Step| disks.iter().cloned().map(step);
+/// Where things are made.
+pub(super) struct Places {
+    /// Scratch files.
+    pub(super) scratch: PathBuf,
+    /// Name and path of the NBD server's socket; none if an existing server is used.
+    pub(super) server: Option<(String, PathBuf)>,
+}
+
+/// How a point in time is kept.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Keeping {
+    pub(super) fleece: Fleece,
+    /// Whether the backup job can be told to break the point in time rather than the guest's write (QEMU 10.1).
+    pub(super) breaks: bool,
+    /// Whether the guest runs, and has to be stopped for a moment (fleece=filter).
+    pub(super) runs: bool,
+}
+
+/// The whole plan. `checkpoints` are the names of new checkpoints with their notes; on each disk, the same name may have
+/// another note.
+pub(super) fn plan(disks: &[PlannedDisk], keeping: Keeping, places: Places) -> Plan {
+    let fleece = keeping.fleece;
     let mut before = Vec::new();
     for disk in disks {
-        before.extend([Step::File(disk.clone()), Step::Format(disk.clone()), Step::Scratch(disk.clone())]);
+        before.push(Step::File(disk.clone(), places.scratch.clone()));
+        before.extend([Step::Format(disk.clone()), Step::Scratch(disk.clone(), fleece)]);
+        if fleece == Fleece::Filter {
+            before.push(Step::Filter(disk.clone()));
+        }
+    }
+    let mut instant = Vec::new();
+    for (name, note) in disks.iter().filter_map(PlannedDisk::checkpoint) {
+        let known = |step: &Step| matches!(step, Step::Checkpoint { note: known, .. } if known == note);
+        if !instant.iter().any(known) {
+            instant.push(Step::Checkpoint { name: name.clone(), note: note.clone() });
+        }
+    }
+    if fleece == Fleece::Filter && keeping.runs {
+        instant.push(Step::Pause);
+    }
+    instant.push(Step::Freeze(disks.to_vec(), keeping));
+    if fleece == Fleece::Filter {
+        instant.extend(disks.iter().map(|disk| Step::Drive {
+            qdev: disk.qdev.clone().unwrap_or_default(),
+            node: disk.node.clone(),
+            filter: disk.ids.of(Role::Filter),
+            disk: disk.name.clone(),
+        }));
+        instant.push(Step::Resume { ours: keeping.runs });
     }
     let mut after = Vec::new();
     if disks
@@ -120,42 +185,82 @@ pub(super) fn plan(disks: &[PlannedDisk], fleece: Fleece, server: Option<String>
     {
         after.push(Step::Merge(disks.to_vec()));
     }
-    if fleece == Fleece::Job {
-        after.extend(each(Step::Access));
+    if fleece != Fleece::Backing {
+        after.extend(disks.iter().cloned().map(Step::Access));
     }
-    after.extend(server.map(Step::Server));
-    after.extend(each(Step::Export));
-    Plan { before, freeze: Step::Freeze(disks.to_vec()), after }
+    after.extend(places.server.map(|(name, socket)| Step::Server { name, socket }));
+    after.extend(disks.iter().cloned().map(|disk| Step::Export(disk, fleece)));
+    Plan { before, instant, after }
 }
 
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::File(disk) => write!(f, "adding a scratch file for {}", disk.name),
+            Self::File(disk, _) => write!(f, "adding a scratch file for {}", disk.name),
             Self::Format(disk) => write!(f, "formatting the scratch file of {}", disk.name),
-            Self::Scratch(disk) => write!(f, "opening the scratch image of {}", disk.name),
-            Self::Freeze(disks) => write!(f, "freezing {} disks at one instant", disks.len()),
+            Self::Scratch(disk, _) => write!(f, "opening the scratch image of {}", disk.name),
+            Self::Filter(disk) => write!(f, "adding a filter for {}", disk.name),
+            Self::Checkpoint { name, .. } => write!(f, "beginning checkpoint {name}"),
+            Self::Pause => f.write_str("stopping the guest for the instant"),
+            Self::Drive { disk, .. } => write!(f, "putting the filter on {disk}"),
+            Self::Resume { .. } => f.write_str("letting the guest go on"),
+            Self::Freeze(disks, _) => write!(f, "freezing {} disks at one instant", disks.len()),
             Self::Merge(_) => f.write_str("merging dirty bitmaps of the backing chain"),
             Self::Access(disk) => write!(f, "opening the frozen view of {}", disk.name),
-            Self::Server(_) => f.write_str("starting the NBD server"),
-            Self::Export(disk) => write!(f, "exporting {}", disk.name),
+            Self::Server { .. } => f.write_str("starting the NBD server"),
+            Self::Export(disk, _) => write!(f, "exporting {}", disk.name),
         }
     }
 }
 
 #[async_trait]
 impl plan::Step for Step {
-    type Context = Context;
+    type Undo = Leftover;
+
+    fn leaves(&self) -> Option<Leftover> {
+        Some(match self {
+            Self::File(disk, dir) => {
+                Leftover::File { node: disk.ids.of(Role::File), place: scratch_place(dir, &disk.ids) }
+            }
+            Self::Format(disk) => Leftover::Job { id: disk.ids.of(Role::Format) },
+            Self::Scratch(disk, _) => Leftover::Node { name: disk.ids.of(Role::Scratch) },
+            Self::Filter(disk) => Leftover::Node { name: disk.ids.of(Role::Filter) },
+            Self::Checkpoint { name, note } => Leftover::Checkpoint { name: name.clone(), note: note.clone() },
+            Self::Pause => Leftover::Pause,
+            Self::Drive { qdev, node, filter, .. } => {
+                Leftover::Drive { qdev: qdev.clone(), node: node.clone(), filter: filter.clone() }
+            }
+            Self::Freeze(disks, keeping) if keeping.fleece != Fleece::Filter => {
+                Leftover::Jobs { ids: disks.iter().map(|disk| disk.ids.of(Role::Point)).collect() }
+            }
+            Self::Access(disk) => Leftover::Node { name: disk.ids.of(Role::Access) },
+            Self::Server { name, socket } => Leftover::Server { name: name.clone(), socket: socket.clone() },
+            Self::Export(disk, _) => Leftover::Export { id: disk.ids.of(Role::Point) },
+            // Bitmaps on the scratch image go with it; a guest that goes on leaves nothing.
+            Self::Freeze(..) | Self::Merge(_) | Self::Resume { .. } => return None,
+        })
+    }
 
     async fn apply(&self, context: &Context) -> Result<()> {
         let session = &context.session;
         match self {
-            Self::File(disk) => add_file(context, &disk.ids).await,
+            Self::File(disk, dir) => add_file(context, dir, &disk.ids).await,
             Self::Format(disk) => session.format(&disk.ids.of(Role::Format), &disk.ids.of(Role::File), disk.size).await,
-            Self::Scratch(disk) => session.add_node(scratch(disk, context.fleece)).await,
-            Self::Freeze(disks) => {
-                let actions = disks.iter().flat_map(freeze).collect();
+            Self::Scratch(disk, fleece) => session.add_node(scratch(disk, *fleece)).await,
+            Self::Filter(disk) => session.add_node(filter(disk)).await,
+            Self::Checkpoint { .. } => Ok(()),
+            Self::Pause => session.pause().await,
+            Self::Freeze(disks, keeping) => {
+                let actions = disks.iter().flat_map(|disk| freeze(disk, *keeping)).collect();
                 session.transaction(actions).await.map_err(|error| in_the_way(error, disks))
+            }
+            Self::Drive { qdev, node, filter, .. } => session.move_drive(qdev, node, filter).await,
+            Self::Resume { ours } => {
+                if session.runs().await? {
+                    let why = "somebody let the guest go on before all disks were frozen; try again";
+                    return Err(Error::new(Kind::Busy, why));
+                }
+                if *ours { session.resume().await } else { Ok(()) }
             }
             Self::Merge(disks) => {
                 session.transaction(disks.iter().flat_map(|disk| merges(disk, false)).collect()).await
@@ -164,82 +269,21 @@ impl plan::Step for Step {
                 let (name, filter) = (disk.ids.of(Role::Access), disk.ids.of(Role::Filter));
                 session.add_node(json!({"driver": "snapshot-access", "node-name": name, "file": filter})).await
             }
-            Self::Server(name) => start_server(context, name).await,
-            Self::Export(disk) => session.add_export(export(disk, context.fleece)).await,
-        }
-    }
-
-    async fn undo(&self, context: &Context) -> Result<()> {
-        let session = &context.session;
-        match self {
-            Self::File(disk) => {
-                let node = disk.ids.of(Role::File);
-                session.remove_node(&node).await?;
-                // QEMU before 9.1 closes a removed descriptor of a paused machine only when that runs again: until
-                // then at least no disk space goes with it.
-                if let Some(file) = context.files().remove(&node) {
-                    file.set_len(0)
-                        .map_err(|error| Error::with_source(Kind::Io, "cannot empty a scratch file", error))?;
-                }
-                if context.descriptors {
-                    session.remove_descriptors(&node).await?;
-                }
-                remove_scratch(&scratch_place(context, &disk.ids))
-            }
-            Self::Format(disk) => session.end_job(&disk.ids.of(Role::Format)).await,
-            Self::Scratch(disk) => session.remove_node(&disk.ids.of(Role::Scratch)).await,
-            Self::Freeze(disks) => {
-                for disk in disks {
-                    session.end_job(&disk.ids.of(Role::Point)).await?;
-                }
-                Ok(())
-            }
-            // The merged bitmaps go with the scratch image.
-            Self::Merge(_) => Ok(()),
-            Self::Access(disk) => session.remove_node(&disk.ids.of(Role::Access)).await,
-            Self::Server(_) => {
-                // A path means that the server may be ours: it is made first and removed last.
-                if context.socket.exists() {
-                    session.stop_server().await?;
-                }
-                remove_path(&context.socket)
-            }
-            Self::Export(disk) => session.remove_export(&disk.ids.of(Role::Point)).await,
+            Self::Server { name, socket } => server::start(session, context.descriptors, socket, name).await,
+            Self::Export(disk, fleece) => session.add_export(export(disk, *fleece)).await,
         }
     }
 }
 
 /// A directory of our own, for as long as a scratch file has a name.
-fn scratch_place(context: &Context, ids: &DiskIds) -> PathBuf {
-    context.scratch_dir.join(format!("{}.scratch", ids.of(Role::File)))
-}
-
-const SCRATCH_NAME: &str = "old-clusters";
-
-fn remove_scratch(place: &Path) -> Result<()> {
-    remove_path(&place.join(SCRATCH_NAME))?;
-    match std::fs::remove_dir(place) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::with_source(Kind::Io, format!("cannot remove {}", place.display()), error))
-        }
-        _ => Ok(()),
-    }
-}
-
-fn remove_path(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::with_source(Kind::Io, format!("cannot remove {}", path.display()), error))
-        }
-        _ => Ok(()),
-    }
+fn scratch_place(dir: &Path, ids: &DiskIds) -> PathBuf {
+    dir.join(format!("{}.scratch", ids.of(Role::File)))
 }
 
 /// A file that has no name, or loses it as soon as QEMU has opened it: whoever dies, nothing of it stays on disk.
-async fn add_file(context: &Context, ids: &DiskIds) -> Result<()> {
+async fn add_file(context: &Context, dir: &Path, ids: &DiskIds) -> Result<()> {
     let node = ids.of(Role::File);
     let open = |filename: String| json!({"driver": "file", "node-name": node, "filename": filename, "discard": "unmap", "auto-read-only": false});
-    let dir = &context.scratch_dir;
     let failed = |error| {
         Error::with_source(
             Kind::Io,
@@ -253,13 +297,14 @@ async fn add_file(context: &Context, ids: &DiskIds) -> Result<()> {
         let set = context.session.add_descriptor(OwnedFd::from(file), &node).await?;
         return context.session.add_node(open(format!("/dev/fdset/{set}"))).await;
     }
-    let place = scratch_place(context, ids);
+    let place = scratch_place(dir, ids);
     std::fs::DirBuilder::new().mode(0o700).create(&place).map_err(failed)?;
     let path = place.join(SCRATCH_NAME);
     let name = path.to_str().ok_or_else(|| {
         Error::new(Kind::Invalid, format!("{} is not UTF-8, which QEMU needs for scratch=", dir.display()))
     })?;
-    File::create_new(&path).map_err(failed)?;
+    let file = File::create_new(&path).map_err(failed)?;
+    context.files().insert(node.clone(), file);
     let added = context.session.add_node(open(name.to_owned())).await;
     remove_scratch(&place)?;
     added
@@ -274,8 +319,16 @@ fn scratch(disk: &PlannedDisk, fleece: Fleece) -> Value {
     options
 }
 
+/// A filter that rather breaks the point in time than the guest's write, when the scratch image fails or is slow.
+fn filter(disk: &PlannedDisk) -> Value {
+    json!({
+        "driver": "copy-before-write", "node-name": disk.ids.of(Role::Filter), "file": disk.node,
+        "target": disk.ids.of(Role::Scratch), "on-cbw-error": "break-snapshot", "cbw-timeout": CBW_TIMEOUT,
+    })
+}
+
 /// The actions that freeze one disk: copies of the bitmaps that record, the new checkpoint, the backup job.
-fn freeze(disk: &PlannedDisk) -> Vec<Value> {
+fn freeze(disk: &PlannedDisk, keeping: Keeping) -> Vec<Value> {
     let scratch = disk.ids.of(Role::Scratch);
     let mut actions = Vec::new();
     for bitmap in &disk.frozen {
@@ -289,10 +342,17 @@ fn freeze(disk: &PlannedDisk) -> Vec<Value> {
                           "disabled": disabled});
         actions.push(json!({"type": "block-dirty-bitmap-add", "data": data}));
     }
-    actions.push(json!({"type": "blockdev-backup", "data": {
+    if keeping.fleece == Fleece::Filter {
+        return actions;
+    }
+    let mut backup = json!({
         "job-id": disk.ids.of(Role::Point), "device": disk.node, "target": scratch, "sync": "none",
         "filter-node-name": disk.ids.of(Role::Filter), "auto-dismiss": false,
-    }}));
+    });
+    if keeping.breaks {
+        backup["on-cbw-error"] = json!("break-snapshot");
+    }
+    actions.push(json!({"type": "blockdev-backup", "data": backup}));
     actions
 }
 
@@ -314,37 +374,12 @@ fn merges(disk: &PlannedDisk, recording: bool) -> Vec<Value> {
 
 fn export(disk: &PlannedDisk, fleece: Fleece) -> Value {
     let node = match fleece {
-        Fleece::Job => disk.ids.of(Role::Access),
+        Fleece::Job | Fleece::Filter => disk.ids.of(Role::Access),
         Fleece::Backing => disk.ids.of(Role::Scratch),
     };
     let (id, scratch) = (disk.ids.of(Role::Point), disk.ids.of(Role::Scratch));
     let bitmaps: Vec<Value> = disk.frozen.iter().map(|bitmap| json!({"node": scratch, "name": bitmap.name})).collect();
     json!({"type": "nbd", "id": id, "node-name": node, "name": id, "bitmaps": bitmaps})
-}
-
-async fn start_server(context: &Context, name: &str) -> Result<()> {
-    let socket = &context.socket;
-    let failed = |error| Error::with_source(Kind::Io, format!("cannot listen on {}", socket.display()), error);
-    if context.descriptors {
-        let listener = std::os::unix::net::UnixListener::bind(socket).map_err(failed)?;
-        let started = context.session.start_server_on(OwnedFd::from(listener), name).await;
-        return not_ours_if_refused(started, socket);
-    }
-    let path = socket
-        .to_str()
-        .ok_or_else(|| Error::new(Kind::Invalid, format!("{} is not UTF-8, which QEMU needs", socket.display())))?;
-    let started = context.session.start_server(json!({"type": "unix", "data": {"path": path}})).await;
-    not_ours_if_refused(started, socket)
-}
-
-/// A server that QEMU refused to start is somebody else's: without its path, undoing will not stop it.
-fn not_ours_if_refused(started: Result<()>, socket: &Path) -> Result<()> {
-    if let Err(error) = &started
-        && refused(error).is_some()
-    {
-        remove_path(socket)?;
-    }
-    started
 }
 
 /// Explains why QEMU refuses to freeze; it names a node, the user knows the disk.

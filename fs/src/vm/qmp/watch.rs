@@ -11,14 +11,12 @@ use serde_json::Value;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
-use super::ids::{MountId, number_of};
-use super::session::Session;
+use super::ids::{MountId, Role, number_of};
+use super::session::{Session, is_migration};
 use super::transport::{Message, Qmp};
+use super::warden::Alarm;
 use crate::error::{Error, Kind, Result, chain};
 use crate::vm::Event;
-
-/// Events kept for a slow receiver.
-const MAX_EVENTS: usize = 64;
 
 /// Readers that wait for one confirmation; more wait for room.
 const MAX_WAITING: usize = 1024;
@@ -27,9 +25,13 @@ const MAX_WAITING: usize = 1024;
 /// go whenever QEMU drains its requests.
 const ALIVE: [&str; 5] = ["created", "running", "paused", "ready", "standby"];
 
-struct Expected {
-    number: u64,
-    jobs: Vec<String>,
+/// What is held, and by what it is known.
+pub(super) struct Expected {
+    pub(super) number: u64,
+    /// The jobs that keep it; none with `fleece=filter`.
+    pub(super) jobs: Vec<String>,
+    /// The guest's devices.
+    pub(super) qdevs: Vec<String>,
 }
 
 type Answer = std::result::Result<(), String>;
@@ -43,28 +45,28 @@ struct Question {
 pub(super) struct Watch {
     events: broadcast::Sender<Event>,
     questions: mpsc::Sender<Question>,
-    /// The jobs of the newest point in time. Held for a moment only.
-    expected: Arc<Mutex<Option<Expected>>>,
+    /// The newest point in time. Held for a moment only.
+    expected: Shared,
     tasks: [JoinHandle<()>; 2],
 }
 
+type Shared = Arc<Mutex<Option<Expected>>>;
+
 impl Watch {
     /// Starts watching; ends with [`Watch::stop`] or when dropped.
-    pub(super) fn start(qmp: &Qmp, mount: MountId) -> Self {
-        let (events, _) = broadcast::channel(MAX_EVENTS);
+    pub(super) fn start(qmp: &Qmp, mount: MountId, events: broadcast::Sender<Event>, alarm: Alarm) -> Self {
         let (questions, inbox) = mpsc::channel(MAX_WAITING);
-        let expected = Arc::default();
+        let expected = Shared::default();
         let session = Session { qmp: qmp.clone() };
-        let tasks = [
-            tokio::spawn(translate(qmp.messages(), mount, events.clone())),
-            tokio::spawn(answer(session, Arc::clone(&expected), inbox)),
-        ];
+        let translator = Translator { mount, expected: Arc::clone(&expected), events: events.clone(), alarm };
+        let tasks =
+            [tokio::spawn(translator.run(qmp.messages())), tokio::spawn(answer(session, Arc::clone(&expected), inbox))];
         Self { events, questions, expected, tasks }
     }
 
-    /// From now on these jobs keep the point in time of this number.
-    pub(super) fn expect(&self, number: u64, jobs: Vec<String>) {
-        *self.expected.lock().unwrap_or_else(PoisonError::into_inner) = Some(Expected { number, jobs });
+    /// What is held from now on, or soon.
+    pub(super) fn expect(&self, expected: Option<Expected>) {
+        *self.expected.lock().unwrap_or_else(PoisonError::into_inner) = expected;
     }
 
     pub(super) fn events(&self) -> broadcast::Receiver<Event> {
@@ -94,7 +96,7 @@ impl Drop for Watch {
     }
 }
 
-async fn answer(session: Session, expected: Arc<Mutex<Option<Expected>>>, mut inbox: mpsc::Receiver<Question>) {
+async fn answer(session: Session, expected: Shared, mut inbox: mpsc::Receiver<Question>) {
     let mut round = Vec::new();
     while inbox.recv_many(&mut round, MAX_WAITING).await > 0 {
         let jobs = session.jobs().await.map_err(|error| chain(&error));
@@ -128,36 +130,90 @@ fn is_alive(status: &str) -> bool {
 }
 
 /// Turns QEMU's events into what they mean for the point in time.
-async fn translate(mut messages: broadcast::Receiver<Message>, mount: MountId, events: broadcast::Sender<Event>) {
-    loop {
-        let event = match messages.recv().await {
-            Ok(Message::Event { name, data }) => lost(&mount, &name, &data),
-            Ok(Message::Disconnected(why)) => Some(Event::Gone(why)),
-            Err(broadcast::error::RecvError::Lagged(_)) => {
-                Some(Event::Gone("QEMU sent more events than could be followed".to_owned()))
+struct Translator {
+    mount: MountId,
+    expected: Shared,
+    events: broadcast::Sender<Event>,
+    alarm: Alarm,
+}
+
+impl Translator {
+    async fn run(self, mut messages: broadcast::Receiver<Message>) {
+        loop {
+            let event = match messages.recv().await {
+                Ok(Message::Event { name, data }) => {
+                    match alarm(&self.mount, &name, &data) {
+                        Some(Alarming::Grew) => self.alarm.grew(),
+                        Some(Alarming::Failed) => self.alarm.failed().await,
+                        None => {}
+                    }
+                    let expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
+                    lost(&self.mount, expected.as_ref(), &name, &data)
+                }
+                Ok(Message::Disconnected(why)) => Some(Event::Gone(why)),
+                Err(broadcast::error::RecvError::Lagged(_)) => {
+                    Some(Event::Gone("QEMU sent more events than could be followed".to_owned()))
+                }
+                Err(broadcast::error::RecvError::Closed) => return,
+            };
+            if let Some(event) = event {
+                // Nobody listens before the first point in time.
+                self.events.send(event).ok();
             }
-            Err(broadcast::error::RecvError::Closed) => return,
-        };
-        if let Some(event) = event {
-            // Nobody listens before the first point in time.
-            events.send(event).ok();
         }
     }
 }
 
-fn lost(mount: &MountId, name: &str, data: &Value) -> Option<Event> {
-    let text = |field: &str| data.get(field).and_then(Value::as_str);
-    let id = text("id")?;
-    // The job that formats scratch ends by itself; its id ends in a letter.
-    let number = number_of(mount, id).filter(|_| id.ends_with(|last: char| last.is_ascii_digit()))?;
-    let reason = match name {
-        "JOB_STATUS_CHANGE" if text("status").is_some_and(|status| !is_alive(status)) => {
-            "the backup job that kept it ended: it failed, or somebody cancelled it"
+/// What the guest may soon wait for, or waits for already.
+#[derive(Debug, PartialEq, Eq)]
+enum Alarming {
+    Grew,
+    Failed,
+}
+
+/// An event about a node of ours that cannot wait.
+fn alarm(mount: &MountId, name: &str, data: &Value) -> Option<Alarming> {
+    let node = data.get("node-name").and_then(Value::as_str)?;
+    number_of(mount, node)?;
+    match name {
+        "BLOCK_WRITE_THRESHOLD" => Some(Alarming::Grew),
+        // Reads fail for reasons of the guest's own disk.
+        "BLOCK_IO_ERROR" if node.ends_with(Role::Filter.letter()) && data["operation"] == "write" => {
+            Some(Alarming::Failed)
         }
-        "BLOCK_EXPORT_DELETED" => "its NBD export was deleted: somebody stopped the NBD server",
+        _ => None,
+    }
+}
+
+/// Whether an event says that the point in time is not kept any more, or must not be.
+fn lost(mount: &MountId, expected: Option<&Expected>, name: &str, data: &Value) -> Option<Event> {
+    let text = |field: &str| data.get(field).and_then(Value::as_str);
+    // The job that formats scratch ends by itself; its id ends in a letter.
+    let ours = || number_of(mount, text("id")?).filter(|_| text("id").is_some_and(ends_in_digit));
+    let held = || expected.map(|expected| expected.number);
+    let (number, reason) = match name {
+        "JOB_STATUS_CHANGE" if text("status").is_some_and(|status| !is_alive(status)) => {
+            (ours()?, "the backup job that kept it ended: it failed, or somebody cancelled it")
+        }
+        "BLOCK_EXPORT_DELETED" => (ours()?, "its NBD export was deleted: somebody stopped the NBD server"),
+        "MIGRATION" if text("status").is_some_and(is_migration) => (held()?, "the machine is being migrated"),
+        "SHUTDOWN" => (held()?, "the machine shuts down"),
+        "DEVICE_DELETED" if text("path").is_some_and(|path| has_device(expected, path)) => {
+            (held()?, "one of its disks was unplugged")
+        }
         _ => return None,
     };
     Some(Event::Lost { number, reason: reason.to_owned() })
+}
+
+fn ends_in_digit(id: &str) -> bool {
+    id.ends_with(|last: char| last.is_ascii_digit())
+}
+
+/// Whether a device of ours is the one at a path of QEMU's object tree, or a part of it.
+fn has_device(expected: Option<&Expected>, path: &str) -> bool {
+    let below = |qdev: &String| qdev.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    expected.is_some_and(|expected| expected.qdevs.iter().any(below))
 }
 
 #[cfg(test)]
@@ -165,19 +221,47 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::vm::qmp::ids::{DiskIds, Role};
+    use crate::vm::qmp::ids::DiskIds;
 
     #[test]
     fn only_the_end_of_what_is_ours_is_a_loss() {
         let mount = MountId::random();
         let ids = DiskIds::new(&mount, 7, 0);
-        let change = |id: &str, status: &str| lost(&mount, "JOB_STATUS_CHANGE", &json!({"id": id, "status": status}));
+        let said = |name: &str, data: Value| lost(&mount, None, name, &data);
+        let change = |id: &str, status: &str| said("JOB_STATUS_CHANGE", json!({"id": id, "status": status}));
         assert!(matches!(change(&ids.of(Role::Point), "aborting"), Some(Event::Lost { number: 7, .. })));
         assert_eq!(change(&ids.of(Role::Point), "paused"), None);
         assert_eq!(change(&ids.of(Role::Format), "concluded"), None);
         assert_eq!(change("somebody-1-0", "concluded"), None);
-        let deleted = lost(&mount, "BLOCK_EXPORT_DELETED", &json!({"id": ids.of(Role::Point)}));
+        let deleted = said("BLOCK_EXPORT_DELETED", json!({"id": ids.of(Role::Point)}));
         assert!(matches!(deleted, Some(Event::Lost { number: 7, .. })));
-        assert_eq!(lost(&mount, "A_NEW_EVENT", &json!({"x": 1})), None);
+        assert_eq!(said("A_NEW_EVENT", json!({"x": 1})), None);
+    }
+
+    #[test]
+    fn what_happens_to_the_machine_ends_it() {
+        let mount = MountId::random();
+        let held =
+            Expected { number: 3, jobs: Vec::new(), qdevs: vec!["/machine/peripheral/vda/virtio-backend".into()] };
+        let said = |name: &str, data: Value| lost(&mount, Some(&held), name, &data).is_some();
+        assert!(said("MIGRATION", json!({"status": "setup"})) && said("MIGRATION", json!({"status": "completed"})));
+        assert!(!said("MIGRATION", json!({"status": "failed"})) && !said("MIGRATION", json!({"status": "none"})));
+        assert!(said("SHUTDOWN", json!({"guest": true, "reason": "guest-shutdown"})));
+        assert!(said("DEVICE_DELETED", json!({"device": "vda", "path": "/machine/peripheral/vda"})));
+        assert!(!said("DEVICE_DELETED", json!({"device": "vd", "path": "/machine/peripheral/vd"})));
+        assert!(!said("DEVICE_DELETED", json!({"device": "net0", "path": "/machine/peripheral/net0"})));
+        assert_eq!(lost(&mount, None, "SHUTDOWN", &json!({})), None, "nothing is held");
+    }
+
+    #[test]
+    fn what_the_guest_waits_for_is_heard() {
+        let mount = MountId::random();
+        let ids = DiskIds::new(&mount, 7, 0);
+        let said =
+            |name: &str, role, more: &str| alarm(&mount, name, &json!({"node-name": ids.of(role), "operation": more}));
+        assert_eq!(said("BLOCK_WRITE_THRESHOLD", Role::File, ""), Some(Alarming::Grew));
+        assert_eq!(said("BLOCK_IO_ERROR", Role::Filter, "write"), Some(Alarming::Failed));
+        assert_eq!(said("BLOCK_IO_ERROR", Role::Filter, "read"), None, "the guest's own disk");
+        assert_eq!(alarm(&mount, "BLOCK_IO_ERROR", &json!({"node-name": "disk", "operation": "write"})), None);
     }
 }

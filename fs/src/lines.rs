@@ -9,18 +9,18 @@ use tokio::net::UnixStream;
 const CHUNK: usize = 4096;
 
 /// Both ends of a conversation in lines.
-pub(super) struct Lines {
+pub(crate) struct Lines {
     stream: UnixStream,
     buffer: Vec<u8>,
 }
 
 impl Lines {
-    pub(super) fn new(stream: UnixStream) -> Self {
+    pub(crate) fn new(stream: UnixStream) -> Self {
         Self { stream, buffer: Vec::new() }
     }
 
     /// The next line, without its end; `None` where the stream ends.
-    pub(super) async fn next(&mut self, longest: usize) -> io::Result<Option<Vec<u8>>> {
+    pub(crate) async fn next(&mut self, longest: usize) -> io::Result<Option<Vec<u8>>> {
         let mut searched = 0;
         loop {
             if let Some(at) = position(&self.buffer[searched..], b'\n') {
@@ -40,7 +40,7 @@ impl Lines {
     }
 
     /// Drops everything up to the next `byte`, and it; `false` where the stream ends before.
-    pub(super) async fn skip_past(&mut self, byte: u8) -> io::Result<bool> {
+    pub(crate) async fn skip_past(&mut self, byte: u8) -> io::Result<bool> {
         loop {
             if let Some(at) = position(&self.buffer, byte) {
                 self.buffer.drain(..=at);
@@ -53,12 +53,12 @@ impl Lines {
         }
     }
 
-    pub(super) async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
+    pub(crate) async fn write(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.stream.write_all(bytes).await
     }
 
     /// Tells the other end that no more lines come.
-    pub(super) async fn finish(&mut self) {
+    pub(crate) async fn finish(&mut self) {
         // Who is gone knows already.
         self.stream.shutdown().await.ok();
     }

@@ -1,0 +1,57 @@
+//! `pullfs recover`: undoes what mounts that died have left in a machine.
+
+use anyhow::Context;
+use pullfs_fs::error::Kind;
+use pullfs_fs::point::journal::Header;
+use pullfs_fs::recovery;
+use pullfs_fs::vm::qmp::recover::{connect, mounts_in};
+
+use crate::args::Recover;
+use crate::failure::{Code, Failure, Outcome};
+use crate::mount;
+
+pub(crate) fn run(arguments: &Recover) -> Outcome {
+    let socket = mount::source(&arguments.source)?;
+    let source = format!("qmp:{}", socket.display());
+    let (dead, living) = recovery::of_source(&recovery::state_dir(), &source)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.context("cannot start the runtime")?;
+    for dead in &dead {
+        let names = dead.names();
+        runtime.block_on(dead.bury())?;
+        let Header { mount, mount_point, .. } = dead.header();
+        println!("cleaned up after {mount}, which was mounted on {}", mount_point.display());
+        for name in names {
+            println!("  removed {name}");
+        }
+    }
+    if let Some(mount) = living.first() {
+        return Err(lives(&source, mount));
+    }
+    let others = runtime.block_on(async {
+        match connect(&socket).await {
+            Ok(qmp) => mounts_in(&qmp).await,
+            // A machine that has ended has nothing left in it.
+            Err(error) if error.kind() == Kind::Gone && !dead.is_empty() => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
+    })?;
+    for id in &others {
+        println!("{id} has things in {source}, but no journal here: it may live, on another monitor; left alone");
+    }
+    if dead.is_empty() && others.is_empty() {
+        println!("nothing to recover in {source}");
+    }
+    Ok(())
+}
+
+fn lives(source: &str, mount: &Header) -> Failure {
+    let Header { mount, mount_point, pid, .. } = mount;
+    Failure::message(
+        Code::Busy,
+        format!(
+            "{source} is mounted on {} by {mount}, whose daemon (pid {pid}) lives; unmount it, that cleans up",
+            mount_point.display()
+        ),
+    )
+}

@@ -1,0 +1,166 @@
+//! The guardian's own process.
+//!
+//! ```text
+//! started ─▶ waits ──done──▶ ends
+//!              │ the daemon's socket closes, or no sign of life while something is held: SIGKILL
+//!              ▼
+//!          takes over: waits for the journal's lock ─▶ undoes ─▶ detaches ─▶ removes the directory ─▶ ends
+//! ```
+//! It is told nothing that it could not read from the journal itself, allocates next to nothing while it waits, and asks
+//! the kernel not to be killed first when memory runs out.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream as Socket;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use tokio::net::UnixStream;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::{Answer, Order, hear, tell};
+use crate::error::{Error, Kind, Result, chain};
+use crate::fuse::mount::Mount;
+use crate::lines::Lines;
+use crate::point::journal;
+use crate::recovery::Dead;
+
+/// A daemon that gives no sign of life for so long while something is held is killed: it cannot look after its scratch
+/// space any more. It gives one each second.
+const SILENCE_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long the guardian tries on. A machine whose monitor is occupied for longer is for `pullfs recover`.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// Between two tries; doubles up to the second.
+const FIRST_PAUSE: Duration = Duration::from_millis(20);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// The process: waits for the end of the daemon at standard input, and cleans up behind it.
+pub fn run() -> ExitCode {
+    match live() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{}", chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn live() -> Result<()> {
+    let unable = |what: &'static str| move |error| Error::with_source(Kind::Io, what, error);
+    let socket = std::io::stdin().as_fd().try_clone_to_owned().map(Socket::from);
+    let socket = socket
+        .and_then(|socket| socket.peer_addr().map(|_| socket))
+        .map_err(|error| Error::with_source(Kind::Invalid, "guardian is for pullfs itself to start", error))?;
+    socket.set_nonblocking(true).map_err(unable("cannot use standard input"))?;
+    // What ends the daemon's session or terminal is not to end this. It fails where it is not needed.
+    rustix::process::setsid().ok();
+    std::env::set_current_dir("/").map_err(unable("cannot leave the current directory"))?;
+    // Only root may; without it the guardian is small enough not to be the first choice.
+    std::fs::write("/proc/self/oom_score_adj", "-1000").ok();
+    let daemon = process(&socket);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(unable("cannot start the runtime"))?.block_on(async {
+        // Listened to and never heard: it ends when the daemon has, not before.
+        let _ignored = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()]
+            .map(signal)
+            .into_iter()
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(unable("cannot listen to signals"))?;
+        let lines = UnixStream::from_std(socket).map(Lines::new).map_err(unable("cannot use standard input"))?;
+        match wait(lines, daemon).await? {
+            Some(dir) => take_over(&dir).await,
+            None => Ok(()),
+        }
+    })
+}
+
+/// The process at the other end of a socketpair is the one that made it (unix(7), `SO_PEERCRED`). None if it is dead.
+fn process(socket: &Socket) -> Option<OwnedFd> {
+    let pid = rustix::net::sockopt::socket_peercred(socket).ok()?.pid;
+    pidfd_open(pid, PidfdFlags::empty()).ok()
+}
+
+/// Waits until the daemon is dead, or has let the guardian go; the directory to clean up after.
+async fn wait(mut lines: Lines, daemon: Option<OwnedFd>) -> Result<Option<PathBuf>> {
+    let Some(Order::Guard { dir }) = hear(&mut lines).await? else {
+        return Err(Error::new(Kind::Invalid, "the guardian was not told what to guard"));
+    };
+    tell(&mut lines, &Answer::Ready).await?;
+    let mut last = Instant::now();
+    loop {
+        let order = tokio::select! {
+            // What came while nobody looked counts.
+            biased;
+            order = hear(&mut lines) => order,
+            () = sleep_until(last + SILENCE_LIMIT) => {
+                if is_holding(&dir) {
+                    tracing::error!("the daemon gives no sign of life while a point in time is held: it is killed");
+                    daemon.as_ref().map(|daemon| pidfd_send_signal(daemon, Signal::KILL));
+                    return Ok(Some(dir));
+                }
+                last = Instant::now();
+                continue;
+            }
+        };
+        last = Instant::now();
+        match order {
+            Ok(Some(Order::Beat | Order::Guard { .. })) => {}
+            Ok(Some(Order::Detach { path, device })) => {
+                let answer = match detach(Mount::known(path, device)).await {
+                    Ok(()) => Answer::Detached,
+                    Err(error) => Answer::Failed { why: chain(&error) },
+                };
+                // A daemon that died meanwhile is noticed at the next turn.
+                tell(&mut lines, &answer).await.ok();
+            }
+            Ok(Some(Order::Done)) => return Ok(None),
+            Ok(None) | Err(_) => return Ok(Some(dir)),
+        }
+    }
+}
+
+fn is_holding(dir: &Path) -> bool {
+    journal::has_notes(dir)
+}
+
+async fn detach(mount: Mount) -> Result<()> {
+    let detached = tokio::task::spawn_blocking(move || mount.detach()).await;
+    detached.map_err(|error| Error::with_source(Kind::Io, "unmounting failed", error))?
+}
+
+/// Cleans up after a daemon that is dead, or about to be.
+async fn take_over(dir: &Path) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut pause = FIRST_PAUSE;
+    let mut dead = None;
+    loop {
+        let outcome = bury(dir, &mut dead).await;
+        match outcome {
+            Ok(true) => return Ok(()),
+            Err(error) if Instant::now() >= deadline => {
+                return Err(error.context("pullfs recover can try again later"));
+            }
+            Ok(false) => {}
+            Err(error) => tracing::warn!("not cleaned up yet: {}", chain(&error)),
+        }
+        sleep(pause).await;
+        pause = (pause * 2).min(LONGEST_PAUSE);
+    }
+}
+
+/// Whether there is nothing left to do. `dead` keeps the journal's lock from one try to the next.
+async fn bury(dir: &Path, dead: &mut Option<Dead>) -> Result<bool> {
+    if dead.is_none() {
+        *dead = Dead::in_dir(dir)?;
+    }
+    match dead {
+        Some(dead) => dead.bury().await.map(|()| true),
+        // The daemon has removed it, in good order; or it is not quite dead yet.
+        None => Ok(!dir.join(journal::NAME).exists()),
+    }
+}

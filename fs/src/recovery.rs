@@ -1,0 +1,195 @@
+//! What a mount that died has left, in the machine and on this host, and its removal.
+//!
+//! Every mount has a directory of its own below [`state_dir`], with its sockets and its journal. A directory whose journal
+//! nobody keeps locked is of a dead mount. Its guardian removes it within moments; where that died too, the next mount of
+//! the same source does, or `pullfs recover`. Whoever does has the journal locked meanwhile, so two do not meet.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use tokio::time::timeout;
+
+use crate::error::{Error, Kind, Result, chain};
+use crate::fuse::mount::detach_dead;
+use crate::point::journal::{Header, Journal};
+use crate::vm::qmp::recover::{Remains, connect};
+use crate::vm::qmp::transport::Qmp;
+
+/// A directory without a journal is younger than this if its mount is just beginning.
+const BEGINNING: Duration = Duration::from_secs(60);
+
+/// How long taking a dead mount away may take. It takes no time, unless another one that hangs lies there.
+const DETACH_LIMIT: Duration = Duration::from_secs(10);
+
+/// Where the mounts of this user have their directories: root's are in /run; a user's in the session's runtime
+/// directory, or in /tmp where there is no session.
+pub fn state_dir() -> PathBuf {
+    let uid = rustix::process::geteuid();
+    if uid.is_root() {
+        return PathBuf::from("/run/pullfs");
+    }
+    match std::env::var_os("XDG_RUNTIME_DIR") {
+        Some(dir) if Path::new(&dir).is_absolute() => PathBuf::from(dir).join("pullfs"),
+        _ => PathBuf::from(format!("/tmp/pullfs-{}", uid.as_raw())),
+    }
+}
+
+/// A mount that died.
+pub struct Dead {
+    dir: PathBuf,
+    header: Header,
+    remains: Remains,
+}
+
+impl Dead {
+    /// The mount that has this directory, if it is dead and left something to do.
+    ///
+    /// # Errors
+    /// When its journal cannot be read or is not understood: then nothing is touched.
+    pub fn in_dir(dir: &Path) -> Result<Option<Self>> {
+        let Some(journal) = Journal::of_dead(dir)? else { return Ok(None) };
+        let header = journal.header().clone();
+        Ok(Some(Self { dir: dir.to_owned(), header, remains: Remains::of(journal)? }))
+    }
+
+    /// What is known of the mount.
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// What may be left of it in the machine, by names.
+    pub fn names(&self) -> Vec<String> {
+        self.remains.names()
+    }
+
+    /// Undoes what it left in the machine, which may have ended, and on this host. Safe to be tried again.
+    ///
+    /// # Errors
+    /// When something may be left; the journal stays then.
+    pub async fn bury(&self) -> Result<()> {
+        // Readers of the dead mount get errors already; the place is free again from here on.
+        let (mount_point, source) = (self.header.mount_point.clone(), self.header.source.clone());
+        let detached = tokio::task::spawn_blocking(move || detach_dead(&mount_point, &source));
+        let (undone, detached) = tokio::join!(self.undo(), timeout(DETACH_LIMIT, detached));
+        undone?;
+        let unable = |why: String| Error::new(Kind::Io, format!("cannot take the dead mount away: {why}"));
+        detached.map_err(|_| unable("it hangs".to_owned()))?.map_err(|error| unable(error.to_string()))??;
+        remove_dir(&self.dir)
+    }
+
+    async fn undo(&self) -> Result<()> {
+        if self.remains.is_empty() {
+            return Ok(());
+        }
+        match connect_to(&self.header.source).await? {
+            Some(qmp) => self.remains.undo(&qmp).await,
+            None => self.remains.undo_without_machine(),
+        }
+    }
+}
+
+/// A connection to the machine of a source; none if it does not run any more.
+async fn connect_to(source: &str) -> Result<Option<Qmp>> {
+    let socket = source.strip_prefix("qmp:").unwrap_or(source);
+    match connect(Path::new(socket)).await {
+        Ok(qmp) => Ok(Some(qmp)),
+        Err(error) if is_absent(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Whether nobody listens on a socket at all, so that the machine has ended.
+fn is_absent(error: &Error) -> bool {
+    let mut next = std::error::Error::source(error);
+    while let Some(cause) = next {
+        if let Some(error) = cause.downcast_ref::<io::Error>() {
+            return matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
+        }
+        next = cause.source();
+    }
+    false
+}
+
+/// The mounts of a source: those that died, and the headers of those that live.
+///
+/// # Errors
+/// When the directory of mounts cannot be read. A journal that cannot be understood is passed over, with a warning.
+pub fn of_source(base: &Path, source: &str) -> Result<(Vec<Dead>, Vec<Header>)> {
+    let (mut dead, mut living) = (Vec::new(), Vec::new());
+    for dir in dirs(base)? {
+        match Dead::in_dir(&dir) {
+            Ok(Some(found)) if found.header.source == source => dead.push(found),
+            Ok(Some(_)) => {}
+            Ok(None) => living.extend(Journal::header_in(&dir).filter(|header| header.source == source)),
+            Err(error) => tracing::warn!("{}", chain(&error)),
+        }
+    }
+    Ok((dead, living))
+}
+
+/// Directories of mounts. One that never came to have a journal is removed.
+fn dirs(base: &Path) -> Result<Vec<PathBuf>> {
+    let failed = |error| Error::with_source(Kind::Io, format!("cannot read {}", base.display()), error);
+    let entries = match std::fs::read_dir(base) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut dirs = Vec::new();
+    for entry in entries {
+        let path = entry.map_err(failed)?.path();
+        if path.join(crate::point::journal::NAME).exists() {
+            dirs.push(path);
+        } else if is_old(&path) && path.is_dir() {
+            tracing::info!("{} is of a mount that never was", path.display());
+            remove_dir(&path)?;
+        }
+    }
+    dirs.sort();
+    Ok(dirs)
+}
+
+fn is_old(path: &Path) -> bool {
+    let made = std::fs::symlink_metadata(path).and_then(|found| found.modified());
+    made.is_ok_and(|made| SystemTime::now().duration_since(made).is_ok_and(|age| age > BEGINNING))
+}
+
+fn remove_dir(dir: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::with_source(Kind::Io, format!("cannot remove {}", dir.display()), error))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn begin(base: &Path, mount: &str, source: &str) -> Journal {
+        let dir = base.join(mount);
+        std::fs::create_dir(&dir).unwrap();
+        Journal::create(&dir, Header::new(mount.into(), source.into(), base.join("mnt"))).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_dead_are_told_from_the_living_and_from_others() {
+        let base = tempfile::tempdir().unwrap();
+        let none = base.path().join("none");
+        assert!(of_source(&none, "qmp:/a").unwrap().0.is_empty(), "no directory, no mounts");
+        let living = begin(base.path(), "pullfs-1", "qmp:/a");
+        drop(begin(base.path(), "pullfs-2", "qmp:/a"));
+        drop(begin(base.path(), "pullfs-3", "qmp:/b"));
+        std::fs::create_dir(base.path().join("pullfs-4")).unwrap();
+        let (dead, alive) = of_source(base.path(), "qmp:/a").unwrap();
+        assert_eq!(dead.iter().map(|dead| &*dead.header().mount).collect::<Vec<_>>(), ["pullfs-2"]);
+        assert_eq!(alive, [living.header().clone()]);
+        for dead in dead {
+            dead.bury().await.unwrap();
+        }
+        let left: Vec<bool> = (1..=4).map(|n| base.path().join(format!("pullfs-{n}")).exists()).collect();
+        assert_eq!(left, [true, false, true, true], "the living, others', and one that is just beginning stay");
+    }
+}

@@ -1,0 +1,200 @@
+//! What the steps of a point in time may leave in QEMU and on disk, and how that is removed.
+//!
+//! Names and nothing else, so that a journal can keep it and any process can undo it. Each undo is idempotent; what was
+//! never made, and what QEMU lost because it ended, is fine.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use super::server;
+use super::session::Session;
+use super::warden::ScratchFile;
+use crate::error::{Error, Kind, Result};
+use crate::point::plan;
+
+/// What steps and their undoing work on.
+pub(super) struct Context {
+    pub(super) session: Session,
+    /// Whether the monitor takes descriptors.
+    pub(super) descriptors: bool,
+    /// Our own descriptors of scratch files, by node. Held for a moment only.
+    files: Mutex<HashMap<String, File>>,
+}
+
+impl Context {
+    pub(super) fn new(session: Session, descriptors: bool) -> Self {
+        Self { session, descriptors, files: Mutex::default() }
+    }
+
+    /// Descriptors of all scratch files there are.
+    pub(super) fn scratch_files(&self) -> Result<Vec<ScratchFile>> {
+        let failed = |error| Error::with_source(Kind::Io, "cannot keep a descriptor of a scratch file", error);
+        let files = self.files();
+        let each = files.iter().map(|(node, file)| Ok(ScratchFile { node: node.clone(), file: file.try_clone()? }));
+        each.collect::<std::io::Result<_>>().map_err(failed)
+    }
+
+    pub(super) fn files(&self) -> MutexGuard<'_, HashMap<String, File>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Something that may exist.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Leftover {
+    /// The scratch file of a node, its descriptor in QEMU, and the directory where it has a name for a moment.
+    File { node: String, place: PathBuf },
+    /// A job that ends by itself.
+    Job { id: String },
+    /// A block node.
+    Node { name: String },
+    /// The jobs that keep a point in time: the guest's writes wait for them.
+    Jobs { ids: Vec<String> },
+    /// A checkpoint that does not count yet: wherever `note` is, it and the bitmap `name` are of it.
+    Checkpoint { name: String, note: String },
+    /// The NBD server on a socket of ours; `name` is the socket's in QEMU until the server has it.
+    Server { name: String, socket: PathBuf },
+    /// An NBD export.
+    Export { id: String },
+    /// A guest's device that was put on top of `filter` instead of `node`.
+    Drive { qdev: String, node: String, filter: String },
+    /// A guest that was stopped for the instant.
+    Pause,
+}
+
+impl Leftover {
+    /// Removes what is on this host, where QEMU has ended.
+    pub(super) fn undo_on_host(&self) -> Result<()> {
+        match self {
+            Self::File { place, .. } => remove_scratch(place),
+            Self::Server { socket, .. } => remove_path(socket),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Leftover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File { node, .. } => write!(f, "scratch file {node}"),
+            Self::Job { id } => write!(f, "job {id}"),
+            Self::Node { name } => write!(f, "block node {name}"),
+            Self::Jobs { ids } => write!(f, "backup jobs {}", ids.join(", ")),
+            Self::Checkpoint { name, .. } => write!(f, "unfinished checkpoint {name}"),
+            Self::Server { socket, .. } => write!(f, "NBD server on {}", socket.display()),
+            Self::Export { id } => write!(f, "NBD export {id}"),
+            Self::Drive { qdev, .. } => write!(f, "filter on device {qdev}"),
+            Self::Pause => f.write_str("paused guest"),
+        }
+    }
+}
+
+#[async_trait]
+impl plan::Undo for Leftover {
+    type Context = Context;
+
+    async fn relieve(&self, context: &Context) -> Result<()> {
+        match self {
+            Self::Jobs { ids } => context.session.let_go(ids).await.map(drop),
+            Self::Pause => context.session.resume().await,
+            _ => Ok(()),
+        }
+    }
+
+    async fn undo(&self, context: &Context) -> Result<()> {
+        let session = &context.session;
+        match self {
+            Self::File { node, place } => {
+                session.remove_node(node).await?;
+                // QEMU before 9.1 closes a removed descriptor of a paused machine only when that runs again: until
+                // then at least no disk space goes with it.
+                if let Some(file) = context.files().remove(node) {
+                    file.set_len(0)
+                        .map_err(|error| Error::with_source(Kind::Io, "cannot empty a scratch file", error))?;
+                }
+                if context.descriptors {
+                    session.remove_descriptors(node).await?;
+                }
+                remove_scratch(place)
+            }
+            Self::Job { id } => session.end_job(id).await,
+            Self::Node { name } => session.remove_node(name).await,
+            Self::Jobs { ids } => {
+                for id in ids {
+                    session.end_job(id).await?;
+                }
+                Ok(())
+            }
+            Self::Checkpoint { name, note } => session.remove_noted(name, note).await,
+            Self::Server { name, socket } => {
+                if context.descriptors {
+                    session.close_descriptor(name).await?;
+                }
+                if server::is_served(socket).await? {
+                    session.stop_server().await?;
+                }
+                remove_path(socket)
+            }
+            Self::Export { id } => session.remove_export(id).await,
+            Self::Drive { qdev, node, filter } => session.move_drive(qdev, filter, node).await,
+            Self::Pause => session.resume().await,
+        }
+    }
+}
+
+/// The scratch file's name in its directory.
+pub(super) const SCRATCH_NAME: &str = "old-clusters";
+
+/// Removes a directory that [`Leftover::File`] names, and the file in it.
+pub(super) fn remove_scratch(place: &Path) -> Result<()> {
+    remove_path(&place.join(SCRATCH_NAME))?;
+    match std::fs::remove_dir(place) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::with_source(Kind::Io, format!("cannot remove {}", place.display()), error))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes a file; none is fine.
+pub(super) fn remove_path(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::with_source(Kind::Io, format!("cannot remove {}", path.display()), error))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A journal may be read by a later version: what is written stays what it is.
+    #[test]
+    fn what_is_written_down_is_known_for_good() {
+        let written = [
+            (Leftover::Node { name: "n".into() }, r#"{"node":{"name":"n"}}"#),
+            (Leftover::Jobs { ids: vec!["a".into()] }, r#"{"jobs":{"ids":["a"]}}"#),
+            (Leftover::Server { name: "m".into(), socket: "/s".into() }, r#"{"server":{"name":"m","socket":"/s"}}"#),
+            (Leftover::File { node: "n".into(), place: "/p".into() }, r#"{"file":{"node":"n","place":"/p"}}"#),
+            (Leftover::Checkpoint { name: "c".into(), note: "o".into() }, r#"{"checkpoint":{"name":"c","note":"o"}}"#),
+            (
+                Leftover::Drive { qdev: "q".into(), node: "n".into(), filter: "f".into() },
+                r#"{"drive":{"qdev":"q","node":"n","filter":"f"}}"#,
+            ),
+            (Leftover::Pause, r#""pause""#),
+        ];
+        for (leftover, text) in written {
+            assert_eq!(serde_json::to_string(&leftover).unwrap(), text);
+            assert_eq!(serde_json::from_str::<Leftover>(text).unwrap(), leftover);
+        }
+    }
+}

@@ -1,0 +1,301 @@
+//! Keeps the guest from waiting for a point in time: gives it up before its scratch space is full, and when something
+//! went wrong all the same.
+//!
+//! ```text
+//! QEMU: a scratch image grows past its mark ─┐
+//! every quarter of a second ─────────────────┼─▶ look: [`Marks::left`] ──▶ new marks, or
+//!                                            │                             give up: cancel the jobs, tell
+//! QEMU: a write under our filter failed ─────┴───────────────────────────▶ give up, and let the guest go on
+//! ```
+//! The marks are `block-set-write-threshold` on the files below the scratch images: qcow2 grows at its end, so QEMU itself
+//! says at once when the guest has overwritten more than is left. Looking again and again is for what others write into
+//! the file system. With `fleece=job` and `backing` a guest's write waits until the old data is in the scratch image, and
+//! QEMU stops the guest where there is no room for it; once the job is cancelled the write goes on without.
+//!
+//! One task does it, which neither readers nor the owner of the point in time can hold up.
+
+use std::fs::File;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
+
+use super::room::{Full, LEAST, Marks, Room};
+use super::session::Session;
+use crate::error::{Error, Kind, Result, chain};
+use crate::vm::{Event, Scratch};
+
+/// Between two looks as a rule.
+const PERIOD: Duration = Duration::from_millis(250);
+
+/// Between two looks when the room shrinks fast.
+const HURRY: Duration = Duration::from_millis(20);
+
+/// If what is left would last for fewer periods than this, it shrinks fast.
+const FEW_PERIODS: u64 = 16;
+
+/// How often it is asked whether the machine migrates: QEMU tells of it only where somebody has asked for that.
+const MIGRATION_PERIOD: Duration = Duration::from_secs(1);
+
+/// Signals that wait; what does not fit is seen by the next look.
+const MAX_SIGNALS: usize = 64;
+
+/// The scratch image of a disk.
+pub(super) struct ScratchFile {
+    /// The node of the file below the image.
+    pub(super) node: String,
+    /// Our own descriptor of it.
+    pub(super) file: File,
+}
+
+/// What is watched over.
+pub(super) struct Held {
+    pub(super) number: u64,
+    /// The jobs that the guest's writes wait for; none with `fleece=filter`.
+    pub(super) jobs: Vec<String>,
+    pub(super) scratch: Vec<ScratchFile>,
+    /// `scratch_limit=`, in bytes.
+    pub(super) limit: Option<u64>,
+}
+
+enum Signal {
+    Hold(Held, oneshot::Sender<Result<()>>),
+    Ended,
+    /// A scratch image grew past its mark.
+    Grew,
+    /// A guest's write failed under a filter of ours.
+    Failed,
+}
+
+/// A handle to the task; it ends when this is dropped.
+pub(super) struct Warden {
+    signals: mpsc::Sender<Signal>,
+    /// Held for a moment only.
+    seen: Arc<Mutex<Option<Scratch>>>,
+    task: JoinHandle<()>,
+}
+
+/// How QEMU's events reach the task.
+#[derive(Clone)]
+pub(super) struct Alarm(mpsc::Sender<Signal>);
+
+impl Alarm {
+    /// A scratch image grew past its mark.
+    pub(super) fn grew(&self) {
+        // Where there is no room for a signal, as many tell the same.
+        self.0.try_send(Signal::Grew).ok();
+    }
+
+    /// A guest's write failed under a filter of ours. Waits for room: this must not be lost.
+    pub(super) async fn failed(&self) {
+        self.0.send(Signal::Failed).await.ok();
+    }
+}
+
+impl Warden {
+    /// Starts the task; what it gives up is told as an [`Event`].
+    pub(super) fn start(session: Session, events: broadcast::Sender<Event>) -> Self {
+        let (signals, inbox) = mpsc::channel(MAX_SIGNALS);
+        let seen = Arc::default();
+        let watching = Watching { session, events, seen: Arc::clone(&seen), held: None };
+        Self { signals, seen, task: tokio::spawn(watching.run(inbox)) }
+    }
+
+    pub(super) fn alarm(&self) -> Alarm {
+        Alarm(self.signals.clone())
+    }
+
+    /// Watches from now on; to be called before the guest's writes are held up.
+    ///
+    /// # Errors
+    /// [`Kind::TooLarge`] when there is no room to begin with; when QEMU does not take the marks.
+    pub(super) async fn hold(&self, held: Held) -> Result<()> {
+        let ended = || Error::new(Kind::Gone, "nobody watches over the scratch space");
+        let (reply, answer) = oneshot::channel();
+        self.signals.send(Signal::Hold(held, reply)).await.map_err(|_| ended())?;
+        answer.await.map_err(|_| ended())?
+    }
+
+    /// There is nothing to watch over any more.
+    pub(super) async fn end(&self) {
+        self.signals.send(Signal::Ended).await.ok();
+    }
+
+    /// What was seen of the scratch space last.
+    pub(super) fn seen(&self) -> Option<Scratch> {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Warden {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// What is watched over, and how far each scratch image may grow until QEMU says so.
+struct Marked {
+    held: Held,
+    marks: Marks,
+    /// By scratch image: the mark, in bytes from its start; 0 if QEMU has told of it and it is gone.
+    warned: Vec<u64>,
+    last: Room,
+    next: Instant,
+    /// When migration is asked for next.
+    migration: Instant,
+}
+
+struct Watching {
+    session: Session,
+    events: broadcast::Sender<Event>,
+    seen: Arc<Mutex<Option<Scratch>>>,
+    held: Option<Marked>,
+}
+
+impl Watching {
+    async fn run(mut self, mut inbox: mpsc::Receiver<Signal>) {
+        loop {
+            let next = self.held.as_ref().map_or_else(Instant::now, |marked| marked.next);
+            tokio::select! {
+                biased;
+                signal = inbox.recv() => match signal {
+                    None => return,
+                    Some(Signal::Hold(held, reply)) => {
+                        let begun = self.begin(held).await;
+                        reply.send(begun).ok();
+                    }
+                    Some(Signal::Ended) => self.forget(),
+                    Some(Signal::Grew) => self.look(true).await,
+                    Some(Signal::Failed) => self.give_up("its scratch space failed, or was full").await,
+                },
+                () = sleep_until(next), if self.held.is_some() => self.look(false).await,
+            }
+        }
+    }
+
+    async fn begin(&mut self, held: Held) -> Result<()> {
+        let room = measure(&held.scratch)?;
+        let least = LEAST.saturating_mul(u64::try_from(held.scratch.len()).unwrap_or(u64::MAX));
+        if room.free < least || held.limit.is_some_and(|limit| limit < least) {
+            return Err(Error::new(
+                Kind::TooLarge,
+                format!(
+                    "the scratch directory has {} KiB of room, {} KiB are needed at least; make room, choose another \
+                     one with -o scratch=, or raise scratch_limit=",
+                    room.free.min(held.limit.unwrap_or(u64::MAX)) >> 10,
+                    least >> 10
+                ),
+            ));
+        }
+        let marks = Marks::new(room, held.limit);
+        let now = Instant::now();
+        let warned = vec![0; held.scratch.len()];
+        self.held = Some(Marked { held, marks, warned, last: room, next: now + PERIOD, migration: now });
+        self.see(room);
+        self.mark(room).await
+    }
+
+    fn forget(&mut self) {
+        self.held = None;
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+
+    fn see(&self, room: Room) {
+        let limit = self.held.as_ref().and_then(|marked| marked.held.limit);
+        let scratch = Scratch { used: room.used, free: room.free, limit };
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(scratch);
+    }
+
+    async fn look(&mut self, grew: bool) {
+        let Some(marked) = &mut self.held else { return };
+        let room = match measure(&marked.held.scratch) {
+            Ok(room) => room,
+            Err(error) => return self.give_up(&chain(&error)).await,
+        };
+        let shrunk = marked.last.free.saturating_sub(room.free).max(room.used.saturating_sub(marked.last.used));
+        marked.last = room;
+        let left = match marked.marks.left(room) {
+            Ok(left) => left,
+            Err(Full::FileSystem) => {
+                let why = format!("the file system of its scratch space is nearly full ({} MiB free)", room.free >> 20);
+                return self.give_up(&why).await;
+            }
+            Err(Full::Limit(limit)) => {
+                let why = format!("its scratch space reached scratch_limit= ({} MiB)", limit >> 20);
+                return self.give_up(&why).await;
+            }
+        };
+        let fast = shrunk.saturating_mul(FEW_PERIODS) > left;
+        marked.next = Instant::now() + if fast { HURRY } else { PERIOD };
+        self.see(room);
+        if grew && let Err(error) = self.mark(room).await {
+            tracing::warn!("the scratch space is looked at, but QEMU does not tell of it: {}", chain(&error));
+        }
+        self.ask_for_migration().await;
+    }
+
+    /// Sets the marks so that, all of them together, no more is written than is left.
+    async fn mark(&mut self, room: Room) -> Result<()> {
+        let Some(marked) = &mut self.held else { return Ok(()) };
+        let disks = u64::try_from(marked.held.scratch.len().max(1)).unwrap_or(u64::MAX);
+        let share = marked.marks.left(room).unwrap_or(0) / disks;
+        for (scratch, warned) in marked.held.scratch.iter().zip(&mut marked.warned) {
+            let size = scratch.file.metadata().map_err(unmeasured)?.len();
+            let mark = size.saturating_add(share).max(1);
+            // A mark that was passed is gone; one that is far off lets too much through.
+            if *warned <= size || *warned > mark {
+                self.session.warn_beyond(&scratch.node, mark).await?;
+                *warned = mark;
+            }
+        }
+        Ok(())
+    }
+
+    async fn ask_for_migration(&mut self) {
+        let Some(marked) = &mut self.held else { return };
+        if marked.migration > Instant::now() {
+            return;
+        }
+        marked.migration = Instant::now() + MIGRATION_PERIOD;
+        if let Ok(true) = self.session.migrates().await {
+            self.give_up("the machine is being migrated").await;
+        }
+    }
+
+    /// The guest goes on at once; the owner of the point in time hears of it and tidies up.
+    async fn give_up(&mut self, why: &str) {
+        let Some(Marked { held, .. }) = self.held.take() else { return };
+        tracing::warn!("the point in time is given up for the guest's sake: {why}");
+        let reason = match self.session.let_go(&held.jobs).await {
+            Ok(false) => why.to_owned(),
+            Ok(true) => format!("{why}; the guest stood still for a moment, and goes on"),
+            Err(error) => {
+                tracing::error!("cannot let go of the guest: {}", chain(&error));
+                why.to_owned()
+            }
+        };
+        let reason = format!("given up so that the guest does not wait: {reason}");
+        // Nobody listens only when the mount is ending.
+        self.events.send(Event::Lost { number: held.number, reason }).ok();
+    }
+}
+
+fn measure(scratch: &[ScratchFile]) -> Result<Room> {
+    let mut room = Room { used: 0, free: u64::MAX };
+    for ScratchFile { file, .. } in scratch {
+        let stat = rustix::fs::fstat(file).map_err(|error| unmeasured(error.into()))?;
+        // st_blocks counts 512 bytes each (stat(2)).
+        room.used = room.used.saturating_add(u64::try_from(stat.st_blocks).unwrap_or(0).saturating_mul(512));
+    }
+    if let Some(ScratchFile { file, .. }) = scratch.first() {
+        let space = rustix::fs::fstatvfs(file).map_err(|error| unmeasured(error.into()))?;
+        room.free = space.f_bavail.saturating_mul(space.f_frsize);
+    }
+    Ok(room)
+}
+
+fn unmeasured(error: std::io::Error) -> Error {
+    Error::with_source(Kind::Io, "its scratch space cannot be measured", error)
+}
