@@ -156,7 +156,13 @@ impl Mount {
     /// Unmounts with umount(8) and waits for the daemon's end.
     #[track_caller]
     pub fn unmount(mut self) -> ExitStatus {
-        run(tools::tool("umount").arg(self.mnt())).success();
+        // A program that another test starts has, until it runs, copies of this process' descriptors: the mount is busy for
+        // a moment.
+        wait_until("umount(8)", END_LIMIT, || {
+            let done = run(tools::tool("umount").arg(self.mnt()));
+            assert!(done.code == Some(0) || done.stderr.contains("busy"), "{done}");
+            done.code == Some(0)
+        });
         self.ended()
     }
 
