@@ -64,6 +64,7 @@ impl From<Error> for Failure {
             Kind::Busy => Code::Busy,
             Kind::Stale
             | Kind::Io
+            | Kind::Broken
             | Kind::NoSuchData
             | Kind::Unsupported
             | Kind::Denied

@@ -14,6 +14,8 @@ pub enum Kind {
     Stale,
     /// The point in time of this handle was lost, or its data could not be read.
     Io,
+    /// The machine broke the point in time of this handle rather than let the guest wait for it.
+    Broken,
     /// Something else holds what is needed: another backup, an NBD server, open files.
     Busy,
     /// No point in time is held, and this request may not take one.
@@ -44,7 +46,7 @@ impl Kind {
         match self {
             Self::NotFound => Errno::NOENT,
             Self::Stale => Errno::STALE,
-            Self::Io => Errno::IO,
+            Self::Io | Self::Broken => Errno::IO,
             Self::Busy => Errno::BUSY,
             Self::NothingHeld => Errno::NODATA,
             Self::Invalid => Errno::INVAL,

@@ -31,6 +31,10 @@ const DENSE: usize = 32 << 10;
 /// Fewer than this are hardly worth a question: ask for more.
 const SPARSE: usize = 4 << 10;
 
+/// What a snapshot-access node answers once its filter gave the snapshot up (`on-cbw-error=break-snapshot`): the NBD value of
+/// `EINVAL`. Requests of ours are valid otherwise, so it means nothing else.
+const BROKEN: u32 = 22;
+
 /// Where an export is found.
 #[derive(Debug, Clone)]
 pub struct Export {
@@ -90,6 +94,7 @@ impl NbdSource {
     fn failed(&self, what: &str, error: nbd_pool::Error) -> Error {
         let kind = match error.kind() {
             ErrorKind::Timeout => Kind::Timeout,
+            ErrorKind::Server(BROKEN) => Kind::Broken,
             _ => Kind::Io,
         };
         Error::with_source(kind, format!("{what} export {} at {}", self.export.name, self.export.address), error)

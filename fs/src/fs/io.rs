@@ -52,6 +52,9 @@ impl Fs {
                 Ok(bytes)
             }
             Err(error) => {
+                if error.kind() == Kind::Broken {
+                    self.points.broken(file.lease.number());
+                }
                 // The end of the point in time explains the failure better than the connection that broke with it.
                 file.lease.check()?;
                 Err(error)

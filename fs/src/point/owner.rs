@@ -76,6 +76,8 @@ pub type Invalidate = Arc<dyn Fn() + Send + Sync>;
 enum Request {
     Point { wish: Wish, wanted: Wanted, reply: oneshot::Sender<Result<Option<Lease>>> },
     Delete { checkpoint: String, foreign: bool, reply: oneshot::Sender<Result<()>> },
+    /// The machine broke the point in time of this number.
+    Broken(u64),
 }
 
 /// A handle to the owner.
@@ -144,6 +146,12 @@ impl Points {
         answer.await.map_err(|_| ended())?
     }
 
+    /// A read found that the machine broke the point in time of this number, so that the guest need not wait.
+    pub fn broken(&self, number: u64) {
+        // Where there is no room, the next read tells the same.
+        self.requests.try_send(Request::Broken(number)).ok();
+    }
+
     async fn ask(&self, wish: Wish, wanted: Wanted) -> Result<Option<Lease>> {
         let (reply, answer) = oneshot::channel();
         self.send(Request::Point { wish, wanted, reply }).await?;
@@ -194,6 +202,10 @@ impl Owner {
                         let outcome = self.delete(&checkpoint, foreign).await;
                         reply.send(outcome).ok();
                     }
+                    Some(Request::Broken(number)) if self.held().is_some_and(|point| point.number() == number) => {
+                        self.lost("QEMU broke it: the guest would have had to wait for its scratch space").await;
+                    }
+                    Some(Request::Broken(_)) => {}
                     None => return,
                 },
             }

@@ -71,6 +71,7 @@ impl Report {
             Kind::NotFound
             | Kind::Stale
             | Kind::Io
+            | Kind::Broken
             | Kind::NothingHeld
             | Kind::NotOurs
             | Kind::Exists

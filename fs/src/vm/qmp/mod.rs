@@ -181,10 +181,13 @@ impl QmpVm {
             Some(frozen) => frozen.thaw().await.map(drop),
             None => Ok(()),
         };
-        instant.and(thawed)?;
+        instant?;
+        // It goes on: who stops it from now on has reasons of his own.
+        self.ledger.keep(|left| matches!(left, Leftover::Pause));
+        thawed?;
         self.ledger.run(&self.context, plan.after).await?;
-        // A checkpoint counts from here on; a guest that stood still goes on again.
-        self.ledger.keep(|left| matches!(left, Leftover::Checkpoint { .. } | Leftover::Pause));
+        // A checkpoint counts from here on.
+        self.ledger.keep(|left| matches!(left, Leftover::Checkpoint { .. }));
         Ok(time)
     }
 
