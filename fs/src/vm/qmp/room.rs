@@ -16,6 +16,9 @@ const FREE_RESERVE: u64 = 256 << 20;
 /// Where a quota ends the guest loses nothing: it is kept roughly, by a smaller reserve.
 const QUOTA_RESERVE: u64 = 16 << 20;
 
+/// What is left of the room is not worth another mark when it is less than this part of the reserve.
+const WORTH_A_MARK: u64 = 16;
+
 /// Less than this for each disk is no room to begin with: an empty scratch image and a few clusters.
 pub(super) const LEAST: u64 = 1 << 20;
 
@@ -58,6 +61,7 @@ impl Marks {
     /// None: it is to be given up now, for this reason.
     pub(super) fn left(&self, now: Room) -> Result<u64, Full> {
         let free = now.free.saturating_sub(self.reserve);
+        let free = if free < self.reserve / WORTH_A_MARK { 0 } else { free };
         let quota =
             self.limit.map(|limit| (limit, limit.saturating_sub(quota_reserve(limit)).saturating_sub(now.used)));
         match quota {
@@ -86,6 +90,7 @@ mod tests {
         let small = Marks::new(Room { used: 0, free: 8 * MIB }, None);
         assert_eq!(small.left(Room { used: MIB, free: 7 * MIB }), Ok(MIB));
         assert_eq!(small.left(Room { used: 2 * MIB, free: 6 * MIB }), Err(Full::FileSystem));
+        assert_eq!(small.left(Room { used: 2 * MIB, free: 6 * MIB + 4096 }), Err(Full::FileSystem), "hardly worth it");
         let large = Marks::new(Room { used: 0, free: 1 << 40 }, Some(1 << 30));
         assert_eq!(large.left(Room { used: 0, free: 1 << 40 }), Ok((1 << 30) - QUOTA_RESERVE));
         assert_eq!(large.left(Room { used: 1 << 30, free: 1 << 39 }), Err(Full::Limit(1 << 30)));

@@ -268,17 +268,15 @@ impl Watching {
     async fn give_up(&mut self, why: &str) {
         let Some(Marked { held, .. }) = self.held.take() else { return };
         tracing::warn!("the point in time is given up for the guest's sake: {why}");
-        let reason = match self.session.let_go(&held.jobs).await {
-            Ok(false) => why.to_owned(),
-            Ok(true) => format!("{why}; the guest stood still for a moment, and goes on"),
-            Err(error) => {
-                tracing::error!("cannot let go of the guest: {}", chain(&error));
-                why.to_owned()
-            }
-        };
-        let reason = format!("given up so that the guest does not wait: {reason}");
-        // Nobody listens only when the mount is ending.
+        // Before the jobs end, which is heard of as well: this is the reason, that is what follows. Nobody listens only
+        // when the mount is ending.
+        let reason = format!("given up so that the guest does not wait: {why}");
         self.events.send(Event::Lost { number: held.number, reason }).ok();
+        match self.session.let_go(&held.jobs).await {
+            Ok(false) => {}
+            Ok(true) => tracing::warn!("the guest stood still until the point in time was given up, and goes on"),
+            Err(error) => tracing::error!("cannot let go of the guest: {}", chain(&error)),
+        }
     }
 }
 
