@@ -11,7 +11,7 @@ use pullfs_fs::error::chain;
 use pullfs_fs::fs::Fs;
 use pullfs_fs::fuse::mount::Mount;
 use pullfs_fs::fuse::{Forgetter, serve};
-use pullfs_fs::guardian::Guardian;
+use pullfs_fs::guardian::Recruit;
 use pullfs_fs::options::Options;
 use pullfs_fs::point::journal::{Header, Journal};
 use pullfs_fs::quiesce::Quiesce;
@@ -101,7 +101,7 @@ async fn live(task: Task) -> Outcome {
     clean_up(&task.source).await?;
     let header = Header::new(mount_id.to_string(), task.source.clone(), task.mount_point.clone());
     let journal = Journal::create(runtime_dir.path(), header)?;
-    let guardian = Guardian::start(Path::new(SELF), runtime_dir.path(), task.announce).await?;
+    let guardian = Recruit::start(Path::new(SELF), runtime_dir.path(), task.announce)?.on_post().await?;
     let settings = settings(&task, &mount_id, &runtime_dir);
     let machine = Arc::new(QmpVm::connect(settings, Some(journal)).await?);
     let vm: Arc<dyn Vm> = machine.clone();

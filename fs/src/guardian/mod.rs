@@ -11,7 +11,8 @@
 //!
 //! Invariants: the guardian acts only after the kernel says that the daemon is dead (the journal's lock), or kills it when
 //! it gives no sign of life while something is held; it does nothing that the journal does not name. A guardian that dies
-//! is replaced by the daemon.
+//! is replaced by the daemon; the new one has no more privileges than the daemon has by then, so it may have to leave the
+//! dead mount to `pullfs recover`.
 
 pub mod process;
 
@@ -113,21 +114,41 @@ impl Pid {
     }
 }
 
-impl Guardian {
-    /// Starts a guardian of the mount whose directory is `dir`, and returns when it watches. `program` has
-    /// [`SUBCOMMAND`]; `quiet` keeps it from the daemon's standard error.
+/// A guardian that was started and is not on its post yet. It is started while the daemon still has the privileges that
+/// unmounting takes.
+pub struct Recruit {
+    post: Post,
+    child: Child,
+    socket: Socket,
+}
+
+impl Recruit {
+    /// Starts the process of a guardian for the mount whose directory is `dir`. `program` has [`SUBCOMMAND`]; `quiet`
+    /// keeps it from the daemon's standard error.
     ///
     /// # Errors
     /// When it cannot be started: then nothing must be held.
-    pub async fn start(program: &Path, dir: &Path, quiet: bool) -> Result<Self> {
-        let pid = Pid::default();
-        let post = Post { program: program.to_owned(), dir: dir.to_owned(), quiet, pid: pid.clone() };
-        let first = post.fill().await?;
-        let (requests, inbox) = mpsc::channel(4);
-        tokio::spawn(post.keep(first, inbox));
-        Ok(Self { requests, pid })
+    pub fn start(program: &Path, dir: &Path, quiet: bool) -> Result<Self> {
+        let post = Post { program: program.to_owned(), dir: dir.to_owned(), quiet, pid: Pid::default() };
+        let (child, socket) = post.start()?;
+        Ok(Self { post, child, socket })
     }
 
+    /// Returns when it watches.
+    ///
+    /// # Errors
+    /// When it does not come up: then nothing must be held.
+    pub async fn on_post(self) -> Result<Guardian> {
+        let Self { post, child, socket } = self;
+        let pid = post.pid.clone();
+        let first = post.brief(child, socket).await?;
+        let (requests, inbox) = mpsc::channel(4);
+        tokio::spawn(post.keep(first, inbox));
+        Ok(Guardian { requests, pid })
+    }
+}
+
+impl Guardian {
     /// Its process id.
     pub fn pid(&self) -> Pid {
         self.pid.clone()
@@ -168,21 +189,26 @@ struct Filled {
 }
 
 impl Post {
-    async fn fill(&self) -> Result<Filled> {
+    fn start(&self) -> Result<(Child, Socket)> {
         let unable = |error| {
             Error::with_source(Kind::Io, format!("cannot start {} as the guardian", self.program.display()), error)
         };
         let (ours, theirs) = Socket::pair().map_err(unable)?;
-        ours.set_nonblocking(true).map_err(unable)?;
-        let mut lines = Lines::new(UnixStream::from_std(ours).map_err(unable)?);
         let mut command = Command::new(&self.program);
         command.arg(SUBCOMMAND).stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
         if self.quiet {
             command.stderr(Stdio::null());
         }
-        let mut child = command.spawn().map_err(unable)?;
-        // It must not keep our end of its own socket.
-        drop(command);
+        // Dropping the command closes our copy of its end.
+        let child = command.spawn().map_err(unable)?;
+        Ok((child, ours))
+    }
+
+    /// Tells a process that was started what to guard.
+    async fn brief(&self, mut child: Child, socket: Socket) -> Result<Filled> {
+        let unable = |error| Error::with_source(Kind::Io, "cannot talk to the guardian", error);
+        socket.set_nonblocking(true).map_err(unable)?;
+        let mut lines = Lines::new(UnixStream::from_std(socket).map_err(unable)?);
         let greet = async {
             tell(&mut lines, &Order::Guard { dir: self.dir.clone() }).await?;
             hear(&mut lines).await
@@ -199,6 +225,11 @@ impl Post {
                 Err(Error::new(Kind::Io, format!("the guardian does not come up: {other:?}")))
             }
         }
+    }
+
+    async fn fill(&self) -> Result<Filled> {
+        let (child, socket) = self.start()?;
+        self.brief(child, socket).await
     }
 
     /// Keeps the post filled until it is dismissed.

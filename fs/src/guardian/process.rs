@@ -158,9 +158,13 @@ async fn bury(dir: &Path, dead: &mut Option<Dead>) -> Result<bool> {
     if dead.is_none() {
         *dead = Dead::in_dir(dir)?;
     }
-    match dead {
-        Some(dead) => dead.bury().await.map(|()| true),
-        // The daemon has removed it, in good order; or it is not quite dead yet.
-        None => Ok(!dir.join(journal::NAME).exists()),
+    if let Some(dead) = dead {
+        return dead.bury().await.map(|()| true);
     }
+    // It is not quite dead yet; or it has removed it, in good order; or it never came to have one.
+    let done = !dir.join(journal::NAME).exists();
+    if done {
+        std::fs::remove_dir(dir).ok();
+    }
+    Ok(done)
 }

@@ -74,8 +74,16 @@ impl View {
 pub type Invalidate = Arc<dyn Fn() + Send + Sync>;
 
 enum Request {
-    Point { wish: Wish, wanted: Wanted, reply: oneshot::Sender<Result<Option<Lease>>> },
-    Delete { checkpoint: String, foreign: bool, reply: oneshot::Sender<Result<()>> },
+    Point {
+        wish: Wish,
+        wanted: Wanted,
+        reply: oneshot::Sender<Result<Option<Lease>>>,
+    },
+    Delete {
+        checkpoint: String,
+        foreign: bool,
+        reply: oneshot::Sender<Result<()>>,
+    },
     /// The machine broke the point in time of this number.
     Broken(u64),
 }
