@@ -15,7 +15,7 @@ use pullfs_tests::flavor::Flavor;
 use pullfs_tests::guest::Guest;
 use pullfs_tests::leftovers::Leftovers;
 use pullfs_tests::machine::{MIB, Machine};
-use pullfs_tests::mount::Mount;
+use pullfs_tests::mount::{self, Mount};
 use pullfs_tests::oracle;
 use pullfs_tests::process::{ok, signal_child, wait_until};
 use pullfs_tests::tools;
@@ -211,8 +211,7 @@ fn a_daemon_killed_while_the_guest_is_frozen_leaves_it_thawed(flavor: Flavor) {
         assert!(begin.join().expect("a thread"), "the daemon is gone");
     });
     mount.ended();
-    // A killed daemon cleans up nothing behind itself yet.
-    std::fs::remove_dir_all(run_dir).expect("the killed daemon's directory");
+    wait_until("the guardian", SLACK * 4, || !run_dir.exists() && !mount::is_mounted(&mount.mnt()));
     guest.wait_past(counter + 2);
     wait_until("a thawed guest", SLACK * 2, || guest.ask_agent("guest-fsfreeze-status") == "thawed");
 }
@@ -223,7 +222,10 @@ fn guard_of(daemon: u32) -> Option<String> {
     let tasks = std::fs::read_dir(format!("/proc/{daemon}/task")).ok()?.flatten();
     let all = tasks.map(|task| std::fs::read_to_string(task.path().join("children")).unwrap_or_default());
     let all: Vec<String> = std::iter::once(children).chain(all).collect();
-    all.iter().flat_map(|children| children.split_whitespace()).next().map(str::to_owned)
+    let is_guard = |pid: &&str| {
+        std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("thaw-guard"))
+    };
+    all.iter().flat_map(|children| children.split_whitespace()).find(is_guard).map(str::to_owned)
 }
 
 #[test]
