@@ -16,6 +16,7 @@ Mount options (-o name=value,…; lists are joined by +):
   scratch=DIR          where QEMU puts clusters that the guest overwrites (/var/tmp)
   scratch_limit=SIZE   how much of it at most; the point in time ends before (as much as there is)
   fleece=auto|job|backing|filter  how the point in time is kept (auto)
+  read_once            give scratch space back for what was read; reading it again fails
   idle_timeout=TIME    end the point in time so long after the last close (never)
   hold_limit=TIME      end the point in time after so long at the latest (never)
   disks=A+B            only these disks (all)

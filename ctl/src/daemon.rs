@@ -184,6 +184,7 @@ fn settings(task: &Task, mount: &MountId, runtime_dir: &RuntimeDir) -> Settings 
         runtime_dir: runtime_dir.path().to_owned(),
         scratch_dir: options.scratch.clone(),
         scratch_limit: options.scratch_limit,
+        read_once: options.read_once,
         disks: options.disks.clone(),
         fleece: options.fleece,
         server: options.nbd.clone(),

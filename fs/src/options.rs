@@ -78,6 +78,8 @@ pub struct Options {
     pub scratch: PathBuf,
     /// What scratch files may take at most, in bytes; none for as much as there is.
     pub scratch_limit: Option<u64>,
+    /// Whether what was read once is given back to the scratch space, and cannot be read again.
+    pub read_once: bool,
     /// How long after the last close a point in time ends; none for never.
     pub idle_timeout: Option<Duration>,
     /// How long a point in time may be held; none for ever.
@@ -113,6 +115,7 @@ impl Default for Options {
             start: Start::default(),
             scratch: PathBuf::from("/var/tmp"),
             scratch_limit: None,
+            read_once: false,
             idle_timeout: None,
             hold_limit: None,
             fleece: Fleece::default(),
@@ -150,6 +153,7 @@ impl Options {
             // Nothing but `control` is ever written; mount(8) passes one of the two.
             "ro" | "rw" => {}
             "allow_other" => self.allow_other = true,
+            "read_once" => self.read_once = true,
             _ => return Err(unknown(name)),
         }
         Ok(())

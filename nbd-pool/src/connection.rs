@@ -31,7 +31,7 @@ use crate::error::{Error, ErrorKind};
 use crate::extent::Extent;
 use crate::handshake::Negotiated;
 use crate::proto::{Command, Request};
-use crate::reply::{ReadReply, StatusReply, StatusTerms};
+use crate::reply::{PlainReply, ReadReply, StatusReply, StatusTerms};
 use crate::wide;
 
 /// Counters of a pool, shared by its connections.
@@ -64,6 +64,7 @@ pub(crate) enum Outcome<T, L> {
 
 pub(crate) type ReadOutcome = Outcome<BytesMut, BytesMut>;
 pub(crate) type StatusOutcome = Outcome<Vec<Extent>, ()>;
+pub(crate) type PlainOutcome = Outcome<(), ()>;
 
 /// Shares of the pool's bounds; given back on drop.
 #[derive(Debug)]
@@ -116,6 +117,7 @@ struct Entry {
 enum Body {
     Read(ReadReply, oneshot::Sender<ReadOutcome>),
     Status(StatusReply, oneshot::Sender<StatusOutcome>),
+    Plain(PlainReply, oneshot::Sender<PlainOutcome>),
 }
 
 impl Body {
@@ -123,6 +125,7 @@ impl Body {
         match self {
             Body::Read(reply, _) => reply.offset(),
             Body::Status(reply, _) => reply.offset(),
+            Body::Plain(reply, _) => reply.offset(),
         }
     }
 
@@ -133,6 +136,9 @@ impl Body {
                 let _ = waiter.send(Outcome::Lost(reply.into_buf(), Arc::clone(cause)));
             }
             Body::Status(_, waiter) => {
+                let _ = waiter.send(Outcome::Lost((), Arc::clone(cause)));
+            }
+            Body::Plain(_, waiter) => {
                 let _ = waiter.send(Outcome::Lost((), Arc::clone(cause)));
             }
         }
@@ -194,7 +200,7 @@ impl Connection {
             Ok(()) => Ok(outcome),
             Err((body, permits)) => match *body {
                 Body::Read(reply, _) => Err((reply.into_buf(), permits)),
-                Body::Status(..) => unreachable!("a read comes back as a read"),
+                Body::Status(..) | Body::Plain(..) => unreachable!("a read comes back as a read"),
             },
         }
     }
@@ -227,6 +233,24 @@ impl Connection {
         let (sender, outcome) = oneshot::channel();
         let body = Box::new(Body::Status(StatusReply::new(terms), sender));
         match self.shared.submit(command, offset, length, body, permits) {
+            Ok(()) => Ok(outcome),
+            Err((_, permits)) => Err(permits),
+        }
+    }
+
+    /// Says that `length` bytes at `offset` are not needed any more.
+    ///
+    /// # Errors
+    /// The permits come back when the connection has ended.
+    pub(crate) fn trim(
+        &self,
+        offset: u64,
+        length: u64,
+        permits: Permits,
+    ) -> Result<oneshot::Receiver<PlainOutcome>, Permits> {
+        let (sender, outcome) = oneshot::channel();
+        let body = Box::new(Body::Plain(PlainReply::new(offset, length), sender));
+        match self.shared.submit(Command::Trim, offset, length, body, permits) {
             Ok(()) => Ok(outcome),
             Err((_, permits)) => Err(permits),
         }

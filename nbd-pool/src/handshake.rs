@@ -85,6 +85,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Dialogue<'_, S> {
             info: ExportInfo {
                 size,
                 read_only: flags & option::FLAG_READ_ONLY != 0,
+                can_trim: flags & option::FLAG_SEND_TRIM != 0,
                 multi_conn: flags & option::FLAG_CAN_MULTI_CONN != 0,
                 block_size,
                 extended_headers: headers == Headers::Extended,

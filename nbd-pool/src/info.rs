@@ -19,12 +19,15 @@ impl Default for BlockSize {
 }
 
 /// What the handshake told about the export.
+#[expect(clippy::struct_excessive_bools, reason = "the server tells them so")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExportInfo {
     /// Size in bytes.
     pub size: u64,
     /// Whether writes would be refused (`NBD_FLAG_READ_ONLY`).
     pub read_only: bool,
+    /// Whether it can be told what is not needed any more (`NBD_FLAG_SEND_TRIM`).
+    pub can_trim: bool,
     /// Whether several connections see the same data (`NBD_FLAG_CAN_MULTI_CONN`).
     pub multi_conn: bool,
     /// Size constraints, or the specification's defaults.

@@ -36,6 +36,9 @@ use slots::Slots;
 /// Block-status rounds at a time: a reply may take 2^20 extents of 24 bytes.
 const STATUS_ROUNDS: usize = 2;
 
+/// Bytes that one trim names at most: servers take 32 bits, and do it in one go.
+const MAX_TRIM: u64 = 1 << 30;
+
 /// Protocol faults in answer to one request, after which it fails.
 const MAX_FAULTS: u32 = 3;
 
@@ -165,6 +168,27 @@ impl Pool {
                     return Ok(());
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// Says that `range` is not needed any more. What reading it gives from then on is the server's business; whoever
+    /// asks must not need it.
+    ///
+    /// # Errors
+    /// As [`Pool::read`]; `Unsupported` where the export does not take that ([`ExportInfo::can_trim`]).
+    pub async fn trim(&self, range: Range<u64>) -> Result<(), Error> {
+        let inner = &self.inner;
+        inner.check_range(range.start, Some(range.end))?;
+        if !inner.info.can_trim {
+            return Err(Error::new(ErrorKind::Unsupported, "the export takes no trim"));
+        }
+        let mut at = range.start;
+        while at < range.end {
+            let end = range.end.min(at + MAX_TRIM);
+            let what = || format!("trim of {} bytes at {at}", end - at);
+            inner.limited(what, inner.trim_piece(at..end)).await?;
+            at = end;
         }
         Ok(())
     }

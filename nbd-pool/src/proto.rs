@@ -17,6 +17,7 @@ pub(crate) const EXTENDED_REPLY_MAGIC: u32 = 0x6e8a_278c;
 
 pub(crate) const CMD_READ: u16 = 0;
 pub(crate) const CMD_DISC: u16 = 2;
+pub(crate) const CMD_TRIM: u16 = 4;
 pub(crate) const CMD_BLOCK_STATUS: u16 = 7;
 /// The request carries a payload (extended headers only).
 pub(crate) const CMD_FLAG_PAYLOAD_LEN: u16 = 1 << 5;
@@ -65,6 +66,8 @@ impl Headers {
 pub(crate) enum Command {
     Read,
     Disconnect,
+    /// The range is not needed any more.
+    Trim,
     /// Block status of every negotiated context, or only of the one with this id (a payload that
     /// needs extended headers and `NBD_FLAG_BLOCK_STATUS_PAYLOAD`).
     BlockStatus {
@@ -86,6 +89,7 @@ impl Request {
         let (code, only) = match self.command {
             Command::Read => (CMD_READ, None),
             Command::Disconnect => (CMD_DISC, None),
+            Command::Trim => (CMD_TRIM, None),
             Command::BlockStatus { only } => (CMD_BLOCK_STATUS, only),
         };
         match headers {

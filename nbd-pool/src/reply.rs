@@ -2,7 +2,7 @@
 //!
 //! A reply to a read is whole when each byte of the request was described exactly once, by data
 //! or by a hole, in any order. A reply to a block-status request is whole when each context
-//! expected answered exactly once. An error chunk turns either into [`Verdict::Refused`].
+//! expected answered exactly once. A trim is answered by its success. An error chunk turns any into [`Verdict::Refused`].
 
 mod coverage;
 
@@ -216,6 +216,40 @@ impl StatusReply {
 
     fn place(&self) -> String {
         format!("block status of {} bytes at {}", self.terms.length, self.terms.offset)
+    }
+}
+
+/// A request that is answered by its success alone.
+#[derive(Debug)]
+pub(crate) struct PlainReply {
+    offset: u64,
+    length: u64,
+    error: Option<ErrorChunk>,
+}
+
+impl PlainReply {
+    pub(crate) fn new(offset: u64, length: u64) -> Self {
+        Self { offset, length, error: None }
+    }
+
+    pub(crate) fn fail(&mut self, error: ErrorChunk) -> Result<(), Error> {
+        check_error_offset(&error, self.offset, self.length)?;
+        self.error.get_or_insert(error);
+        Ok(())
+    }
+
+    /// Judges the reply after its last chunk.
+    pub(crate) fn finish(&mut self) -> Verdict<()> {
+        match self.error.take() {
+            Some(error) => {
+                Verdict::Refused(server_error(&error, &format!("trim of {} bytes at {}", self.length, self.offset)))
+            }
+            None => Verdict::Whole(()),
+        }
+    }
+
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
     }
 }
 

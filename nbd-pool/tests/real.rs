@@ -320,3 +320,38 @@ async fn a_server_that_crashes_and_comes_back() {
     let error = pool.read(0, BytesMut::zeroed(512)).await.expect_err("another disk");
     assert_eq!(error.kind(), ErrorKind::Changed);
 }
+
+#[tokio::test]
+async fn what_is_trimmed_takes_no_space() {
+    use std::os::unix::fs::MetadataExt;
+    // Extended headers, and compact ones with simple replies to what carries nothing.
+    for kind in ["qemu-storage-daemon", "nbdkit"] {
+        let place = Place::new();
+        let disk = place.arg("disk");
+        std::fs::write(&disk, vec![7; length(8 * MIB)]).expect("an image");
+        let (server, export) = if kind == "nbdkit" {
+            (Server::nbdkit(&place, &["file", &disk]), "")
+        } else {
+            let blockdev = format!("driver=file,node-name=disk,filename={disk},discard=unmap");
+            let arguments = ["--blockdev", &blockdev, "--export", "type=nbd,id=x,node-name=disk,name=disk,writable=on"];
+            (Server::storage_daemon(&place, "", &arguments), "disk")
+        };
+        let pool = connect(&server, export, &[]).await;
+        assert_eq!(pool.info().extended_headers, kind != "nbdkit", "{kind}");
+        assert!(pool.info().can_trim);
+        let used = || std::fs::metadata(&disk).expect("the image").blocks() * 512;
+        let before = used();
+        pool.trim(MIB..5 * MIB).await.expect("trimmed");
+        assert!(used() + 3 * MIB < before, "{kind}: {} of {before} bytes are used", used());
+        assert!(read(&pool, MIB, 4 * MIB).await.iter().all(|byte| *byte == 0));
+        assert!(read(&pool, 5 * MIB, MIB).await.iter().all(|byte| *byte == 7));
+        assert_eq!(pool.trim(8 * MIB..9 * MIB).await.expect_err("beyond the end").kind(), ErrorKind::OutOfRange);
+        pool.close().await;
+    }
+    let place = Place::new();
+    sparse_image(&place.path("disk"), MIB);
+    let server = Server::qemu_nbd(&place, &["-f", "raw", "-x", "vda", &place.arg("disk")]);
+    let pool = connect(&server, "vda", &[]).await;
+    assert_eq!(pool.trim(0..MIB).await.expect_err("read-only").kind(), ErrorKind::Unsupported);
+    pool.close().await;
+}

@@ -2,12 +2,13 @@
 //!
 //! A [`Source`] reads one disk at one point in time. Two implementations: [`nbd`], over an export of QEMU's, and the
 //! one in memory that the tests of the file system use. [`extents`] holds lists of ranges, [`changes`] what changed
-//! since a checkpoint, [`allocation`] learns in the background which ranges hold data.
+//! since a checkpoint, [`once`] gives back what was read, [`allocation`] learns in the background which ranges hold data.
 
 pub mod allocation;
 pub mod changes;
 pub mod extents;
 pub mod nbd;
+pub mod once;
 
 use std::ops::{ControlFlow, Range};
 
@@ -62,6 +63,12 @@ pub trait Source: Send + Sync {
     /// # Errors
     /// Any failure; what the sink was told until then is right.
     async fn map(&self, map: &Map, window: Range<u64>, sink: &mut Sink<'_>) -> Result<()>;
+
+    /// Says that a range will not be read again, so that nothing needs to be kept for it. It cannot be, from then on.
+    ///
+    /// # Errors
+    /// Any failure; the range can still be read, or not.
+    async fn give_back(&self, range: Range<u64>) -> Result<()>;
 
     /// What was asked of it so far.
     fn traffic(&self) -> Traffic;

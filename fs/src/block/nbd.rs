@@ -165,6 +165,11 @@ impl Source for NbdSource {
         }
     }
 
+    async fn give_back(&self, range: Range<u64>) -> Result<()> {
+        let pool = self.pool().await?;
+        pool.trim(range).await.map_err(|error| self.failed("cannot give back a part of", error))
+    }
+
     fn traffic(&self) -> Traffic {
         Traffic {
             reads: self.reads.load(Ordering::Relaxed),

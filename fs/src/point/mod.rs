@@ -157,7 +157,7 @@ impl PointInTime {
         Use { taken: self.taken, open, last_close }
     }
 
-    /// The machine's scratch space for it, as it was seen last.
+    /// The machine's scratch space for it, as it is now.
     pub fn scratch(&self) -> Option<Scratch> {
         self.vm.scratch()
     }

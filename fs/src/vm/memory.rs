@@ -144,6 +144,10 @@ impl Source for Copy {
         Ok(())
     }
 
+    async fn give_back(&self, _: Range<u64>) -> Result<()> {
+        Ok(())
+    }
+
     fn traffic(&self) -> Traffic {
         Traffic::default()
     }

@@ -253,7 +253,7 @@ pub trait Vm: Send + Sync {
     /// When it is not, or that cannot be known.
     async fn confirm(&self, number: u64) -> Result<()>;
 
-    /// The scratch space of the point in time that is held, as it was seen last.
+    /// The scratch space of the point in time that is held, as it is now.
     fn scratch(&self) -> Option<Scratch>;
 
     /// What happens to the machine from now on. A receiver that lags must take the point in time for lost.

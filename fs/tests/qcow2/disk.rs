@@ -125,6 +125,10 @@ impl Source for Disk {
         panic!("an image asked for {map:?}")
     }
 
+    async fn give_back(&self, _: Range<u64>) -> Result<()> {
+        Ok(())
+    }
+
     fn traffic(&self) -> Traffic {
         Traffic::default()
     }

@@ -81,6 +81,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
         let verdict = match &mut **body {
             Body::Read(reply, _) => Finished::Read(reply.finish()?),
             Body::Status(reply, _) => Finished::Status(reply.finish()?),
+            Body::Plain(reply, _) => Finished::Plain(reply.finish()),
         };
         shared.retire(cookie);
         Ok(answer(current.take(), verdict, shared))
@@ -114,6 +115,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
             }
             (kind, Body::Read(..)) => Err(misplaced(kind, header, "a read")),
             (kind, Body::Status(..)) => Err(misplaced(kind, header, "block status")),
+            (kind, Body::Plain(..)) => Err(misplaced(kind, header, "a trim")),
         }
     }
 
@@ -168,6 +170,7 @@ impl<R: AsyncRead + Unpin> Receiver<R> {
 enum Finished {
     Read(Verdict<bytes::BytesMut>),
     Status(Verdict<Vec<crate::extent::Extent>>),
+    Plain(Verdict<()>),
 }
 
 /// Hands the verdict to whoever waits.
@@ -176,29 +179,23 @@ fn answer(body: Option<Box<Body>>, verdict: Finished, shared: &Shared) -> Next {
         ErrorKind::Server(proto::ESHUTDOWN) => Next::Leave,
         _ => Next::Go,
     };
+    // Whoever waited may have gone; that is no matter.
     match (body.map(|body| *body), verdict) {
         (Some(Body::Read(_, waiter)), Finished::Read(verdict)) => {
-            let (outcome, next) = match verdict {
-                Verdict::Whole(buf) => {
-                    shared.counters.bytes.fetch_add(wide(buf.len()), Ordering::Relaxed);
-                    (Outcome::Done(buf), Next::Go)
-                }
-                Verdict::Refused(error) => {
-                    let next = leave(&error);
-                    (Outcome::Server(error), next)
-                }
-            };
+            if let Verdict::Whole(buf) = &verdict {
+                shared.counters.bytes.fetch_add(wide(buf.len()), Ordering::Relaxed);
+            }
+            let (outcome, next) = judged(verdict, leave);
             let _ = waiter.send(outcome);
             next
         }
         (Some(Body::Status(_, waiter)), Finished::Status(verdict)) => {
-            let (outcome, next) = match verdict {
-                Verdict::Whole(extents) => (Outcome::Done(extents), Next::Go),
-                Verdict::Refused(error) => {
-                    let next = leave(&error);
-                    (Outcome::Server(error), next)
-                }
-            };
+            let (outcome, next) = judged(verdict, leave);
+            let _ = waiter.send(outcome);
+            next
+        }
+        (Some(Body::Plain(_, waiter)), Finished::Plain(verdict)) => {
+            let (outcome, next) = judged(verdict, leave);
             let _ = waiter.send(outcome);
             next
         }
@@ -206,12 +203,26 @@ fn answer(body: Option<Box<Body>>, verdict: Finished, shared: &Shared) -> Next {
     }
 }
 
-/// With structured replies, a simple one may only report an error, and never to a read.
+/// What a verdict is to whoever waits, and to the connection.
+fn judged<T, L>(verdict: Verdict<T>, leave: impl Fn(&Error) -> Next) -> (Outcome<T, L>, Next) {
+    match verdict {
+        Verdict::Whole(whole) => (Outcome::Done(whole), Next::Go),
+        Verdict::Refused(error) => {
+            let next = leave(&error);
+            (Outcome::Server(error), next)
+        }
+    }
+}
+
+/// With structured replies, a simple one may only report an error where there is something to tell, and never to a read.
 fn simple(error: u32, body: &mut Body) -> Result<(), Error> {
     match (error, &body) {
         (_, Body::Read(..)) => Err(Error::protocol("a simple reply to a read")),
         (0, Body::Status(..)) => Err(Error::protocol("a simple reply to block status")),
-        (errno, Body::Status(..)) => fail(body, ErrorChunk { errno, message: String::new(), offset: None }),
+        (0, Body::Plain(..)) => Ok(()),
+        (errno, Body::Status(..) | Body::Plain(..)) => {
+            fail(body, ErrorChunk { errno, message: String::new(), offset: None })
+        }
     }
 }
 
@@ -219,6 +230,7 @@ fn fail(body: &mut Body, error: ErrorChunk) -> Result<(), Error> {
     match body {
         Body::Read(reply, _) => reply.fail(error),
         Body::Status(reply, _) => reply.fail(error),
+        Body::Plain(reply, _) => reply.fail(error),
     }
 }
 

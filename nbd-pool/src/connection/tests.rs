@@ -13,6 +13,7 @@ fn negotiated(framing: Framing) -> Negotiated {
         info: ExportInfo {
             size: 1 << 30,
             read_only: true,
+            can_trim: false,
             multi_conn: true,
             block_size: crate::BlockSize::default(),
             extended_headers: framing == Framing::Extended,

@@ -1,4 +1,4 @@
-//! One round of block status.
+//! Requests without a buffer: one round of block status, one trim.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -34,6 +34,27 @@ impl Inner {
             };
             match outcome.await {
                 Ok(Outcome::Done(extents)) => return Ok(extents),
+                Ok(Outcome::Server(error)) => return Err(error),
+                Ok(Outcome::Lost((), cause)) => again(&mut faults, cause)?,
+                Err(_) => return Err(Error::new(ErrorKind::Disconnected, "runtime ending")),
+            }
+        }
+    }
+
+    /// Says once that a range is not needed any more.
+    pub(super) async fn trim_piece(self: &Arc<Self>, range: Range<u64>) -> Result<(), Error> {
+        let mut faults = 0;
+        loop {
+            let mut permits = self.permits(0).await?;
+            let outcome = loop {
+                let connection = self.connection().await?;
+                match connection.trim(range.start, range.end - range.start, permits) {
+                    Ok(outcome) => break outcome,
+                    Err(returned) => permits = returned,
+                }
+            };
+            match outcome.await {
+                Ok(Outcome::Done(())) => return Ok(()),
                 Ok(Outcome::Server(error)) => return Err(error),
                 Ok(Outcome::Lost((), cause)) => again(&mut faults, cause)?,
                 Err(_) => return Err(Error::new(ErrorKind::Disconnected, "runtime ending")),

@@ -16,6 +16,7 @@ pub(crate) const FLAG_FIXED_NEWSTYLE: u16 = 1;
 pub(crate) const FLAG_NO_ZEROES: u16 = 2;
 
 pub(crate) const FLAG_HAS_FLAGS: u16 = 1;
+pub(crate) const FLAG_SEND_TRIM: u16 = 1 << 5;
 pub(crate) const FLAG_READ_ONLY: u16 = 1 << 1;
 pub(crate) const FLAG_CAN_MULTI_CONN: u16 = 1 << 8;
 pub(crate) const FLAG_BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;

@@ -31,6 +31,7 @@ mod maps;
 mod open_files;
 mod qcow2;
 mod quiesce;
+mod read_once;
 mod refusals;
 mod sync;
 mod trimmed;

@@ -43,8 +43,10 @@ use self::undo::{Context, Leftover};
 use self::warden::{Held, Warden};
 use self::watch::{Expected, Watch};
 use super::{Disk, Event, Fleece, Inventory, Machine, Scratch, Taken, TakenDisk, Vm, Wanted};
+use crate::block::Source;
 use crate::block::changes::FrozenMap;
 use crate::block::nbd::{Export, NbdSource};
+use crate::block::once::ReadOnce;
 use crate::error::{Error, Kind, Result, chain};
 use crate::options;
 use crate::point::journal::Journal;
@@ -66,6 +68,8 @@ pub struct Settings {
     pub scratch_dir: PathBuf,
     /// What they may take at most, in bytes; none for as much as there is.
     pub scratch_limit: Option<u64>,
+    /// Whether what was read once is given back.
+    pub read_once: bool,
     /// Only these disks; none for all.
     pub disks: Option<BTreeSet<String>>,
     /// How points in time are to be kept.
@@ -125,6 +129,12 @@ impl QmpVm {
             able,
             settings,
         };
+        if vm.settings.read_once && vm.able.fleece == Fleece::Backing {
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!("read_once needs fleece=job or filter, which QEMU {} cannot do safely", vm.able.version),
+            ));
+        }
         let found = vm.found().await?;
         vm.check(&found)?;
         detect::refuse_iothreads(&qmp, &vm.able, &found.qdevs).await?;
@@ -165,7 +175,7 @@ impl QmpVm {
     /// Runs the plan of a point in time; when the instant was. What a failure leaves goes with [`Vm::release`].
     async fn run(&self, number: u64, jobs: Vec<String>, plan: Plan, quiesce: bool) -> Result<SystemTime> {
         self.ledger.run(&self.context, plan.before).await?;
-        let (scratch, limit) = (self.context.scratch_files()?, self.settings.scratch_limit);
+        let (scratch, limit) = (Arc::new(self.context.scratch_files()?), self.settings.scratch_limit);
         self.warden.hold(Held { number, jobs, scratch, limit }).await?;
         let frozen = match self.settings.quiesce.as_ref().filter(|_| quiesce) {
             Some(quiesce) => Some(quiesce.freeze().await?),
@@ -194,9 +204,10 @@ impl QmpVm {
     /// How a point in time of these disks is kept now.
     async fn keeping(&self, disks: &[PlannedDisk]) -> Result<Keeping> {
         let (fleece, breaks) = (self.able.fleece, self.able.breaks);
+        let read_once = self.settings.read_once;
         if fleece != Fleece::Filter {
             // A scratch image over the live disk would show live data once it is broken.
-            return Ok(Keeping { fleece, breaks: breaks && fleece == Fleece::Job, runs: true });
+            return Ok(Keeping { fleece, breaks: breaks && fleece == Fleece::Job, runs: true, read_once });
         }
         if let Some(disk) = disks.iter().find(|disk| disk.qdev.is_none()) {
             return Err(Error::new(
@@ -204,7 +215,7 @@ impl QmpVm {
                 format!("fleece=filter needs a guest's device to put a filter under; disk {} has none", disk.name),
             ));
         }
-        Ok(Keeping { fleece, breaks: false, runs: self.context.session.runs().await? })
+        Ok(Keeping { fleece, breaks: false, runs: self.context.session.runs().await?, read_once })
     }
 
     fn planned(
@@ -258,7 +269,9 @@ impl QmpVm {
             let name = name(checkpoint).map(|frozen| frozen.name.clone());
             (checkpoint.clone(), FrozenMap { name, also: bitmap.also(disk.size) })
         });
-        TakenDisk { source: Arc::new(NbdSource::new(export, disk.size)), frozen: frozen.collect() }
+        let source: Arc<dyn Source> = Arc::new(NbdSource::new(export, disk.size));
+        let source = if self.settings.read_once { Arc::new(ReadOnce::new(source, disk.size)) } else { source };
+        TakenDisk { source, frozen: frozen.collect() }
     }
 }
 
@@ -356,7 +369,7 @@ impl Vm for QmpVm {
     }
 
     fn scratch(&self) -> Option<Scratch> {
-        self.warden.seen()
+        self.warden.scratch()
     }
 
     fn events(&self) -> broadcast::Receiver<Event> {

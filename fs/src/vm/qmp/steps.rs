@@ -113,7 +113,7 @@ pub(super) enum Step {
         name: String,
         socket: PathBuf,
     },
-    Export(PlannedDisk, Fleece),
+    Export(PlannedDisk, Keeping),
 }
 
 /// The steps of a point in time.
@@ -142,6 +142,8 @@ pub(super) struct Keeping {
     pub(super) breaks: bool,
     /// Whether the guest runs, and has to be stopped for a moment (fleece=filter).
     pub(super) runs: bool,
+    /// Whether exports take trims: of the view that reads as the disk did, never of the disk.
+    pub(super) read_once: bool,
 }
 
 /// The whole plan. `checkpoints` are the names of new checkpoints with their notes; on each disk, the same name may have
@@ -189,7 +191,7 @@ pub(super) fn plan(disks: &[PlannedDisk], keeping: Keeping, places: Places) -> P
         after.extend(disks.iter().cloned().map(Step::Access));
     }
     after.extend(places.server.map(|(name, socket)| Step::Server { name, socket }));
-    after.extend(disks.iter().cloned().map(|disk| Step::Export(disk, fleece)));
+    after.extend(disks.iter().cloned().map(|disk| Step::Export(disk, keeping)));
     Plan { before, instant, after }
 }
 
@@ -267,10 +269,13 @@ impl plan::Step for Step {
             }
             Self::Access(disk) => {
                 let (name, filter) = (disk.ids.of(Role::Access), disk.ids.of(Role::Filter));
-                session.add_node(json!({"driver": "snapshot-access", "node-name": name, "file": filter})).await
+                // What is trimmed there goes from the scratch image only if all on the way pass it on.
+                let access =
+                    json!({"driver": "snapshot-access", "node-name": name, "file": filter, "discard": "unmap"});
+                session.add_node(access).await
             }
             Self::Server { name, socket } => server::start(session, context.descriptors, socket, name).await,
-            Self::Export(disk, fleece) => session.add_export(export(disk, *fleece)).await,
+            Self::Export(disk, keeping) => session.add_export(export(disk, *keeping)).await,
         }
     }
 }
@@ -372,14 +377,16 @@ fn merges(disk: &PlannedDisk, recording: bool) -> Vec<Value> {
     disk.frozen.iter().filter_map(merge).collect()
 }
 
-fn export(disk: &PlannedDisk, fleece: Fleece) -> Value {
-    let node = match fleece {
+fn export(disk: &PlannedDisk, keeping: Keeping) -> Value {
+    let node = match keeping.fleece {
         Fleece::Job | Fleece::Filter => disk.ids.of(Role::Access),
         Fleece::Backing => disk.ids.of(Role::Scratch),
     };
     let (id, scratch) = (disk.ids.of(Role::Point), disk.ids.of(Role::Scratch));
     let bitmaps: Vec<Value> = disk.frozen.iter().map(|bitmap| json!({"node": scratch, "name": bitmap.name})).collect();
-    json!({"type": "nbd", "id": id, "node-name": node, "name": id, "bitmaps": bitmaps})
+    // A snapshot-access node refuses writes itself (block/snapshot-access.c).
+    let writable = keeping.read_once;
+    json!({"type": "nbd", "id": id, "node-name": node, "name": id, "bitmaps": bitmaps, "writable": writable})
 }
 
 /// Explains why QEMU refuses to freeze; it names a node, the user knows the disk.

@@ -55,7 +55,7 @@ pub(super) struct Held {
     pub(super) number: u64,
     /// The jobs that the guest's writes wait for; none with `fleece=filter`.
     pub(super) jobs: Vec<String>,
-    pub(super) scratch: Vec<ScratchFile>,
+    pub(super) scratch: Arc<Vec<ScratchFile>>,
     /// `scratch_limit=`, in bytes.
     pub(super) limit: Option<u64>,
 }
@@ -72,10 +72,12 @@ enum Signal {
 /// A handle to the task; it ends when this is dropped.
 pub(super) struct Warden {
     signals: mpsc::Sender<Signal>,
-    /// Held for a moment only.
-    seen: Arc<Mutex<Option<Scratch>>>,
+    shown: Shown,
     task: JoinHandle<()>,
 }
+
+/// The scratch files that are watched over, and their limit, for whoever asks. Held for a moment only.
+type Shown = Arc<Mutex<Option<(Arc<Vec<ScratchFile>>, Option<u64>)>>>;
 
 /// How QEMU's events reach the task.
 #[derive(Clone)]
@@ -98,9 +100,9 @@ impl Warden {
     /// Starts the task; what it gives up is told as an [`Event`].
     pub(super) fn start(session: Session, events: broadcast::Sender<Event>) -> Self {
         let (signals, inbox) = mpsc::channel(MAX_SIGNALS);
-        let seen = Arc::default();
-        let watching = Watching { session, events, seen: Arc::clone(&seen), held: None };
-        Self { signals, seen, task: tokio::spawn(watching.run(inbox)) }
+        let shown = Shown::default();
+        let watching = Watching { session, events, shown: Arc::clone(&shown), held: None };
+        Self { signals, shown, task: tokio::spawn(watching.run(inbox)) }
     }
 
     pub(super) fn alarm(&self) -> Alarm {
@@ -123,9 +125,12 @@ impl Warden {
         self.signals.send(Signal::Ended).await.ok();
     }
 
-    /// What was seen of the scratch space last.
-    pub(super) fn seen(&self) -> Option<Scratch> {
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The scratch space as it is now; none if nothing is watched over, or it cannot be measured.
+    pub(super) fn scratch(&self) -> Option<Scratch> {
+        let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let (files, limit) = shown?;
+        let Room { used, free } = measure(&files).ok()?;
+        Some(Scratch { used, free, limit })
     }
 }
 
@@ -150,7 +155,7 @@ struct Marked {
 struct Watching {
     session: Session,
     events: broadcast::Sender<Event>,
-    seen: Arc<Mutex<Option<Scratch>>>,
+    shown: Shown,
     held: Option<Marked>,
 }
 
@@ -192,20 +197,18 @@ impl Watching {
         let marks = Marks::new(room, held.limit);
         let now = Instant::now();
         let warned = vec![0; held.scratch.len()];
+        self.show(Some((Arc::clone(&held.scratch), held.limit)));
         self.held = Some(Marked { held, marks, warned, last: room, next: now + PERIOD, migration: now });
-        self.see(room);
         self.mark(room).await
     }
 
     fn forget(&mut self) {
         self.held = None;
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.show(None);
     }
 
-    fn see(&self, room: Room) {
-        let limit = self.held.as_ref().and_then(|marked| marked.held.limit);
-        let scratch = Scratch { used: room.used, free: room.free, limit };
-        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = Some(scratch);
+    fn show(&self, what: Option<(Arc<Vec<ScratchFile>>, Option<u64>)>) {
+        *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = what;
     }
 
     async fn look(&mut self, grew: bool) {
@@ -229,7 +232,6 @@ impl Watching {
         };
         let fast = shrunk.saturating_mul(FEW_PERIODS) > left;
         marked.next = Instant::now() + if fast { HURRY } else { PERIOD };
-        self.see(room);
         if grew && let Err(error) = self.mark(room).await {
             tracing::warn!("the scratch space is looked at, but QEMU does not tell of it: {}", chain(&error));
         }
