@@ -26,6 +26,8 @@ Mount options (-o name=value,…; lists are joined by +):
   connections=N        NBD connections for each disk, at most (2)
   uid=N,gid=N,umask=N  who owns the files and what is taken from 0555 (the mounting user, 077)
   allow_other          let other users in, as far as the modes allow
+  sandbox=auto|off     off: the daemon keeps its privileges and may touch any file (auto)
+  core_dumps           a crash may leave a core dump, with the guest's data in it
   ro, rw               accepted; nothing but mkdir, rmdir and control ever writes";
 
 const SYNC: &str = "\

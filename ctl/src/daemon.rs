@@ -1,5 +1,6 @@
-//! The daemon of one mount: brings up the journal, the guardian, the machine's connection, the file system and the mount, in
-//! this order, and takes them down in the reverse one. What it cannot take down is left to the guardian.
+//! The daemon of one mount: starts the guardian, gives up what it does not need itself, brings up the machine's connection,
+//! the file system and the mount, in this order, and takes them down in the reverse one. What it cannot take down is left to
+//! the guardian.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -7,8 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow};
+use nbd_pool::Address;
 use pullfs_fs::error::chain;
-use pullfs_fs::fs::Fs;
+use pullfs_fs::fs::{Fs, Sandbox};
 use pullfs_fs::fuse::mount::Mount;
 use pullfs_fs::fuse::{Forgetter, serve};
 use pullfs_fs::guardian::Recruit;
@@ -26,6 +28,8 @@ use tokio::time::timeout;
 use tracing_subscriber::EnvFilter;
 
 use crate::failure::{Failure, Outcome};
+use crate::harden::{self, Needs};
+use crate::mounter::Mounter;
 use crate::runtime_dir::RuntimeDir;
 
 /// What the daemon says when the mount answers.
@@ -58,13 +62,23 @@ pub(crate) fn run(task: Task) -> Outcome {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
     end_with_a_panic();
+    let mount_id = MountId::random();
+    let runtime_dir = RuntimeDir::create(&mount_id)?;
+    clean_up(&task.source)?;
+    let header = Header::new(mount_id.to_string(), task.source.clone(), task.mount_point.clone());
+    let journal = Journal::create(runtime_dir.path(), header)?;
+    // These two keep the privileges that mounting and unmounting take.
+    let recruit = Recruit::start(Path::new(SELF), runtime_dir.path(), task.announce)?;
+    let mounter = Mounter::start()?;
+    let sandbox = harden::apply(&needs(&task.options, &runtime_dir))?;
+    let start = Start { mount_id, runtime_dir, journal, recruit, mounter, sandbox };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("pullfs")
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    let outcome = runtime.block_on(live(task));
+    let outcome = runtime.block_on(live(task, start));
     // A read of a machine that hangs must not keep the process.
     runtime.shutdown_timeout(SESSION_LIMIT);
     outcome
@@ -82,26 +96,35 @@ fn end_with_a_panic() {
 /// The program itself, even after its file was replaced.
 const SELF: &str = "/proc/self/exe";
 
-/// Removes what dead mounts of the same source have left; the machine must be as it was before them.
-async fn clean_up(source: &str) -> Outcome {
+/// Removes what dead mounts of the same source have left, with the privileges that this takes; the machine must be as it
+/// was before them.
+fn clean_up(source: &str) -> Outcome {
     let (dead, _) = recovery::of_source(&recovery::state_dir(), source)?;
     for dead in dead {
         let mount = dead.header().mount.clone();
-        dead.bury().await.map_err(|error| error.context(format!("cannot remove what the dead mount {mount} left")))?;
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let buried = runtime.context("cannot start the runtime")?.block_on(dead.bury());
+        buried.map_err(|error| error.context(format!("cannot remove what the dead mount {mount} left")))?;
         tracing::info!("removed what the dead mount {mount} left");
     }
     Ok(())
 }
 
-async fn live(task: Task) -> Outcome {
+/// What was made while the daemon still had its privileges.
+struct Start {
+    mount_id: MountId,
+    runtime_dir: RuntimeDir,
+    journal: Journal,
+    recruit: Recruit,
+    mounter: Mounter,
+    sandbox: Sandbox,
+}
+
+async fn live(task: Task, start: Start) -> Outcome {
+    let Start { mount_id, runtime_dir, journal, recruit, mounter, sandbox } = start;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
-    let mount_id = MountId::random();
-    let runtime_dir = RuntimeDir::create(&mount_id)?;
-    clean_up(&task.source).await?;
-    let header = Header::new(mount_id.to_string(), task.source.clone(), task.mount_point.clone());
-    let journal = Journal::create(runtime_dir.path(), header)?;
-    let guardian = Recruit::start(Path::new(SELF), runtime_dir.path(), task.announce)?.on_post().await?;
+    let guardian = recruit.on_post().await?;
     let settings = settings(&task, &mount_id, &runtime_dir);
     let machine = Arc::new(QmpVm::connect(settings, Some(journal)).await?);
     let vm: Arc<dyn Vm> = machine.clone();
@@ -114,9 +137,12 @@ async fn live(task: Task) -> Outcome {
     };
     let owner = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     let allow_other = task.options.allow_other;
-    let fs =
-        Arc::new(Fs::new(vm.clone(), task.options, mount_id.to_string(), owner, inodes, invalidate, guardian.pid()));
-    let (mount, device) = Mount::new(&task.source, &task.mount_point, allow_other)?;
+    let fs = Fs::new(vm.clone(), task.options, mount_id.to_string(), owner, inodes, invalidate, guardian.pid());
+    let fs = Arc::new(fs.sandboxed(sandbox));
+    let (mount, device) = {
+        let (source, mount_point) = (task.source.clone(), task.mount_point.clone());
+        mounter.run(move || Mount::new(&source, &mount_point, allow_other)).await??
+    };
     let serving = {
         let fs = fs.clone();
         let forgetter = forgetter.clone();
@@ -129,9 +155,13 @@ async fn live(task: Task) -> Outcome {
         .await
         .context("the FUSE session panicked")?
     };
-    let serving = serving.inspect_err(|_| {
-        mount.detach().ok();
-    })?;
+    let serving = match serving {
+        Ok(serving) => serving,
+        Err(error) => {
+            guardian.detach(&mount).await.ok();
+            return Err(error.into());
+        }
+    };
 
     let (ended, mut session) = oneshot::channel();
     std::thread::Builder::new()
@@ -172,6 +202,19 @@ async fn live(task: Task) -> Outcome {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(Failure::from(error)),
         Err(_) => Err(anyhow!("the machine did not let go within {} s", END_LIMIT.as_secs()).into()),
+    }
+}
+
+fn needs<'a>(options: &'a Options, runtime_dir: &'a RuntimeDir) -> Needs<'a> {
+    Needs {
+        runtime: runtime_dir.base(),
+        scratch: &options.scratch,
+        ports: match &options.nbd {
+            Some(Address::Tcp { port, .. }) => std::slice::from_ref(port),
+            Some(Address::Unix(_)) | None => &[],
+        },
+        core_dumps: options.core_dumps,
+        sandbox: options.sandbox,
     }
 }
 

@@ -35,6 +35,11 @@ impl RuntimeDir {
     pub(crate) fn path(&self) -> &Path {
         &self.0
     }
+
+    /// Where it is: the directory of all mounts of this user.
+    pub(crate) fn base(&self) -> &Path {
+        self.0.parent().unwrap_or(&self.0)
+    }
 }
 
 impl RuntimeDir {

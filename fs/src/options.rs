@@ -104,6 +104,10 @@ pub struct Options {
     pub umask: u16,
     /// Whether other users may come in.
     pub allow_other: bool,
+    /// Whether the daemon gives up what it does not need.
+    pub sandbox: bool,
+    /// Whether the daemon may leave core dumps, which hold data of the guest.
+    pub core_dumps: bool,
 }
 
 impl Default for Options {
@@ -128,6 +132,8 @@ impl Default for Options {
             gid: None,
             umask: 0o077,
             allow_other: false,
+            sandbox: true,
+            core_dumps: false,
         }
     }
 }
@@ -154,6 +160,7 @@ impl Options {
             "ro" | "rw" => {}
             "allow_other" => self.allow_other = true,
             "read_once" => self.read_once = true,
+            "core_dumps" => self.core_dumps = true,
             _ => return Err(unknown(name)),
         }
         Ok(())
@@ -211,6 +218,13 @@ impl Options {
             },
             "agent" if value.starts_with('/') => self.agent = Some(PathBuf::from(value)),
             "agent" => return Err(bad(name, value, "the absolute path of the guest agent's socket")),
+            "sandbox" => {
+                self.sandbox = match value {
+                    "auto" => true,
+                    "off" => false,
+                    _ => return Err(bad(name, value, "auto or off")),
+                }
+            }
             "connections" => self.connections = number(name, value, 1, 16)?,
             "uid" => self.uid = Some(number(name, value, 0, u32::MAX - 1)?),
             "gid" => self.gid = Some(number(name, value, 0, u32::MAX - 1)?),
@@ -340,6 +354,7 @@ mod tests {
             ("scratch_limit=99999999T", "number of bytes"),
             ("hold_limit=soon", "a time"),
             ("idle_timeout=0", "a time"),
+            ("sandbox=no", "auto or off"),
         ] {
             let error = Options::parse(text).unwrap_err();
             assert_eq!(error.kind(), Kind::Invalid);

@@ -28,6 +28,7 @@ use self::attr::{Ownership, blocks};
 use self::handle::{Handle, Handles};
 use self::inventory::Inventories;
 use self::open::Measure;
+pub use self::status::Sandbox;
 use self::status::{Facts, Noted, Reads};
 use crate::error::{Error, Kind, Result, chain};
 use crate::guardian::Pid;
@@ -103,6 +104,7 @@ pub struct Fs {
     options: Options,
     mount_id: String,
     guardian: Pid,
+    sandbox: Sandbox,
     owner: Ownership,
     mounted: SystemTime,
     inventories: Inventories,
@@ -135,6 +137,7 @@ impl Fs {
             },
             mount_id,
             guardian,
+            sandbox: Sandbox::default(),
             mounted: SystemTime::now(),
             inventories: Inventories::start(vm.clone()),
             points: Points::start(vm.clone(), Terms::from(&options), invalidate),
@@ -146,6 +149,12 @@ impl Fs {
             vm,
             options,
         }
+    }
+
+    /// The same, telling of what the daemon gave up.
+    #[must_use]
+    pub fn sandboxed(self, sandbox: Sandbox) -> Self {
+        Self { sandbox, ..self }
     }
 
     /// The point in time, for whoever ends the mount.
@@ -335,6 +344,7 @@ impl Fs {
         let text = status::render(&Facts {
             mount_id: &self.mount_id,
             guardian: self.guardian.get(),
+            sandbox: &self.sandbox,
             machine: self.vm.machine(),
             inventory: &inventory,
             unreachable: unreachable.as_deref(),

@@ -15,6 +15,7 @@ struct Document<'a> {
     pid: u32,
     mount_id: &'a str,
     guard: Guard,
+    sandbox: &'a Sandbox,
     machine: &'a Machine,
     #[serde(skip_serializing_if = "Option::is_none")]
     unreachable: Option<&'a str>,
@@ -109,11 +110,29 @@ pub(super) struct Reads {
     pub(super) failed: u64,
 }
 
+/// What the daemon gave up before it spoke to the machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Sandbox {
+    /// The capabilities that it kept.
+    pub capabilities: Vec<String>,
+    /// Whether no program that it starts can gain any.
+    pub no_new_privileges: bool,
+    /// How much of the restriction of paths and ports is enforced; none of it if absent.
+    pub landlock: Option<String>,
+    /// Whether system calls are filtered.
+    pub system_calls: bool,
+    /// Whether it may leave core dumps.
+    pub core_dumps: bool,
+    /// What could not be enforced, and why.
+    pub missing: Vec<String>,
+}
+
 /// What the document is made of.
 pub(super) struct Facts<'a> {
     pub(super) mount_id: &'a str,
     /// The process that cleans up after this one; 0 if there is none.
     pub(super) guardian: u32,
+    pub(super) sandbox: &'a Sandbox,
     pub(super) machine: &'a Machine,
     /// The machine now.
     pub(super) inventory: &'a Inventory,
@@ -137,6 +156,7 @@ pub(super) fn render(facts: &Facts<'_>) -> Vec<u8> {
         pid: std::process::id(),
         mount_id: facts.mount_id,
         guard: Guard { pid: facts.guardian },
+        sandbox: facts.sandbox,
         machine: facts.machine,
         unreachable: facts.unreachable,
         disks: inventory.disks.iter().map(disk).collect(),
