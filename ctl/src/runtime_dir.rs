@@ -21,10 +21,11 @@ impl RuntimeDir {
                 .with_context(|| format!("cannot make the directory {}", path.display()))
         };
         private(&base, true)?;
-        let owner = std::fs::symlink_metadata(&base)?;
+        let found = std::fs::symlink_metadata(&base)?;
+        let ours = found.is_dir() && found.uid() == rustix::process::geteuid().as_raw() && found.mode() & 0o022 == 0;
         anyhow::ensure!(
-            owner.is_dir() && owner.uid() == rustix::process::geteuid().as_raw(),
-            "{} belongs to somebody else; sockets are not safe there",
+            ours,
+            "{} can be changed by other users; sockets are not safe there: remove it",
             base.display()
         );
         let path = base.join(mount.to_string());

@@ -28,3 +28,4 @@ pub mod random;
 pub mod scattered;
 pub mod snapshot;
 pub mod tools;
+pub mod user;

@@ -34,7 +34,7 @@ pub(super) fn restrict(needs: &Needs<'_>) -> anyhow::Result<String> {
     match (status.ruleset, status.landlock) {
         (RulesetStatus::FullyEnforced, _) => Ok("all".to_owned()),
         (RulesetStatus::PartiallyEnforced, LandlockStatus::Available { effective_abi, .. }) => {
-            Ok(format!("what version {} has", effective_abi as i32))
+            Ok(format!("what version {} of it has", effective_abi as i32))
         }
         (_, LandlockStatus::NotEnabled) => bail!("this kernel has it turned off (lsm= on its command line)"),
         _ => bail!("this kernel does not have it (Linux 5.13 and later can)"),

@@ -35,7 +35,7 @@ fn landlock_leaves_what_the_daemon_needs() {
     apart(|| {
         let needs = Needs { runtime, scratch, ports: &ports, core_dumps: false, sandbox: true };
         // A kernel without Landlock fails here: then nothing of this is shown.
-        paths::restrict(&needs).expect("a kernel with Landlock");
+        let level = paths::restrict(&needs).expect("a kernel with Landlock");
 
         let own = runtime.join("mount");
         std::fs::create_dir(&own).unwrap();
@@ -62,9 +62,12 @@ fn landlock_leaves_what_the_daemon_needs() {
         assert!(denied(Command::new("/bin/true").status()), "other programs");
         let own = Command::new("/proc/self/exe").arg("--list").output().unwrap();
         assert!(String::from_utf8_lossy(&own.stdout).contains("landlock_leaves_what"), "it starts itself: {own:?}");
-        assert!(denied(TcpStream::connect(unknown.local_addr().unwrap())), "other ports");
-        assert!(denied(TcpListener::bind("127.0.0.1:0")), "listening");
-        assert!(denied(UnixStream::connect_addr(&hidden)), "sockets without a path");
+        // Ports came with Linux 6.7, the other with 6.12; the daemon says what an older one does not enforce.
+        if level == "all" {
+            assert!(denied(TcpStream::connect(unknown.local_addr().unwrap())), "other ports");
+            assert!(denied(TcpListener::bind("127.0.0.1:0")), "listening");
+            assert!(denied(UnixStream::connect_addr(&hidden)), "sockets without a path");
+        }
     });
     assert_eq!(std::fs::read(&secret).unwrap(), b"x", "this thread is not restricted");
 }
