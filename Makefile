@@ -4,7 +4,7 @@
 # suite, QEMU 7.2 is unpacked beside it: tests/setup/packages.sh and tests/setup/qemu-old.sh.
 PACKAGES_BUILD = gcc libc6-dev
 PACKAGES_DEMO  = $(PACKAGES_BUILD) fuse3 e2fsprogs busybox-static kmod cpio xz-utils python3
-PACKAGES_TEST  = $(PACKAGES_DEMO) attr libnbd-bin nbdkit
+PACKAGES_TEST  = $(PACKAGES_DEMO) attr libnbd-bin nbdkit systemd
 
 PREFIX  = /usr/local
 DESTDIR =
@@ -12,6 +12,7 @@ DESTDIR =
 # SBINDIR=/usr/sbin (or a link there); `pullfs mount` needs nothing.
 BINDIR  = $(PREFIX)/bin
 SBINDIR = $(PREFIX)/sbin
+UNITDIR = $(PREFIX)/lib/systemd/system
 
 CARGO = cargo
 SETUP = $(CURDIR)/target/setup
@@ -56,10 +57,12 @@ demo: setup-demo ## as root: mounts a small machine that runs Linux and backs it
 	$(CARGO) build --release --quiet -p pullfs -p pullfs-mount-helpers
 	tests/demo.sh $(TARGET_DIR)/release/pullfs $(SETUP)/guest
 
-install: ## PREFIX=/usr/local DESTDIR=: the binary and the mount helper
+install: ## PREFIX=/usr/local DESTDIR=: the binary, the mount helper and the systemd unit
 	$(CARGO) build --release -p pullfs -p pullfs-mount-helpers
 	install -D -m 755 $(TARGET_DIR)/release/pullfs $(DESTDIR)$(BINDIR)/pullfs
 	install -D -m 755 $(TARGET_DIR)/release/mount-pullfs $(DESTDIR)$(SBINDIR)/mount.pullfs
+	install -D -m 644 mount-helpers/systemd/pullfs@.service $(DESTDIR)$(UNITDIR)/pullfs@.service
+	sed -i 's|/usr/local/bin/pullfs|$(BINDIR)/pullfs|' $(DESTDIR)$(UNITDIR)/pullfs@.service
 
 setup: ## as root: Debian's packages, QEMU 7.2 beside 10, the guest (`make test` calls this)
 	tests/setup/packages.sh $(PACKAGES_TEST)

@@ -31,6 +31,7 @@ use crate::failure::{Failure, Outcome};
 use crate::harden::{self, Needs};
 use crate::mounter::Mounter;
 use crate::runtime_dir::RuntimeDir;
+use crate::service;
 
 /// What the daemon says when the mount answers.
 pub(crate) const READY: &str = "ready";
@@ -171,6 +172,10 @@ async fn live(task: Task, start: Start) -> Outcome {
     tracing::info!("{} is mounted on {}", task.source, task.mount_point.display());
     if task.announce {
         announce()?;
+    }
+    if let Err(error) = service::ready(std::env::var_os(service::SOCKET).as_deref()) {
+        // It ends the mount in its own way when it has waited long enough.
+        tracing::warn!("{error:#}");
     }
 
     tokio::select! {

@@ -17,6 +17,7 @@ mod mounted;
 mod mounter;
 mod recover;
 mod runtime_dir;
+mod service;
 mod status;
 mod sync;
 mod thaw_guard;

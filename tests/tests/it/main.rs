@@ -36,4 +36,5 @@ mod quiesce;
 mod read_once;
 mod refusals;
 mod sync;
+mod systemd;
 mod trimmed;
