@@ -24,18 +24,25 @@ qemu_old = $$([ -e $(SETUP)/qemu-old/.complete ] && echo $(SETUP)/qemu-old || ec
 qemu_new = $$(qemu-system-x86_64 --version | grep -q 'version [2-8]\.' && echo none || echo installed)
 machines = PULLFS_TEST_GUEST=$(SETUP)/guest PULLFS_TEST_QEMU_OLD=$(qemu_old) PULLFS_TEST_QEMU_NEW=$(qemu_new)
 
-.PHONY: help check test bench demo install setup setup-demo clean
+.PHONY: help check deny test bench demo install setup setup-demo clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null || \
 	    sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1: \2/p' Makefile
 
-check: ## before a push, without QEMU: format, lints, unit tests
+check: deny ## before a push, without QEMU: format, lints, unit tests, what comes in with dependencies
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
 	$(CARGO) test --workspace --exclude pullfs-tests --all-features --lib --bins
-	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny check; \
-	    else echo "check: cargo-deny is not installed, deny.toml was not checked"; fi
+
+# The one that is installed, or one of our own, which takes some minutes to build.
+deny = PATH="$(SETUP)/bin:$$PATH" $(CARGO) deny --workspace
+
+deny: ## licences, sources and known vulnerabilities of dependencies (deny.toml)
+	@$(deny) --version >/dev/null 2>&1 || $(CARGO) install --quiet --locked --root $(SETUP) cargo-deny@0.20.2
+	$(deny) check --hide-inclusion-graph bans licenses sources
+	@if $(deny) fetch db 2>/dev/null; then $(deny) check --hide-inclusion-graph --disable-fetch advisories; \
+	    else echo "*** KNOWN VULNERABILITIES WERE NOT CHECKED: the advisory database cannot be fetched ***"; fi
 
 test: setup ## everything, as root: installs what it needs, real QEMU, real mounts
 	$(CARGO) fmt --all --check

@@ -23,6 +23,7 @@ mod checkpoints;
 mod commands;
 mod confined;
 mod cookbook;
+mod dependencies;
 mod history;
 mod lazy;
 mod leaves_nothing;
