@@ -170,6 +170,23 @@ fn scratch_modes(pid: u32, dir: &Path) -> Vec<u32> {
     files.iter().map(|file| file.mode() & 0o777).collect()
 }
 
+on!(it_touches_no_directory_but_those_that_it_found: new = New);
+fn it_touches_no_directory_but_those_that_it_found(flavor: Flavor) {
+    let machine = machine(flavor);
+    let nothing = Leftovers::of(&machine);
+    for (options, works) in [("", false), ("sandbox=off", true)] {
+        let mount = Mount::with(&machine, options);
+        // Another directory of the same name, where root may do everything.
+        fs::rename(mount.scratch(), mount.beside("first")).expect("a directory of ours");
+        fs::create_dir(mount.scratch()).expect("a directory");
+        let begin = mount.command(&["begin"]);
+        assert_eq!(begin.code == Some(0), works, "{begin}");
+        assert!(works || begin.stderr.contains("scratch file"), "{begin}");
+        assert!(mount.unmount().success());
+        assert_eq!(Leftovers::of(&machine), nothing);
+    }
+}
+
 on!(an_ordinary_user_quiesces_a_guest: new = New);
 fn an_ordinary_user_quiesces_a_guest(flavor: Flavor) {
     let guest = Guest::boot_with_agent(flavor);

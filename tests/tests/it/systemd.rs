@@ -17,6 +17,7 @@ const HIDE_THE_MOUNT: &[&str] = &[
     "ExtensionDirectories",
     "ExtensionImages",
     "InaccessiblePaths",
+    "LogNamespace",
     "MountFlags",
     "MountImages",
     "NoExecPaths",
