@@ -15,7 +15,7 @@ use tokio::time::timeout;
 
 use super::session::Session;
 use super::transport::refused;
-use super::undo::remove_path;
+use super::undo::remove_socket;
 use crate::error::{Error, Kind, Result};
 
 /// How long QEMU may take to greet; it does at once, unless its main loop is busy.
@@ -38,7 +38,7 @@ pub(super) async fn start(session: &Session, descriptors: bool, socket: &Path, n
     };
     // A server that QEMU refused to start is somebody else's.
     if started.as_ref().is_err_and(|error| refused(error).is_some()) {
-        remove_path(socket)?;
+        remove_socket(socket)?;
     }
     started
 }

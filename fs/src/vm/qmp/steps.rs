@@ -28,7 +28,7 @@ use serde_json::{Value, json};
 use super::ids::{DiskIds, Role};
 use super::server;
 use super::transport::refused;
-use super::undo::{Context, Leftover, SCRATCH_NAME, remove_scratch};
+use super::undo::{Context, Leftover, SCRATCH_NAME, SCRATCH_SUFFIX, remove_scratch};
 use crate::error::{Error, Kind, Result};
 use crate::point::plan;
 use crate::vm::{Fleece, Part};
@@ -282,7 +282,7 @@ impl plan::Step for Step {
 
 /// A directory of our own, for as long as a scratch file has a name.
 fn scratch_place(dir: &Path, ids: &DiskIds) -> PathBuf {
-    dir.join(format!("{}.scratch", ids.of(Role::File)))
+    dir.join(format!("{}{SCRATCH_SUFFIX}", ids.of(Role::File)))
 }
 
 /// A file that has no name, or loses it as soon as QEMU has opened it: whoever dies, nothing of it stays on disk.

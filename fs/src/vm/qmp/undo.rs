@@ -2,16 +2,22 @@
 //!
 //! Names and nothing else, so that a journal can keep it and any process can undo it. Each undo is idempotent; what was
 //! never made, and what QEMU lost because it ended, is fine.
+//!
+//! A daemon that was taken over may have written the journal, and the guardian that reads it has privileges which that had
+//! given up: so what it names on this host is removed only if it looks like ours.
 
 use std::collections::HashMap;
+use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
+use super::ids::PREFIX;
 use super::server;
 use super::session::Session;
 use super::warden::ScratchFile;
@@ -74,7 +80,7 @@ impl Leftover {
     pub(super) fn undo_on_host(&self) -> Result<()> {
         match self {
             Self::File { place, .. } => remove_scratch(place),
-            Self::Server { socket, .. } => remove_path(socket),
+            Self::Server { socket, .. } => remove_socket(socket),
             _ => Ok(()),
         }
     }
@@ -140,7 +146,7 @@ impl plan::Undo for Leftover {
                 if server::is_served(socket).await? {
                     session.stop_server().await?;
                 }
-                remove_path(socket)
+                remove_socket(socket)
             }
             Self::Export { id } => session.remove_export(id).await,
             Self::Drive { qdev, node, filter } => session.move_drive(qdev, filter, node).await,
@@ -149,11 +155,18 @@ impl plan::Undo for Leftover {
     }
 }
 
+/// What the name of a scratch file's directory ends with.
+pub(super) const SCRATCH_SUFFIX: &str = ".scratch";
+
 /// The scratch file's name in its directory.
 pub(super) const SCRATCH_NAME: &str = "old-clusters";
 
 /// Removes a directory that [`Leftover::File`] names, and the file in it.
 pub(super) fn remove_scratch(place: &Path) -> Result<()> {
+    let name = place.file_name().map(OsStr::as_encoded_bytes).unwrap_or_default();
+    if !name.starts_with(PREFIX.as_bytes()) || !name.ends_with(SCRATCH_SUFFIX.as_bytes()) {
+        return Err(not_ours(place));
+    }
     remove_path(&place.join(SCRATCH_NAME))?;
     match std::fs::remove_dir(place) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -163,8 +176,20 @@ pub(super) fn remove_scratch(place: &Path) -> Result<()> {
     }
 }
 
+/// Removes a socket; none is fine.
+pub(super) fn remove_socket(path: &Path) -> Result<()> {
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => Err(not_ours(path)),
+        _ => remove_path(path),
+    }
+}
+
+fn not_ours(path: &Path) -> Error {
+    Error::new(Kind::Invalid, format!("{} is not what pullfs makes, and is left alone", path.display()))
+}
+
 /// Removes a file; none is fine.
-pub(super) fn remove_path(path: &Path) -> Result<()> {
+fn remove_path(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(Error::with_source(Kind::Io, format!("cannot remove {}", path.display()), error))
@@ -176,6 +201,27 @@ pub(super) fn remove_path(path: &Path) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_journal_removes_nothing_that_is_not_ours() {
+        let dir = tempfile::tempdir().unwrap();
+        let [file, socket] = ["file", "nbd.sock"].map(|name| dir.path().join(name));
+        std::fs::write(&file, "somebody's").unwrap();
+        drop(std::os::unix::net::UnixListener::bind(&socket).unwrap());
+        let server = |socket: &Path| Leftover::Server { name: "m".into(), socket: socket.to_owned() };
+        assert_eq!(server(&file).undo_on_host().unwrap_err().kind(), Kind::Invalid);
+        server(&socket).undo_on_host().unwrap();
+        server(&socket).undo_on_host().unwrap();
+        assert!(file.exists() && !socket.exists());
+
+        for (name, ours) in [("pullfs-1-1a-f.scratch", true), ("somebodys.scratch", false), ("pullfs-1", false)] {
+            let place = dir.path().join(name);
+            std::fs::create_dir(&place).unwrap();
+            std::fs::write(place.join(SCRATCH_NAME), "").unwrap();
+            let undone = Leftover::File { node: "n".into(), place: place.clone() }.undo_on_host();
+            assert_eq!((undone.is_ok(), place.exists()), (ours, !ours), "{name}");
+        }
+    }
 
     /// A journal may be read by a later version: what is written stays what it is.
     #[test]
