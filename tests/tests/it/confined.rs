@@ -170,6 +170,32 @@ fn scratch_modes(pid: u32, dir: &Path) -> Vec<u32> {
     files.iter().map(|file| file.mode() & 0o777).collect()
 }
 
+on!(a_guardian_that_is_replaced_is_confined_and_undoes: new = New, old = Old);
+fn a_guardian_that_is_replaced_is_confined_and_undoes(flavor: Flavor) {
+    let machine = machine(flavor);
+    let nothing = Leftovers::of(&machine);
+    let mut mount = Mount::of(&machine);
+    let dir = Path::new("/run/pullfs").join(mount.id());
+    mount.command(&["begin"]).success();
+    let first = mount.status()["guard"]["pid"].clone();
+    let status = |pid: &Value| fields(Path::new(&format!("/proc/{pid}/status")));
+    assert_eq!(status(&first)["NoNewPrivs"], "0", "the first one can unmount, also as an ordinary user");
+    ok(tool("kill").args(["-KILL", &first.to_string()]));
+    wait_until("another guardian", END_LIMIT, || {
+        let pid = &mount.status()["guard"]["pid"];
+        *pid != first && *pid != 0
+    });
+    let second = status(&mount.status()["guard"]["pid"]);
+    assert_eq!((second["CapPrm"].as_str(), second["NoNewPrivs"].as_str()), (DAC_OVERRIDE, "1"));
+
+    ok(tool("kill").args(["-KILL", &mount.pid().to_string()]));
+    mount.ended();
+    wait_until("the machine to be as it was", END_LIMIT, || Leftovers::of(&machine) == nothing);
+    // What took privileges is left to somebody who has them.
+    ok(tool("umount").arg("-l").arg(mount.mnt()));
+    wait_until("its directory to go", END_LIMIT, || !dir.exists());
+}
+
 on!(it_touches_no_directory_but_those_that_it_found: new = New);
 fn it_touches_no_directory_but_those_that_it_found(flavor: Flavor) {
     let machine = machine(flavor);

@@ -1,9 +1,15 @@
 //! The unit file: what systemd makes of it, and that nothing in it hides the mount from the host.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use pullfs_tests::process::{ok, run};
+use pullfs_tests::disk::Disk;
+use pullfs_tests::flavor::Flavor;
+use pullfs_tests::machine::{MIB, Machine};
+use pullfs_tests::mount::{END_LIMIT, MountPoint};
+use pullfs_tests::process::{ok, run, wait_for, wait_until};
 use pullfs_tests::tools::{pullfs, tool, workspace};
 use tempfile::TempDir;
 
@@ -89,4 +95,58 @@ fn nothing_in_the_unit_hides_the_mount() {
     let document = fs::read_to_string(workspace().join("docs/systemd.md")).expect("the document");
     let missing: Vec<_> = HIDE_THE_MOUNT.iter().filter(|option| !document.contains(&format!("`{option}=`"))).collect();
     assert!(missing.is_empty(), "docs/systemd.md does not say so of {missing:?}");
+}
+
+/// The names in a set of system calls, as systemd knows them.
+fn calls(name: &str) -> BTreeSet<String> {
+    if !name.starts_with('@') {
+        return [name.to_owned()].into();
+    }
+    let listed = ok(tool("systemd-analyze").args(["--no-pager", "syscall-filter", name]));
+    let names = listed.lines().skip(1).map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    names.flat_map(calls).collect()
+}
+
+/// What the unit's filter lets through.
+fn allowed() -> BTreeSet<String> {
+    let text = fs::read_to_string(unit()).expect("the unit");
+    let mut allowed = BTreeSet::new();
+    for line in text.lines().filter_map(|line| line.strip_prefix("SystemCallFilter=")) {
+        let names = line.trim_start_matches('~').split(' ').flat_map(calls);
+        if line.starts_with('~') {
+            let denied: BTreeSet<String> = names.collect();
+            allowed.retain(|name| !denied.contains(name));
+        } else {
+            allowed.extend(names);
+        }
+    }
+    assert!(allowed.contains("read") && !allowed.contains("bpf"), "{allowed:?}");
+    allowed
+}
+
+on!(every_system_call_of_a_mounts_life_is_allowed: new = New, old = Old);
+fn every_system_call_of_a_mounts_life_is_allowed(flavor: Flavor) {
+    let machine = Machine::build(flavor).disk(Disk::qcow2("vda", 8 * MIB).filled(&[(0, MIB)])).start();
+    let point = MountPoint::new();
+    let counted = machine.dir().join("calls");
+    let mut strace = tool("strace");
+    strace.args(["-f", "-qqq", "-c", "-U", "name", "-o"]).arg(&counted).arg(pullfs());
+    strace.args(["mount", &machine.source()]).arg(point.mnt()).args(["-f", "-o", &point.scratch()]);
+    let mut traced = strace.spawn().expect("strace");
+    let status = point.mnt().join("status.json");
+    wait_until("a mount that answers", Duration::from_secs(60), || status.exists());
+    ok(tool("head").args(["-c1"]).arg(point.mnt().join("current/vda/disk.raw")));
+    fs::create_dir(point.mnt().join("checkpoints/monday")).expect("a checkpoint");
+    fs::remove_dir(point.mnt().join("checkpoints/monday")).expect("it can be deleted");
+    let told: serde_json::Value = serde_json::from_slice(&fs::read(&status).expect("status.json")).expect("JSON");
+    ok(tool("kill").args(["-TERM", &told["pid"].to_string()]));
+    assert!(wait_for(&mut traced, END_LIMIT).is_some_and(|status| status.success()), "an orderly end");
+
+    // A heading, the names between two lines of dashes, and a total.
+    let counted = fs::read_to_string(&counted).expect("what strace counted");
+    let made: Vec<&str> = counted.lines().map(str::trim).skip(2).take_while(|line| !line.starts_with('-')).collect();
+    assert!(made.contains(&"umount2") && made.contains(&"landlock_restrict_self"), "{made:?}");
+    let allowed = allowed();
+    let denied: Vec<_> = made.into_iter().filter(|name| !allowed.contains(*name)).collect();
+    assert!(denied.is_empty(), "system calls that the unit denies: {denied:?}");
 }
