@@ -1,8 +1,11 @@
 //! Where the server is and within which bounds the pool works.
 
 use std::fmt;
+use std::net::Ipv6Addr;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use crate::tls;
 
 /// Where an NBD server listens.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -28,12 +31,26 @@ impl fmt::Display for Address {
     }
 }
 
+impl Address {
+    /// A TCP address as people write it: `HOST:PORT`, an IPv6 address in brackets. None for anything else.
+    pub fn tcp(text: &str) -> Option<Self> {
+        let (host, port) = text.rsplit_once(':')?;
+        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+        let fits = match bare {
+            Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+            None => !host.is_empty() && !host.contains([':', '[', ']', '/']),
+        };
+        let port = port.parse().ok().filter(|port| *port != 0)?;
+        fits.then(|| Self::Tcp { host: bare.unwrap_or(host).to_owned(), port })
+    }
+}
+
 /// Longest limit that makes a difference to anybody: a year.
 const FOR_EVER: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// Bounds and time limits of a [`crate::Pool`]; counts of 0 are raised to 1 and
 /// durations cut to a year.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct Config {
     /// At most this many connections to the export, if the server says that it may have several
     /// (`NBD_FLAG_CAN_MULTI_CONN`); otherwise one.
@@ -55,6 +72,8 @@ pub struct Config {
     pub backoff_min: Duration,
     /// Most time between two attempts.
     pub backoff_max: Duration,
+    /// Whether connections are protected by TLS, and how; the handshake's limit covers that of TLS.
+    pub tls: Option<tls::Client>,
 }
 
 impl Default for Config {
@@ -70,6 +89,7 @@ impl Default for Config {
             request_timeout: Duration::from_secs(30),
             backoff_min: Duration::from_millis(50),
             backoff_max: Duration::from_secs(2),
+            tls: None,
         }
     }
 }
@@ -102,5 +122,12 @@ mod tests {
         assert_eq!(tcp("localhost"), "localhost:10809");
         assert_eq!(tcp("::1"), "[::1]:10809");
         assert_eq!(Address::Unix("/run/x.sock".into()).to_string(), "unix:/run/x.sock");
+        for text in ["localhost:10809", "127.0.0.1:1", "[::1]:65535"] {
+            assert_eq!(Address::tcp(text).expect(text).to_string(), text);
+        }
+        for text in ["", "localhost", ":1", "x:", "x:0", "x:65536", "::1:5", "[::1]", "[x]:1", "[]:1", "a/b:1", "x:+y"]
+        {
+            assert_eq!(Address::tcp(text), None, "{text:?}");
+        }
     }
 }

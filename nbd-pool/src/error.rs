@@ -14,6 +14,12 @@ pub enum ErrorKind {
     /// The handshake did not end within its limit, or was not NBD.
     #[error("handshake failed")]
     Handshake,
+    /// The server is not the one that it should be, by its certificate.
+    #[error("server not trusted")]
+    Untrusted,
+    /// The files that TLS needs are not there, or not what they should be.
+    #[error("TLS credentials")]
+    Credentials,
     /// The server broke the protocol; the connection was killed and nothing of that reply released.
     #[error("protocol fault")]
     Protocol,

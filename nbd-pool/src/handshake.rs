@@ -2,9 +2,13 @@
 //!
 //! ```text
 //! greeting ─▶ EXTENDED_HEADERS ─ack────────────────────▶ SET_META_CONTEXT ─▶ GO ─▶ transmission
-//!                   └─no─▶ STRUCTURED_REPLY ─ack─────────────▲  (if contexts are wanted)
-//!                                └─no─▶ Unsupported
+//!    │              ▲   └─no─▶ STRUCTURED_REPLY ─ack─────────▲  (if contexts are wanted)
+//!    │              │                └─no─▶ Unsupported
+//!    └─▶ STARTTLS ─ack, TLS handshake   (if TLS is wanted)
+//!            └─no─▶ Unsupported
 //! ```
+//! [`start_tls`] and [`agree`] are the two halves of the way with TLS, [`negotiate`] is the one without. Nothing that came
+//! before TLS is used after it (spec "`NBD_OPT_STARTTLS`").
 //!
 //! `NBD_OPT_EXPORT_NAME` is never sent: it cannot report an error, and after it the size
 //! constraints are not known. Whoever calls sets the time limit over all of it.
@@ -38,16 +42,40 @@ pub(crate) async fn negotiate<S>(stream: &mut S, export: &str, contexts: &[Strin
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    Dialogue { stream }.greet().await?;
+    agree(stream, export, contexts).await
+}
+
+/// Takes `stream` from the greeting to where the TLS handshake begins. It never reads further than that.
+///
+/// # Errors
+/// As [`negotiate`]; `Unsupported` if the server has no TLS to offer.
+pub(crate) async fn start_tls<S>(stream: &mut S) -> Result<(), Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     let mut dialogue = Dialogue { stream };
     dialogue.greet().await?;
+    let result = dialogue.ask(option::OPT_STARTTLS).await.and_then(|answer| {
+        answer.map_err(|refusal| {
+            let reason = "it offers no TLS, and nothing is sent in plain text where TLS is asked for";
+            Error::new(ErrorKind::Unsupported, reason).with_source(refusal)
+        })
+    });
+    dialogue.leave_if_refused(result).await
+}
+
+/// Takes a stream behind its greeting, or behind its TLS handshake, to the transmission phase of `export`.
+///
+/// # Errors
+/// As [`negotiate`].
+pub(crate) async fn agree<S>(stream: &mut S, export: &str, contexts: &[String]) -> Result<Negotiated, Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut dialogue = Dialogue { stream };
     let result = dialogue.haggle(export, contexts).await;
-    if let Err(error) = &result
-        && matches!(error.kind(), ErrorKind::Refused | ErrorKind::Unsupported)
-    {
-        // The soft disconnect the spec asks for. The server may be gone already: no matter.
-        let _ = dialogue.send(option::OPT_ABORT, &[]).await;
-    }
-    result
+    dialogue.leave_if_refused(result).await
 }
 
 struct Dialogue<'a, S> {
@@ -74,6 +102,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Dialogue<'_, S> {
         let answer = flags & (option::FLAG_FIXED_NEWSTYLE | option::FLAG_NO_ZEROES);
         self.stream.write_u32(u32::from(answer)).await.map_err(lost)?;
         self.stream.flush().await.map_err(lost)
+    }
+
+    /// The soft disconnect that the spec asks for. The server may be gone already: no matter.
+    async fn leave_if_refused<T>(&mut self, result: Result<T, Error>) -> Result<T, Error> {
+        if let Err(error) = &result
+            && matches!(error.kind(), ErrorKind::Refused | ErrorKind::Unsupported)
+        {
+            let _ = self.send(option::OPT_ABORT, &[]).await;
+        }
+        result
     }
 
     async fn haggle(&mut self, export: &str, contexts: &[String]) -> Result<Negotiated, Error> {

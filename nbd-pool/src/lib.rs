@@ -14,6 +14,7 @@
 //! * An error that the server reports in due form ([`ErrorKind::Server`]) is an answer: it goes to
 //!   the caller, and the connection lives on.
 //! * A length sent by the server is checked against the request before it sizes or fills anything.
+//! * Where TLS is asked for ([`tls`]), nothing is sent or taken without it.
 //! * Bytes and requests in flight are bounded over the pool; every wait has a limit.
 //! * Dropping a future abandons its answer and nothing else: the request stays in the table, with
 //!   its buffer and permits, until the server has answered.
@@ -33,6 +34,7 @@ mod proto;
 mod reply;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod tls;
 
 pub use config::{Address, Config};
 pub use error::{Error, ErrorKind};

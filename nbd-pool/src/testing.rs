@@ -3,8 +3,9 @@
 //! [`Listener`] listens on a unix socket in a directory of its own, [`Offer`] says what its
 //! handshake promises, [`Peer`] is one accepted client: it gives the requests it sees and sends
 //! whatever it is handed. [`Wire`] builds replies, right ones and wrong ones. A test that needs
-//! no faults calls [`Peer::serve`].
+//! no faults calls [`Peer::serve`]. [`pki`] makes certificates.
 
+pub mod pki;
 mod wire;
 
 use std::io;

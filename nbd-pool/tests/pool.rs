@@ -269,6 +269,7 @@ async fn extreme_configurations_work() {
         request_timeout: never,
         backoff_min: never,
         backoff_max: never,
+        tls: None,
     };
     for config in [least, most] {
         let pool = connect(address.clone(), config).await;

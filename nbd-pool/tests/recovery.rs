@@ -119,9 +119,9 @@ async fn a_server_that_never_answers_is_waited_for_no_longer_than_agreed() {
         assert!(began.elapsed() >= Duration::from_millis(600));
         assert_eq!(pool.stats().faults, 1, "the connection was killed");
     };
-    in_time(async {
+    in_time(Box::pin(async {
         tokio::select! { () = server => {}, () = client => {} }
-    })
+    }))
     .await;
 }
 

@@ -10,7 +10,8 @@ use tokio::time::timeout;
 use crate::config::{Address, Config};
 use crate::connection::{Connection, Counters, Limits};
 use crate::error::{Error, ErrorKind, sanitise};
-use crate::handshake::{Negotiated, negotiate};
+use crate::handshake::{Negotiated, agree, negotiate, start_tls};
+use crate::tls;
 
 /// All that is needed to make one more connection.
 pub(super) struct Dialer {
@@ -50,6 +51,9 @@ impl Dialer {
         match &self.address {
             Address::Unix(path) => {
                 let mut stream = self.connect(UnixStream::connect(path)).await?;
+                if let Some(tls) = &self.config.tls {
+                    return Box::pin(self.protected(stream, tls, tls::UNIX_NAME)).await;
+                }
                 let negotiated = self.shake_hands(&mut stream).await?;
                 let (reader, writer) = stream.into_split();
                 Ok(self.start(reader, writer, negotiated))
@@ -58,6 +62,9 @@ impl Dialer {
                 let mut stream = self.connect(TcpStream::connect((host.as_str(), *port))).await?;
                 // Requests are small and waited for.
                 stream.set_nodelay(true).map_err(|error| self.failed(error))?;
+                if let Some(tls) = &self.config.tls {
+                    return Box::pin(self.protected(stream, tls, host)).await;
+                }
                 let negotiated = self.shake_hands(&mut stream).await?;
                 let (reader, writer) = stream.into_split();
                 Ok(self.start(reader, writer, negotiated))
@@ -82,9 +89,30 @@ impl Dialer {
     where
         S: AsyncRead + AsyncWrite + Unpin,
     {
+        self.in_time(negotiate(stream, &self.export, &self.contexts)).await
+    }
+
+    /// Shakes hands by way of TLS with a server that is to be `name`. The future is a large one.
+    async fn protected<S>(&self, mut stream: S, tls: &tls::Client, name: &str) -> Result<Connection, Error>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let shaking = async {
+            start_tls(&mut stream).await?;
+            let mut stream = tls.protect(stream, name).await?;
+            let agreed = agree(&mut stream, &self.export, &self.contexts).await;
+            let negotiated = agreed.map_err(|error| tls.explain(error))?;
+            Ok((stream, negotiated))
+        };
+        let (stream, negotiated) = self.in_time(shaking).await?;
+        let (reader, writer) = tokio::io::split(stream);
+        Ok(self.start(reader, writer, negotiated))
+    }
+
+    async fn in_time<T>(&self, shaking: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         let limit = self.config.handshake_timeout;
-        match timeout(limit, negotiate(stream, &self.export, &self.contexts)).await {
-            Ok(Ok(negotiated)) => Ok(negotiated),
+        match timeout(limit, shaking).await {
+            Ok(Ok(shaken)) => Ok(shaken),
             Ok(Err(error)) => Err(Error::new(error.kind(), self.to_string()).with_source(error)),
             Err(_) => Err(Error::new(ErrorKind::Handshake, format!("{self} within {limit:?}"))),
         }

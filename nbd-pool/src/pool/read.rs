@@ -126,6 +126,8 @@ pub(super) fn again(faults: &mut u32, cause: Arc<Error>) -> Result<(), Error> {
         ErrorKind::Connect
         | ErrorKind::Refused
         | ErrorKind::Handshake
+        | ErrorKind::Untrusted
+        | ErrorKind::Credentials
         | ErrorKind::Timeout
         | ErrorKind::Disconnected
         | ErrorKind::Server(_)

@@ -131,7 +131,8 @@ impl Inner {
                 Err(error) => {
                     tracing::debug!(%error, "reconnect failed");
                     // A server that is there and says no gave its answer.
-                    let answer = matches!(error.kind(), ErrorKind::Refused | ErrorKind::Unsupported);
+                    let answer =
+                        matches!(error.kind(), ErrorKind::Refused | ErrorKind::Unsupported | ErrorKind::Untrusted);
                     let error = Arc::new(error);
                     self.slots().failed(Arc::clone(&error));
                     if answer {

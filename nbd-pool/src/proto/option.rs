@@ -22,6 +22,7 @@ pub(crate) const FLAG_CAN_MULTI_CONN: u16 = 1 << 8;
 pub(crate) const FLAG_BLOCK_STATUS_PAYLOAD: u16 = 1 << 12;
 
 pub(crate) const OPT_ABORT: u32 = 2;
+pub(crate) const OPT_STARTTLS: u32 = 5;
 pub(crate) const OPT_GO: u32 = 7;
 pub(crate) const OPT_STRUCTURED_REPLY: u32 = 8;
 pub(crate) const OPT_SET_META_CONTEXT: u32 = 10;
@@ -134,7 +135,7 @@ pub(crate) fn refusal(kind: u32, text: &[u8]) -> Error {
         2 => "forbidden by policy",
         3 => "invalid option",
         4 => "not supported on its platform",
-        5 => "TLS required",
+        5 => "it takes connections with TLS alone",
         6 => "no such export",
         7 => "shutting down",
         8 => "block sizes must be kept",

@@ -104,19 +104,29 @@ impl Server {
 
     /// `nbdkit` on a TCP port of the loopback interface.
     pub(crate) fn nbdkit_tcp(arguments: &[&str]) -> Self {
+        Self::on_tcp("nbdkit", &["-f", "-i", "127.0.0.1", "-p"], arguments)
+    }
+
+    /// `qemu-nbd` for one image, read-only, on a TCP port of the loopback interface.
+    pub(crate) fn qemu_nbd_tcp(arguments: &[&str]) -> Self {
+        Self::on_tcp("qemu-nbd", &["--persistent", "--read-only", "-b", "127.0.0.1", "-p"], arguments)
+    }
+
+    /// A tool whose first arguments want a port number behind them.
+    fn on_tcp(tool: &str, first: &[&str], arguments: &[&str]) -> Self {
         for _ in 0..10 {
             // The port was free a moment ago; somebody may take it first, hence the loop.
             let free = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
             let port = free.local_addr().expect("bound").port();
             drop(free);
             let number = port.to_string();
-            let arguments = [&["-f", "-i", "127.0.0.1", "-p", &number], arguments].concat();
+            let arguments = [first, &[&number], arguments].concat();
             let address = Address::Tcp { host: "localhost".to_owned(), port };
-            if let Ok(server) = Self::try_start("nbdkit", &arguments, address) {
+            if let Ok(server) = Self::try_start(tool, &arguments, address) {
                 return server;
             }
         }
-        panic!("nbdkit found no free port");
+        panic!("{tool} {arguments:?} does not start, on whatever port");
     }
 
     fn listens(&self) -> bool {
