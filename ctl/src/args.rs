@@ -21,7 +21,9 @@ Mount options (-o name=value,…; lists are joined by +):
   hold_limit=TIME      end the point in time after so long at the latest (never)
   disks=A+B            only these disks (all)
   foreign=ro|rw        may checkpoints that pullfs did not make be deleted (ro)
-  nbd=unix:PATH        use the machine's NBD server that already listens there
+  nbd=unix:PATH|HOST:PORT  use the machine's NBD server that already listens there
+  tls=DIR              certificates for TCP, and for the server of nbd= (ca-cert.pem, client-cert.pem, client-key.pem)
+  insecure             TCP without TLS is meant
   agent=PATH           the guest agent's socket, for --quiesce
   connections=N        NBD connections for each disk, at most (2)
   uid=N,gid=N,umask=N  who owns the files and what is taken from 0555 (the mounting user, 077)
@@ -90,7 +92,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct Mount {
-    /// The machine: qmp:PATH, its QMP socket
+    /// The machine: qmp:PATH, its QMP socket, or qmp:HOST:PORT with the mount option tls=
     pub(crate) source: String,
     /// An empty directory
     pub(crate) mount_point: PathBuf,
@@ -110,8 +112,11 @@ pub(crate) struct Mount {
 
 #[derive(Debug, Args)]
 pub(crate) struct Recover {
-    /// The machine, as it was mounted: qmp:PATH
+    /// The machine, as it was mounted: qmp:PATH or qmp:HOST:PORT
     pub(crate) source: String,
+    /// For HOST:PORT the mount options tls= or insecure
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    pub(crate) options: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -21,6 +21,7 @@ use pullfs_fs::recovery;
 use pullfs_fs::tree::inode::Inodes;
 use pullfs_fs::vm::Vm;
 use pullfs_fs::vm::qmp::ids::MountId;
+use pullfs_fs::vm::qmp::monitor::Monitor;
 use pullfs_fs::vm::qmp::{QmpVm, Settings};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -45,7 +46,7 @@ const SESSION_LIMIT: Duration = Duration::from_secs(5);
 /// What the daemon is to do.
 pub(crate) struct Task {
     pub(crate) source: String,
-    pub(crate) socket: PathBuf,
+    pub(crate) monitor: Monitor,
     /// Absolute, checked.
     pub(crate) mount_point: PathBuf,
     pub(crate) options: Options,
@@ -66,7 +67,9 @@ pub(crate) fn run(task: Task) -> Outcome {
     let mount_id = MountId::random();
     let runtime_dir = RuntimeDir::create(&mount_id)?;
     clean_up(&task.source)?;
-    let header = Header::new(mount_id.to_string(), task.source.clone(), task.mount_point.clone());
+    let Options { tls, insecure, .. } = &task.options;
+    let header = Header::new(mount_id.to_string(), task.source.clone(), task.mount_point.clone())
+        .reached_with(tls.clone(), *insecure);
     let journal = Journal::create(runtime_dir.path(), header)?;
     // These two keep the privileges that mounting and unmounting take.
     let recruit = Recruit::start(Path::new(SELF), runtime_dir.path(), task.announce)?;
@@ -227,7 +230,7 @@ fn settings(task: &Task, mount: &MountId, runtime_dir: &RuntimeDir) -> Settings 
     let options = &task.options;
     Settings {
         source: task.source.clone(),
-        socket: task.socket.clone(),
+        monitor: task.monitor.clone(),
         mount: mount.clone(),
         runtime_dir: runtime_dir.path().to_owned(),
         scratch_dir: options.scratch.clone(),
@@ -237,7 +240,11 @@ fn settings(task: &Task, mount: &MountId, runtime_dir: &RuntimeDir) -> Settings 
         fleece: options.fleece,
         server: options.nbd.clone(),
         quiesce: options.agent.as_ref().map(|agent| Quiesce::new(agent, SELF)),
-        nbd: nbd_pool::Config { connections: options.connections, ..nbd_pool::Config::default() },
+        nbd: nbd_pool::Config {
+            connections: options.connections,
+            tls: task.monitor.tls().cloned(),
+            ..nbd_pool::Config::default()
+        },
     }
 }
 

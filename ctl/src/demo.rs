@@ -10,6 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use pullfs_fs::vm::qmp::monitor::Monitor;
 use pullfs_fs::vm::qmp::transport::Qmp;
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -35,7 +36,7 @@ async fn show() -> Result<()> {
     shell("qemu-img create -q -f qcow2 vda.qcow2 64M")?;
     shell("qemu-img bitmap --add vda.qcow2 monday")?;
     let _machine = Machine::start()?;
-    let guest = Qmp::connect(Path::new("guest.qmp")).await?;
+    let guest = Qmp::connect(&Monitor::unix(Path::new("guest.qmp"))).await?;
     guest_writes(&guest, "write -P 0x11 0 8M").await?;
 
     say("\nIts disk as a file. Nothing happens in the machine until the first byte is read:");

@@ -1,13 +1,14 @@
 //! `pullfs mount`: starts a daemon in the background and waits until its mount answers; `-f` is that daemon.
 
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use pullfs_fs::fuse::mount::check_mount_point;
 use pullfs_fs::options::Options;
+use pullfs_fs::vm::qmp::monitor::{Endpoint, Monitor};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::args::Mount;
@@ -22,12 +23,13 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 pub(crate) fn run(arguments: &Mount) -> Outcome {
     let options = Options::parse(&arguments.options.join(",")).map_err(Failure::from)?;
-    let socket = source(&arguments.source)?;
+    let endpoint: Endpoint = arguments.source.parse()?;
+    let monitor = Monitor::new(endpoint, options.tls.as_deref(), options.insecure)?;
     let mount_point = check_mount_point(&arguments.mount_point).map_err(|error| Failure::from(error).of_mount())?;
     if arguments.foreground {
         let task = Task {
-            source: format!("qmp:{}", socket.display()),
-            socket,
+            source: monitor.endpoint().to_string(),
+            monitor,
             mount_point,
             options,
             announce: arguments.announce,
@@ -35,31 +37,17 @@ pub(crate) fn run(arguments: &Mount) -> Outcome {
         };
         return daemon::run(task).map_err(Failure::of_mount);
     }
-    background(arguments, &socket, &mount_point).map_err(Failure::of_mount)
+    background(arguments, monitor.endpoint(), &mount_point).map_err(Failure::of_mount)
 }
 
-/// The QMP socket of a source.
-pub(crate) fn source(source: &str) -> Outcome<PathBuf> {
-    let usage = |message: String| Failure::message(Code::Usage, message);
-    let Some(place) = source.strip_prefix("qmp:") else {
-        return Err(usage(format!("source {source}: it takes qmp:PATH, the path of the machine's QMP socket")));
-    };
-    if !place.contains('/') && place.contains(':') {
-        return Err(usage(format!("source {source}: QMP over TCP is not supported yet; use a unix socket")));
-    }
-    std::path::absolute(place).map_err(|error| usage(format!("source {source}: {error}")))
-}
-
-fn background(arguments: &Mount, socket: &Path, mount_point: &Path) -> Outcome {
+fn background(arguments: &Mount, endpoint: &Endpoint, mount_point: &Path) -> Outcome {
     let mut command = Command::new(std::env::current_exe().context("cannot find the program itself")?);
     command.args(["mount", "--foreground", "--announce"]);
     command.args(std::iter::repeat_n("-v", arguments.verbose.into()));
     for options in &arguments.options {
         command.args(["-o", options]);
     }
-    let mut source = std::ffi::OsString::from("qmp:");
-    source.push(socket);
-    command.arg("--").arg(source).arg(mount_point).stdin(Stdio::null()).stdout(Stdio::piped());
+    command.arg("--").arg(endpoint.to_string()).arg(mount_point).stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().context("cannot start the daemon")?;
     if announced(&mut child)? {
         return answers(mount_point).map_err(Failure::from);

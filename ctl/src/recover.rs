@@ -2,17 +2,20 @@
 
 use anyhow::Context;
 use pullfs_fs::error::Kind;
+use pullfs_fs::options::Options;
 use pullfs_fs::point::journal::Header;
 use pullfs_fs::recovery;
+use pullfs_fs::vm::qmp::monitor::{Endpoint, Monitor};
 use pullfs_fs::vm::qmp::recover::{connect, mounts_in};
 
 use crate::args::Recover;
 use crate::failure::{Code, Failure, Outcome};
-use crate::mount;
 
 pub(crate) fn run(arguments: &Recover) -> Outcome {
-    let socket = mount::source(&arguments.source)?;
-    let source = format!("qmp:{}", socket.display());
+    let endpoint: Endpoint = arguments.source.parse()?;
+    let Options { tls, insecure, .. } = Options::parse(&arguments.options.join(","))?;
+    let monitor = Monitor::new(endpoint, tls.as_deref(), insecure)?;
+    let source = monitor.endpoint().to_string();
     let (dead, living) = recovery::of_source(&recovery::state_dir(), &source)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the runtime")?;
@@ -29,7 +32,7 @@ pub(crate) fn run(arguments: &Recover) -> Outcome {
         return Err(lives(&source, mount));
     }
     let others = runtime.block_on(async {
-        match connect(&socket).await {
+        match connect(&monitor).await {
             Ok(qmp) => mounts_in(&qmp).await,
             // A machine that has ended has nothing left in it.
             Err(error) if error.kind() == Kind::Gone && !dead.is_empty() => Ok(Vec::new()),

@@ -92,6 +92,10 @@ pub struct Options {
     pub disks: Option<BTreeSet<String>>,
     /// An NBD server that already runs.
     pub nbd: Option<Address>,
+    /// A directory of certificates for connections over TCP, and to the server of `nbd`.
+    pub tls: Option<PathBuf>,
+    /// Whether TCP without TLS is meant.
+    pub insecure: bool,
     /// The guest agent's socket, for quiescing.
     pub agent: Option<PathBuf>,
     /// NBD connections for each disk, at most.
@@ -126,6 +130,8 @@ impl Default for Options {
             foreign: Foreign::default(),
             disks: None,
             nbd: None,
+            tls: None,
+            insecure: false,
             agent: None,
             connections: 2,
             uid: None,
@@ -151,6 +157,18 @@ impl Options {
                 None => options.flag(&option)?,
             }
         }
+        if let Some(address @ Address::Tcp { .. }) = &options.nbd
+            && options.tls.is_none()
+            && !options.insecure
+        {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!(
+                    "mount option nbd={address} is over TCP, where everybody on the way reads the disks: give \
+                     certificates with tls=DIR, or insecure if nobody else is on this network"
+                ),
+            ));
+        }
         Ok(options)
     }
 
@@ -161,6 +179,7 @@ impl Options {
             "allow_other" => self.allow_other = true,
             "read_once" => self.read_once = true,
             "core_dumps" => self.core_dumps = true,
+            "insecure" => self.insecure = true,
             _ => return Err(unknown(name)),
         }
         Ok(())
@@ -212,10 +231,12 @@ impl Options {
                 }
                 self.disks = Some(names);
             }
-            "nbd" => match value.strip_prefix("unix:") {
-                Some(path) if path.starts_with('/') => self.nbd = Some(Address::Unix(PathBuf::from(path))),
-                _ => return Err(bad(name, value, "unix:PATH, the socket of the machine's NBD server")),
-            },
+            "nbd" => {
+                let takes = "unix:PATH or HOST:PORT, where the machine's NBD server listens";
+                self.nbd = Some(nbd(value).ok_or_else(|| bad(name, value, takes))?);
+            }
+            "tls" if value.starts_with('/') => self.tls = Some(PathBuf::from(value)),
+            "tls" => return Err(bad(name, value, "the absolute path of a directory of certificates")),
             "agent" if value.starts_with('/') => self.agent = Some(PathBuf::from(value)),
             "agent" => return Err(bad(name, value, "the absolute path of the guest agent's socket")),
             "sandbox" => {
@@ -257,6 +278,13 @@ fn split(text: &str) -> Vec<String> {
     }
     options.retain(|option| !option.is_empty());
     options
+}
+
+fn nbd(value: &str) -> Option<Address> {
+    match value.strip_prefix("unix:") {
+        Some(path) => path.starts_with('/').then(|| Address::Unix(PathBuf::from(path))),
+        None => Address::tcp(value.strip_prefix("tcp:").unwrap_or(value)),
+    }
 }
 
 fn formats(value: &str) -> Result<Formats> {
@@ -347,6 +375,9 @@ mod tests {
             ("speed=11", "no mount option speed"),
             ("disks=", "names of disks"),
             ("nbd=tcp:1", "unix:PATH"),
+            ("nbd=vm:0,insecure", "HOST:PORT"),
+            ("nbd=vm:10809", "tls=DIR"),
+            ("tls=pki", "absolute path"),
             ("formats=vmdk", "joined by +"),
             ("cluster_size=3K", "power of two"),
             ("fleece=sheep", "job, backing or filter"),
@@ -360,6 +391,15 @@ mod tests {
             assert_eq!(error.kind(), Kind::Invalid);
             assert!(error.to_string().contains(word), "{error}");
         }
+    }
+
+    #[test]
+    fn tcp_is_with_tls_or_meant_to_be_without() {
+        let nbd = |text: &str| Options::parse(text).unwrap().nbd.unwrap().to_string();
+        assert_eq!(nbd("nbd=vm:10809,tls=/etc/pki/vm"), "vm:10809");
+        assert_eq!(nbd("insecure,nbd=tcp:127.0.0.1:10809"), "127.0.0.1:10809");
+        assert_eq!(nbd("nbd=[::1]:10809,insecure"), "[::1]:10809");
+        assert_eq!(nbd("nbd=unix:/run/nbd"), "unix:/run/nbd");
     }
 
     proptest! {

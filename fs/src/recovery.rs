@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use crate::error::{Error, Kind, Result, chain};
 use crate::fuse::mount::detach_dead;
 use crate::point::journal::{Header, Journal};
+use crate::vm::qmp::monitor::Monitor;
 use crate::vm::qmp::recover::{Remains, connect};
 use crate::vm::qmp::transport::Qmp;
 
@@ -82,19 +83,20 @@ impl Dead {
         if self.remains.is_empty() {
             return Ok(());
         }
-        match connect_to(&self.header.source).await? {
+        match connect_to(&self.header).await? {
             Some(qmp) => self.remains.undo(&qmp).await,
             None => self.remains.undo_without_machine(),
         }
     }
 }
 
-/// A connection to the machine of a source; none if it does not run any more.
-async fn connect_to(source: &str) -> Result<Option<Qmp>> {
-    let socket = source.strip_prefix("qmp:").unwrap_or(source);
-    match connect(Path::new(socket)).await {
+/// A connection to the machine of a mount; none if it does not run any more. A port of another host where nobody listens
+/// may as well be a firewall's doing.
+async fn connect_to(header: &Header) -> Result<Option<Qmp>> {
+    let monitor = Monitor::new(header.source.parse()?, header.tls.as_deref(), header.insecure)?;
+    match connect(&monitor).await {
         Ok(qmp) => Ok(Some(qmp)),
-        Err(error) if is_absent(&error) => Ok(None),
+        Err(error) if monitor.endpoint().is_of_this_host() && is_absent(&error) => Ok(None),
         Err(error) => Err(error),
     }
 }

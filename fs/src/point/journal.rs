@@ -45,12 +45,25 @@ pub struct Header {
     pub mount_point: PathBuf,
     /// The process that keeps the journal.
     pub pid: u32,
+    /// The certificates that the machine's monitor is reached with, over TCP.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<PathBuf>,
+    /// Whether it may be reached over TCP without any.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub insecure: bool,
 }
 
 impl Header {
     /// The header of a mount by this process.
     pub fn new(mount: String, source: String, mount_point: PathBuf) -> Self {
-        Self { version: VERSION, mount, source, mount_point, pid: std::process::id() }
+        let pid = std::process::id();
+        Self { version: VERSION, mount, source, mount_point, pid, tls: None, insecure: false }
+    }
+
+    /// The same of a mount that has these options: whoever cleans up goes the same way to the machine.
+    #[must_use]
+    pub fn reached_with(self, tls: Option<PathBuf>, insecure: bool) -> Self {
+        Self { tls, insecure, ..self }
     }
 }
 

@@ -98,7 +98,7 @@ pub(super) async fn detect(qmp: &Qmp, wanted: options::Fleece) -> Result<Abiliti
         version,
         fleece: choose(version, knows_driver(&schema, "snapshot-access"), wanted)?,
         breaks: takes(&schema, "blockdev-backup", "on-cbw-error"),
-        descriptors: takes_descriptors(&commands),
+        descriptors: takes_descriptors(qmp, &commands),
         iothreads: version >= IOTHREADS,
         name,
     })
@@ -109,8 +109,8 @@ async fn commands(qmp: &Qmp) -> Result<BTreeSet<String>> {
     Ok(commands.into_iter().map(|command| command.name).collect())
 }
 
-fn takes_descriptors(commands: &BTreeSet<String>) -> bool {
-    ["add-fd", "getfd", "query-fdsets"].iter().all(|name| commands.contains(*name))
+fn takes_descriptors(qmp: &Qmp, commands: &BTreeSet<String>) -> bool {
+    qmp.passes_descriptors() && ["add-fd", "getfd", "query-fdsets"].iter().all(|name| commands.contains(*name))
 }
 
 /// Whether the monitor takes descriptors.
@@ -118,7 +118,7 @@ fn takes_descriptors(commands: &BTreeSet<String>) -> bool {
 /// # Errors
 /// When QEMU does not answer.
 pub(super) async fn has_descriptors(qmp: &Qmp) -> Result<bool> {
-    Ok(takes_descriptors(&commands(qmp).await?))
+    Ok(takes_descriptors(qmp, &commands(qmp).await?))
 }
 
 /// QEMU's version.

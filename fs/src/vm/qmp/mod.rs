@@ -7,11 +7,13 @@
 //! died has left.
 
 mod bitmaps;
+mod by_path;
 mod checkpoint;
 mod detect;
 mod graph;
 pub mod ids;
 mod inventory;
+pub mod monitor;
 mod note;
 pub mod recover;
 mod room;
@@ -36,6 +38,7 @@ use tokio::sync::broadcast;
 
 use self::detect::Abilities;
 use self::ids::{DiskIds, MountId, Role};
+use self::monitor::Monitor;
 use self::session::Session;
 use self::steps::{Frozen, Keeping, Places, Plan, PlannedDisk};
 use self::transport::Qmp;
@@ -58,8 +61,8 @@ use crate::quiesce::Quiesce;
 pub struct Settings {
     /// The source as the user gave it.
     pub source: String,
-    /// The QMP socket.
-    pub socket: PathBuf,
+    /// Its monitor.
+    pub monitor: Monitor,
     /// Which mount this is.
     pub mount: MountId,
     /// A directory of this mount alone, mode 0700.
@@ -78,7 +81,8 @@ pub struct Settings {
     pub server: Option<Address>,
     /// How the guest is quiesced, where that is possible.
     pub quiesce: Option<Quiesce>,
-    /// Bounds of the NBD connections.
+    /// Bounds of the NBD connections. TLS is for a server that is there already; the one of a point in time is ours, on
+    /// a unix socket in a directory of ours.
     pub nbd: nbd_pool::Config,
 }
 
@@ -110,7 +114,7 @@ impl QmpVm {
     /// # Errors
     /// When it cannot be reached, or cannot be backed up safely.
     pub async fn connect(settings: Settings, journal: Option<Journal>) -> Result<Self> {
-        let qmp = Qmp::connect(&settings.socket).await?;
+        let qmp = Qmp::connect(&settings.monitor).await?;
         let able = detect::detect(&qmp, settings.fleece).await?;
         let (events, _) = broadcast::channel(MAX_EVENTS);
         let session = Session { qmp: qmp.clone() };
@@ -257,12 +261,12 @@ impl QmpVm {
 
     /// `disk` is what `planned` was made of.
     fn view(&self, planned: &PlannedDisk, disk: &Disk) -> TakenDisk {
-        let own = || Address::Unix(self.socket());
-        let export = Export {
-            address: self.settings.server.clone().unwrap_or_else(own),
-            name: planned.ids.of(Role::Point),
-            config: self.settings.nbd.clone(),
+        let config = self.settings.nbd.clone();
+        let (address, config) = match &self.settings.server {
+            Some(server) => (server.clone(), config),
+            None => (Address::Unix(self.socket()), nbd_pool::Config { tls: None, ..config }),
         };
+        let export = Export { address, name: planned.ids.of(Role::Point), config };
         let name = |checkpoint: &Arc<str>| planned.frozen.iter().find(|frozen| frozen.checkpoint == *checkpoint);
         let usable = disk.bitmaps.iter().filter(|(_, bitmap)| bitmap.unusable.is_none());
         let frozen = usable.map(|(checkpoint, bitmap)| {

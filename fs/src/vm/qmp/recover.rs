@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep};
 
 use super::detect::has_descriptors;
 use super::ids::PREFIX;
+use super::monitor::Monitor;
 use super::session::Session;
 use super::transport::Qmp;
 use super::undo::{Context, Leftover};
@@ -74,10 +75,10 @@ impl Remains {
 ///
 /// # Errors
 /// As [`Qmp::connect`].
-pub async fn connect(socket: &std::path::Path) -> Result<Qmp> {
+pub async fn connect(monitor: &Monitor) -> Result<Qmp> {
     let deadline = Instant::now() + BUSY_LIMIT;
     loop {
-        match Qmp::connect(socket).await {
+        match Qmp::connect(monitor).await {
             Err(error) if error.kind() == Kind::Busy && Instant::now() < deadline => sleep(PAUSE).await,
             other => return other,
         }

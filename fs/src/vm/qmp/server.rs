@@ -13,6 +13,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::UnixStream;
 use tokio::time::timeout;
 
+use super::by_path;
 use super::session::Session;
 use super::transport::refused;
 use super::undo::remove_socket;
@@ -34,7 +35,8 @@ pub(super) async fn start(session: &Session, descriptors: bool, socket: &Path, n
         let path = socket
             .to_str()
             .ok_or_else(|| Error::new(Kind::Invalid, format!("{} is not UTF-8, which QEMU needs", socket.display())))?;
-        session.start_server(json!({"type": "unix", "data": {"path": path}})).await
+        let started = session.start_server(json!({"type": "unix", "data": {"path": path}})).await;
+        started.map_err(|error| by_path::explain(error, socket))
     };
     // A server that QEMU refused to start is somebody else's.
     if started.as_ref().is_err_and(|error| refused(error).is_some()) {

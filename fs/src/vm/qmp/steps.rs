@@ -25,6 +25,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
+use super::by_path;
 use super::ids::{DiskIds, Role};
 use super::server;
 use super::transport::refused;
@@ -312,7 +313,7 @@ async fn add_file(context: &Context, dir: &Path, ids: &DiskIds) -> Result<()> {
     context.files().insert(node.clone(), file);
     let added = context.session.add_node(open(name.to_owned())).await;
     remove_scratch(&place)?;
-    added
+    added.map_err(|error| by_path::explain(error, &path))
 }
 
 fn scratch(disk: &PlannedDisk, fleece: Fleece) -> Value {

@@ -1,4 +1,4 @@
-//! A QMP connection: lines of JSON over a unix socket.
+//! A QMP connection: lines of JSON over a unix socket, which takes descriptors as well, or over TCP, with TLS or without.
 //!
 //! One task owns the connection and all that is in flight on it; callers send it requests and wait outside, so giving
 //! up on an answer never harms the connection. A second task cuts the stream into lines. When the stream ends, all
@@ -14,10 +14,10 @@
 mod connection;
 #[cfg(test)]
 mod tests;
+mod writer;
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -25,9 +25,10 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::timeout;
 
 use self::connection::Connection;
+use super::monitor::Monitor;
 use crate::error::{Error, Kind, Result};
 
-/// How long QEMU may take to greet. It greets at once unless another client has the socket.
+/// How long QEMU may take to greet, and to each step before that. It greets at once unless another client has the socket.
 pub const GREETING_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long the answer to a command may take; QEMU waits for the guest's I/O in some.
@@ -74,26 +75,33 @@ struct Request {
 pub struct Qmp {
     requests: mpsc::Sender<Request>,
     messages: broadcast::Sender<Message>,
+    descriptors: bool,
 }
 
 impl Qmp {
     /// Connects, waits for the greeting and leaves negotiation mode.
     ///
     /// # Errors
-    /// [`Kind::Busy`] when nobody greets in time, [`Kind::Gone`] when nobody listens.
-    pub async fn connect(path: &Path) -> Result<Self> {
+    /// [`Kind::Busy`] when nobody greets in time, [`Kind::Gone`] when nobody listens, [`Kind::Denied`] when TLS shows
+    /// that it is somebody else, or that we are not wanted.
+    pub async fn connect(monitor: &Monitor) -> Result<Self> {
         let (messages, _) = broadcast::channel(MAX_EVENTS);
         let (requests, inbox) = mpsc::channel(MAX_QUEUED);
-        let connection = Connection::open(path).await?;
+        let connection = Connection::open(monitor).await?;
         let driver = Driver {
-            path: path.to_owned(),
+            monitor: monitor.clone(),
             messages: messages.clone(),
             waiting: HashMap::new(),
             next_id: 1,
             connection: Some(connection),
         };
         tokio::spawn(driver.run(inbox));
-        Ok(Self { requests, messages })
+        Ok(Self { requests, messages, descriptors: monitor.passes_descriptors() })
+    }
+
+    /// Whether [`Qmp::execute_with`] is possible.
+    pub fn passes_descriptors(&self) -> bool {
+        self.descriptors
     }
 
     /// Sends a command and waits for its answer at most [`COMMAND_LIMIT`].
@@ -107,7 +115,7 @@ impl Qmp {
     /// The same with a descriptor that travels beside the command (`add-fd`, `getfd`).
     ///
     /// # Errors
-    /// As [`Qmp::execute`].
+    /// As [`Qmp::execute`]; the connection ends if it is one that takes no descriptors.
     pub async fn execute_with(&self, name: &str, arguments: Value, descriptor: OwnedFd) -> Result<Value> {
         self.send(name, arguments, Some(descriptor)).await
     }
@@ -148,7 +156,7 @@ pub fn refused(error: &Error) -> Option<&Refusal> {
 }
 
 struct Driver {
-    path: PathBuf,
+    monitor: Monitor,
     messages: broadcast::Sender<Message>,
     waiting: HashMap<u64, oneshot::Sender<Result<Value>>>,
     next_id: u64,
@@ -179,7 +187,7 @@ impl Driver {
     }
 
     async fn reconnect_and_serve(&mut self, request: Request) {
-        match Connection::open(&self.path).await {
+        match Connection::open(&self.monitor).await {
             Ok(connection) => {
                 self.connection = Some(connection);
                 self.serve(request).await;
@@ -191,7 +199,7 @@ impl Driver {
     }
 
     async fn serve(&mut self, request: Request) {
-        let Some(connection) = &self.connection else { return };
+        let Some(connection) = &mut self.connection else { return };
         let id = self.next_id;
         self.next_id += 1;
         self.waiting.retain(|_, reply| !reply.is_closed());

@@ -1,47 +1,92 @@
-//! One connection to a QMP socket: the greeting, lines in, lines and descriptors out.
+//! One connection to a monitor: the greeting, lines in, lines and descriptors out.
 
-use std::io::{self, IoSlice};
-use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
-use std::path::Path;
-use std::sync::Arc;
+use std::io;
+use std::os::fd::OwnedFd;
+use std::time::Duration;
 
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use rustix::net::sockopt;
 use serde_json::{Value, json};
-use tokio::io::Interest;
-use tokio::net::UnixStream;
+use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::writer::Writer;
 use super::{COMMAND_LIMIT, GREETING_LIMIT};
 use crate::error::{Error, Kind, Result};
+use crate::vm::qmp::monitor::{Endpoint, Monitor};
 
 /// Longest line taken from QEMU, in bytes. The schema has 240 KB; a machine with many disks and bitmaps has more.
 const MAX_LINE: usize = 64 << 20;
 
+/// A host that is gone without a word is noticed after this much silence, and so many questions left unanswered.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
+const KEEPALIVE_PAUSE: Duration = Duration::from_secs(5);
+const KEEPALIVE_QUESTIONS: u32 = 3;
+
 /// A connection after negotiation.
 pub(super) struct Connection {
-    stream: Arc<UnixStream>,
+    writer: Writer,
     lines: mpsc::Receiver<io::Result<Vec<u8>>>,
 }
 
 impl Connection {
     /// Connects, waits for the greeting and leaves negotiation mode.
-    pub(super) async fn open(path: &Path) -> Result<Self> {
-        let shown = path.display();
-        let stream = timeout(GREETING_LIMIT, UnixStream::connect(path))
-            .await
-            .map_err(|_| busy(path))?
-            .map_err(|error| unreachable_socket(path, error))?;
-        let stream = Arc::new(stream);
+    pub(super) async fn open(monitor: &Monitor) -> Result<Self> {
+        let endpoint = monitor.endpoint();
+        let mut connection = match endpoint {
+            Endpoint::Unix(path) => {
+                // The queue of a listening socket is full when others wait there already.
+                let stream = timeout(GREETING_LIMIT, UnixStream::connect(path))
+                    .await
+                    .map_err(|_| busy(monitor))?
+                    .map_err(|error| cannot_reach(endpoint, error))?;
+                let (reader, writer) = stream.into_split();
+                Self::over(reader, Writer::Unix(writer))
+            }
+            Endpoint::Tcp { host, port } => {
+                let stream = timeout(GREETING_LIMIT, TcpStream::connect((host.as_str(), *port)))
+                    .await
+                    .map_err(|_| {
+                        let limit = GREETING_LIMIT.as_secs();
+                        Error::new(Kind::Gone, format!("cannot reach {endpoint}: no answer within {limit} s"))
+                    })?
+                    .and_then(|stream| tune(&stream).map(|()| stream))
+                    .map_err(|error| cannot_reach(endpoint, error))?;
+                Box::pin(Self::over_tcp(stream, monitor, host)).await?
+            }
+        };
+        match timeout(GREETING_LIMIT, connection.negotiate()).await {
+            Ok(Ok(())) => Ok(connection),
+            Ok(Err(error)) => Err(unfriendly(monitor, error)),
+            Err(_) => Err(busy(monitor)),
+        }
+    }
+
+    async fn over_tcp(stream: TcpStream, monitor: &Monitor, host: &str) -> Result<Self> {
+        let Some(tls) = monitor.tls() else {
+            let (reader, writer) = stream.into_split();
+            return Ok(Self::over(reader, Writer::Tcp(writer)));
+        };
+        let stream = timeout(GREETING_LIMIT, tls.protect(stream, host)).await.map_err(|_| busy(monitor))?;
+        let stream = stream.map_err(|error| {
+            let kind = match error.kind() {
+                nbd_pool::ErrorKind::Untrusted | nbd_pool::ErrorKind::Refused => Kind::Denied,
+                _ => Kind::Gone,
+            };
+            Error::with_source(kind, format!("cannot reach {} over TLS", monitor.endpoint()), error)
+        })?;
+        let (reader, writer) = tokio::io::split(stream);
+        Ok(Self::over(reader, Writer::Tls(writer)))
+    }
+
+    fn over<R>(reader: R, writer: Writer) -> Self
+    where
+        R: AsyncRead + Unpin + Send + 'static,
+    {
         let (give, lines) = mpsc::channel(16);
-        tokio::spawn(cut_lines(stream.clone(), give));
-        let mut connection = Self { stream, lines };
-        timeout(GREETING_LIMIT, connection.negotiate())
-            .await
-            .map_err(|_| busy(path))?
-            .map_err(|error| error.context(format!("{shown} does not speak QMP")))?;
-        Ok(connection)
+        tokio::spawn(cut_lines(reader, give));
+        Self { writer, lines }
     }
 
     async fn negotiate(&mut self) -> Result<()> {
@@ -72,72 +117,71 @@ impl Connection {
     }
 
     /// Sends a command, and a descriptor beside it.
-    pub(super) async fn write(&self, command: &Value, descriptor: Option<OwnedFd>) -> Result<()> {
+    pub(super) async fn write(&mut self, command: &Value, descriptor: Option<OwnedFd>) -> Result<()> {
         let mut line = command.to_string().into_bytes();
         line.push(b'\n');
-        let sent = timeout(COMMAND_LIMIT, send_all(&self.stream, &line, descriptor)).await;
+        let sent = timeout(COMMAND_LIMIT, self.writer.send(&line, descriptor)).await;
         sent.map_err(|_| Error::new(Kind::Timeout, "QEMU does not read its QMP socket"))?
             .map_err(|error| Error::with_source(Kind::Gone, "cannot write to the QMP socket", error))
     }
 }
 
-fn busy(path: &Path) -> Error {
+/// Commands are small and waited for; events may be far apart, and their end must be noticed all the same.
+fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, KEEPALIVE_IDLE)?;
+    sockopt::set_tcp_keepintvl(stream, KEEPALIVE_PAUSE)?;
+    sockopt::set_tcp_keepcnt(stream, KEEPALIVE_QUESTIONS)?;
+    Ok(())
+}
+
+fn busy(monitor: &Monitor) -> Error {
+    let plain = matches!(monitor.endpoint(), Endpoint::Tcp { .. }) && monitor.tls().is_none();
+    let tls = if plain { " (or it waits for TLS: then the mount option tls= is needed)" } else { "" };
     Error::new(
         Kind::Busy,
         format!(
-            "no greeting from {} within {} s: QEMU serves one client per QMP socket, and another one has this; \
+            "no greeting from {} within {} s: QEMU serves one client per QMP socket, and another one has this{tls}; \
              give the machine a QMP socket for pullfs alone",
-            path.display(),
+            monitor.endpoint(),
             GREETING_LIMIT.as_secs()
         ),
     )
 }
 
-fn unreachable_socket(path: &Path, error: io::Error) -> Error {
+fn cannot_reach(endpoint: &Endpoint, error: io::Error) -> Error {
     let what = match error.kind() {
         io::ErrorKind::NotFound => "there is no such socket",
         io::ErrorKind::ConnectionRefused => "nobody listens there; does the machine run?",
         io::ErrorKind::PermissionDenied => "this user may not connect to it",
         _ => "connecting failed",
     };
-    Error::with_source(Kind::Gone, format!("cannot reach the QMP socket {}: {what}", path.display()), error)
+    Error::with_source(Kind::Gone, format!("cannot reach {endpoint}: {what}"), error)
 }
 
-async fn send_all(stream: &UnixStream, mut bytes: &[u8], descriptor: Option<OwnedFd>) -> io::Result<()> {
-    while !bytes.is_empty() {
-        let sent = stream
-            .async_io(Interest::WRITABLE, || {
-                let fds = descriptor.as_ref().map(AsFd::as_fd);
-                let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
-                let mut control = SendAncillaryBuffer::new(&mut space);
-                if let Some(fd) = &fds {
-                    control.push(SendAncillaryMessage::ScmRights(std::slice::from_ref(fd)));
-                }
-                let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
-                Ok(rustix::net::sendmsg(stream, &[IoSlice::new(bytes)], &mut control, flags)?)
-            })
-            .await?;
-        bytes = &bytes[sent..];
-        if sent > 0 && descriptor.is_some() {
-            // The descriptor travelled with the first byte; it must not travel twice.
-            return Box::pin(send_all(stream, bytes, None)).await;
+/// Explains why nothing came of a connection. A server learns who its client is only after the client's part of the TLS
+/// handshake is over, and says no by leaving.
+fn unfriendly(monitor: &Monitor, error: Error) -> Error {
+    match (monitor.endpoint(), monitor.tls()) {
+        (endpoint @ Endpoint::Tcp { .. }, Some(tls)) if error.kind() == Kind::Gone => {
+            error.context(format!("cannot reach {endpoint} over TLS: {}", tls.rejected()))
         }
+        (endpoint, _) => error.context(format!("{endpoint} does not speak QMP")),
     }
-    Ok(())
 }
 
-async fn cut_lines(stream: Arc<UnixStream>, give: mpsc::Sender<io::Result<Vec<u8>>>) {
+async fn cut_lines<R: AsyncRead + Unpin>(mut reader: R, give: mpsc::Sender<io::Result<Vec<u8>>>) {
     let mut line = Vec::new();
     let mut chunk = vec![0; 64 << 10];
     loop {
-        let ready = tokio::select! {
-            ready = stream.readable() => ready,
+        let got = tokio::select! {
+            got = reader.read(&mut chunk) => got,
             () = give.closed() => return,
         };
-        let got = match ready.and_then(|()| stream.try_read(&mut chunk)) {
+        let got = match got {
             Ok(0) => return,
             Ok(got) => got,
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => {
                 // The driver may be gone already; then nobody needs to know.
                 give.send(Err(error)).await.ok();

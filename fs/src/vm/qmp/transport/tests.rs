@@ -1,6 +1,8 @@
-//! The transport against a scripted QEMU.
+//! The transport against a scripted QEMU. TLS is shown by real ones (`tests/tests/it/tls.rs`).
 
-use std::path::PathBuf;
+mod tcp;
+
+use std::path::Path;
 use std::time::Instant;
 
 use tempfile::TempDir;
@@ -13,7 +15,7 @@ const GREETING: &[u8] = b"{\"QMP\": {\"version\": {}, \"capabilities\": []}}\n";
 
 struct Script {
     listener: UnixListener,
-    path: PathBuf,
+    monitor: Monitor,
     _dir: TempDir,
 }
 
@@ -24,7 +26,7 @@ impl Script {
     fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("qmp");
-        Self { listener: UnixListener::bind(&path).unwrap(), path, _dir: dir }
+        Self { listener: UnixListener::bind(&path).unwrap(), monitor: Monitor::unix(&path), _dir: dir }
     }
 
     /// Accepts, greets and negotiates.
@@ -38,7 +40,7 @@ impl Script {
     }
 
     async fn connected(&self) -> (Qmp, Peer) {
-        let (qmp, peer) = tokio::join!(Qmp::connect(&self.path), self.accept());
+        let (qmp, peer) = tokio::join!(Qmp::connect(&self.monitor), self.accept());
         (qmp.unwrap(), peer)
     }
 }
@@ -163,7 +165,7 @@ async fn what_greets_otherwise_is_no_qmp_socket() {
         stream.write_all(b"{\"hello\": 1}\n").await.unwrap();
         stream
     };
-    let (outcome, _stream) = tokio::join!(Qmp::connect(&script.path), server);
+    let (outcome, _stream) = tokio::join!(Qmp::connect(&script.monitor), server);
     assert!(crate::error::chain(&outcome.err().unwrap()).contains("does not speak QMP"));
 }
 
@@ -171,7 +173,7 @@ async fn what_greets_otherwise_is_no_qmp_socket() {
 async fn a_socket_in_use_is_named_for_what_it_is() {
     let script = Script::new();
     let began = Instant::now();
-    let error = Qmp::connect(&script.path).await.err().unwrap();
+    let error = Qmp::connect(&script.monitor).await.err().unwrap();
     assert_eq!(error.kind(), Kind::Busy);
     assert!(error.to_string().contains("one client per QMP socket"), "{error}");
     assert!(began.elapsed() < GREETING_LIMIT, "virtual time");
@@ -179,7 +181,7 @@ async fn a_socket_in_use_is_named_for_what_it_is() {
 
 #[tokio::test]
 async fn a_missing_socket_is_gone_at_once() {
-    let error = Qmp::connect(std::path::Path::new("/nonexistent/qmp")).await.err().unwrap();
+    let error = Qmp::connect(&Monitor::unix(Path::new("/nonexistent/qmp"))).await.err().unwrap();
     assert_eq!(error.kind(), Kind::Gone);
     assert!(error.to_string().contains("no such socket"));
 }
