@@ -38,4 +38,5 @@ mod read_once;
 mod refusals;
 mod sync;
 mod systemd;
+mod tls;
 mod trimmed;
