@@ -4,7 +4,7 @@
 # suite, QEMU 7.2 is unpacked beside it: tests/setup/packages.sh and tests/setup/qemu-old.sh.
 PACKAGES_BUILD = gcc libc6-dev
 PACKAGES_DEMO  = $(PACKAGES_BUILD) fuse3 e2fsprogs busybox-static kmod cpio xz-utils python3
-PACKAGES_TEST  = $(PACKAGES_DEMO) attr libnbd-bin nbdkit strace systemd
+PACKAGES_TEST  = $(PACKAGES_DEMO) attr libnbd-bin nbdkit openssl strace systemd
 
 PREFIX  = /usr/local
 DESTDIR =

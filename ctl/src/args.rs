@@ -22,7 +22,7 @@ Mount options (-o name=value,…; lists are joined by +):
   disks=A+B            only these disks (all)
   foreign=ro|rw        may checkpoints that pullfs did not make be deleted (ro)
   nbd=unix:PATH|HOST:PORT  use the machine's NBD server that already listens there
-  tls=DIR              certificates for TCP, and for the server of nbd= (ca-cert.pem, client-cert.pem, client-key.pem)
+  tls=DIR              certificates for TCP, and for the server of nbd= (docs/tls.md)
   insecure             TCP without TLS is meant
   agent=PATH           the guest agent's socket, for --quiesce
   connections=N        NBD connections for each disk, at most (2)

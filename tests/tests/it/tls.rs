@@ -4,6 +4,7 @@
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use nbd_pool::testing::pki::{Authority, LOOPBACK};
 use pullfs_tests::disk::Disk;
@@ -13,7 +14,7 @@ use pullfs_tests::machine::{MIB, Machine};
 use pullfs_tests::mount::{self, Mount, MountPoint};
 use pullfs_tests::oracle;
 use pullfs_tests::process::ok;
-use pullfs_tests::tools::tool;
+use pullfs_tests::tools::{tool, workspace};
 use rustix::io::Errno;
 use serde_json::json;
 use tempfile::TempDir;
@@ -45,6 +46,11 @@ impl Scene {
         let ca = Authority::new("CA");
         ca.server(&dir.path().join("server"), &LOOPBACK).expect("written");
         ca.client(&dir.path().join("client")).expect("written");
+        Self::with_certificates(dir, ca, flavor, port, arguments)
+    }
+
+    #[track_caller]
+    fn with_certificates(dir: TempDir, ca: Authority, flavor: Flavor, port: Port, arguments: &[&str]) -> Self {
         let server = dir.path().join("server");
         let [option, monitor, object] = match flavor {
             Flavor::Daemon => ["--chardev", "--monitor", "--object"],
@@ -259,6 +265,24 @@ fn a_qemu_of_another_user(flavor: Flavor) {
     scene.reads_right(&mount);
     assert!(mount.unmount().success());
     assert_eq!(Leftovers::of(&scene.machine), nothing);
+}
+
+on!(certificates_as_the_manual_makes_them: new = New, old = Old);
+fn certificates_as_the_manual_makes_them(flavor: Flavor) {
+    let manual = fs::read_to_string(workspace().join("docs/tls.md")).expect("the manual");
+    let (_, rest) = manual.split_once("```sh\n").expect("commands");
+    let (commands, rest) = rest.split_once("```\n").expect("their end");
+    assert!(!rest.contains("```"), "commands that no test runs");
+    let dir = tempfile::Builder::new().prefix("pullfs-pki-").tempdir().expect("a temporary directory");
+    ok(Command::new("sh").args(["-euc", commands]).current_dir(dir.path()));
+    let mut scene = Scene::with_certificates(dir, Authority::new("not used"), flavor, Port::Tls, &[]);
+    let nbd = scene.start_nbd(Port::Tls);
+    let source = scene.source().replace("127.0.0.1", "localhost");
+    let mount = Mount::source(&source, &format!("{nbd},{}", scene.tls("client")));
+    scene.reads_right(&mount);
+    assert!(mount.unmount().success());
+    let log = scene.machine.server().log();
+    assert!(!log.contains("warning"), "QEMU has something against them: {log}");
 }
 
 #[track_caller]
