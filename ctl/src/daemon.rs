@@ -21,7 +21,7 @@ use pullfs_fs::recovery;
 use pullfs_fs::tree::inode::Inodes;
 use pullfs_fs::vm::Vm;
 use pullfs_fs::vm::qmp::ids::MountId;
-use pullfs_fs::vm::qmp::monitor::Monitor;
+use pullfs_fs::vm::qmp::monitor::{Endpoint, Monitor};
 use pullfs_fs::vm::qmp::{QmpVm, Settings};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
@@ -74,7 +74,7 @@ pub(crate) fn run(task: Task) -> Outcome {
     // These two keep the privileges that mounting and unmounting take.
     let recruit = Recruit::start(Path::new(SELF), runtime_dir.path(), task.announce)?;
     let mounter = Mounter::start()?;
-    let sandbox = harden::apply(&needs(&task.options, &runtime_dir))?;
+    let sandbox = harden::apply(&needs(&task, &runtime_dir))?;
     let start = Start { mount_id, runtime_dir, journal, recruit, mounter, sandbox };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -213,14 +213,20 @@ async fn live(task: Task, start: Start) -> Outcome {
     }
 }
 
-fn needs<'a>(options: &'a Options, runtime_dir: &'a RuntimeDir) -> Needs<'a> {
+fn needs<'a>(task: &'a Task, runtime_dir: &'a RuntimeDir) -> Needs<'a> {
+    let options = &task.options;
+    let monitor = match task.monitor.endpoint() {
+        Endpoint::Tcp { port, .. } => Some(*port),
+        Endpoint::Unix(_) => None,
+    };
+    let server = match &options.nbd {
+        Some(Address::Tcp { port, .. }) => Some(*port),
+        Some(Address::Unix(_)) | None => None,
+    };
     Needs {
         runtime: runtime_dir.base(),
         scratch: &options.scratch,
-        ports: match &options.nbd {
-            Some(Address::Tcp { port, .. }) => std::slice::from_ref(port),
-            Some(Address::Unix(_)) | None => &[],
-        },
+        ports: monitor.into_iter().chain(server).collect(),
         core_dumps: options.core_dumps,
         sandbox: options.sandbox,
     }

@@ -65,6 +65,7 @@ const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// All mount options with their defaults.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a mount option")]
 pub struct Options {
     /// Which files appear.
     pub formats: Formats,

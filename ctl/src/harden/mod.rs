@@ -37,7 +37,7 @@ pub(crate) struct Needs<'a> {
     /// Where scratch files are made.
     pub(crate) scratch: &'a Path,
     /// TCP ports it connects to.
-    pub(crate) ports: &'a [u16],
+    pub(crate) ports: Vec<u16>,
     /// Whether it may leave core dumps, which hold data of the guest.
     pub(crate) core_dumps: bool,
     /// Whether privileges are given up at all.

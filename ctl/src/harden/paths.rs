@@ -16,6 +16,13 @@ use super::Needs;
 /// those that it knows.
 const TESTED: ABI = ABI::V6;
 
+/// Asked for the address of a host whose port is connected to; over TCP where an answer is long.
+const DNS: u16 = 53;
+
+/// What the C library reads to find a host's address.
+const RESOLVER: [&str; 6] =
+    ["/etc/hosts", "/etc/host.conf", "/etc/resolv.conf", "/etc/nsswitch.conf", "/etc/gai.conf", "/run/systemd/resolve"];
+
 /// Restricts this thread and those that it starts; what was enforced.
 pub(super) fn restrict(needs: &Needs<'_>) -> anyhow::Result<String> {
     let mut ruleset = Ruleset::default()
@@ -27,7 +34,8 @@ pub(super) fn restrict(needs: &Needs<'_>) -> anyhow::Result<String> {
     for (path, rights) in places(needs) {
         ruleset = allow(ruleset, &path, rights)?;
     }
-    for port in needs.ports {
+    let dns = (!needs.ports.is_empty()).then_some(&DNS);
+    for port in needs.ports.iter().chain(dns) {
         ruleset = ruleset.add_rule(NetPort::new(*port, AccessNet::ConnectTcp))?;
     }
     let status = ruleset.restrict_self()?;
@@ -58,6 +66,9 @@ fn places(needs: &Needs<'_>) -> Vec<(PathBuf, BitFlags<AccessFs>)> {
     // It starts itself again, as the guard of a frozen guest and to replace a guardian that died.
     places.extend(program().into_iter().map(|path| (path, read | AccessFs::Execute)));
     places.push((PathBuf::from("/etc/ld.so.cache"), AccessFs::ReadFile.into()));
+    if !needs.ports.is_empty() {
+        places.extend(RESOLVER.map(|path| (PathBuf::from(path), read)));
+    }
     places
 }
 

@@ -33,7 +33,7 @@ fn landlock_leaves_what_the_daemon_needs() {
     let (runtime, scratch) = (runtime.path(), scratch.path());
 
     apart(|| {
-        let needs = Needs { runtime, scratch, ports: &ports, core_dumps: false, sandbox: true };
+        let needs = Needs { runtime, scratch, ports: ports.to_vec(), core_dumps: false, sandbox: true };
         // A kernel without Landlock fails here: then nothing of this is shown.
         let level = paths::restrict(&needs).expect("a kernel with Landlock");
 
