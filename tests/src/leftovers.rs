@@ -1,73 +1,150 @@
 //! What a machine holds, as QEMU tells it: taken before and after, the two must be equal.
+//!
+//! Whole answers are compared, of jobs, exports, nodes, dirty bitmaps, descriptors and of the graph with its permissions,
+//! but for the numbers that a guest's own requests change.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+use std::{fmt, thread};
 
 use serde_json::{Value, json};
 
 use crate::machine::Machine;
 
 /// Everything in a machine that pullfs makes some of.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub struct Leftovers {
-    jobs: BTreeSet<String>,
-    exports: BTreeSet<String>,
-    nodes: BTreeSet<String>,
-    bitmaps: BTreeSet<String>,
-    fdsets: usize,
-    nbd_server: bool,
+    /// What there is, by kind and name.
+    items: BTreeMap<(&'static str, String), Value>,
 }
+
+/// What a job tells that goes on by itself.
+const PROGRESS: [&str; 3] = ["status", "current-progress", "total-progress"];
 
 impl Leftovers {
     /// Asks the machine.
     #[track_caller]
     pub fn of(machine: &Machine) -> Self {
         let mut qmp = machine.qmp();
-        let jobs = names(&qmp.must("query-jobs", json!({})), "id");
-        let exports = names(&qmp.must("query-block-exports", json!({})), "id");
-        let all = qmp.must("query-named-block-nodes", json!({ "flat": true }));
-        let nodes = names(&all, "node-name");
-        let bitmaps = all
-            .as_array()
-            .into_iter()
-            .flatten()
-            .flat_map(|node| {
-                let bitmaps = names(&node["dirty-bitmaps"], "name");
-                bitmaps.into_iter().map(|bitmap| format!("{}:{bitmap}", text(&node["node-name"])))
-            })
-            .collect();
-        // qemu-storage-daemon knows no fdsets.
-        let fdsets = qmp.execute("query-fdsets", json!({})).ok().and_then(|sets| Some(sets.as_array()?.len()));
+        let mut items = BTreeMap::new();
+        for mut job in list(qmp.must("query-jobs", json!({}))) {
+            for field in PROGRESS {
+                job[field] = Value::Null;
+            }
+            items.insert(("job", text(&job["id"])), job);
+        }
+        for export in list(qmp.must("query-block-exports", json!({}))) {
+            items.insert(("export", text(&export["id"])), export);
+        }
+        for mut node in list(qmp.must("query-named-block-nodes", json!({ "flat": true }))) {
+            let name = text(&node["node-name"]);
+            for (index, mut bitmap) in list(node["dirty-bitmaps"].take()).into_iter().enumerate() {
+                bitmap["count"] = Value::Null;
+                let own = bitmap["name"].as_str().map_or_else(|| index.to_string(), str::to_owned);
+                items.insert(("bitmap", format!("{name}:{own}")), bitmap);
+            }
+            node["image"]["actual-size"] = Value::Null;
+            if node["drv"] == "file" {
+                // An image's file grows with its data.
+                node["image"]["virtual-size"] = Value::Null;
+            }
+            items.insert(("node", name), node);
+        }
+        for (between, edges) in graph(&qmp.must("x-debug-query-block-graph", json!({}))) {
+            items.insert(("edges", between), edges);
+        }
+        // qemu-storage-daemon knows neither of the two.
+        let fdsets = qmp.execute("query-fdsets", json!({})).unwrap_or_default();
+        for fdset in list(fdsets) {
+            items.insert(("fdset", fdset["fdset-id"].to_string()), fdset);
+        }
+        if let Ok(status) = qmp.execute("query-status", json!({})) {
+            items.insert(("status", text(&status["status"])), status);
+        }
         // No command tells whether the NBD server runs; a second one cannot be started.
         let probe = machine.dir().join("probe.nbd");
         let address = json!({"addr": {"type": "unix", "data": {"path": probe}}});
-        let nbd_server = match qmp.execute("nbd-server-start", address) {
+        match qmp.execute("nbd-server-start", address) {
             Ok(_) => {
                 qmp.must("nbd-server-stop", json!({}));
                 let _ = std::fs::remove_file(&probe);
-                false
             }
             Err(e) => {
                 assert!(e.to_string().contains("already running"), "{e:#}");
-                true
+                items.insert(("server", "NBD".to_owned()), Value::Null);
             }
+        }
+        Self { items }
+    }
+
+    /// Asks the machine until it holds this and nothing else; panics after `limit` with what is too much or missing.
+    #[track_caller]
+    pub fn come_back(&self, machine: &Machine, limit: Duration) {
+        let end = Instant::now() + limit;
+        loop {
+            let changes = self.changes(&Self::of(machine));
+            if changes.is_empty() {
+                return;
+            }
+            assert!(Instant::now() < end, "not within {limit:?} as it was before:\n{}", changes.join("\n"));
+            thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// What another look found more, less or different.
+    pub fn changes(&self, later: &Self) -> Vec<String> {
+        let only = |mark: char, one: &Self, other: &Self| -> Vec<String> {
+            let different = one.items.iter().filter(|(key, value)| other.items.get(*key) != Some(*value));
+            different.map(|((kind, name), value)| format!("{mark} {kind} {name} {value}")).collect()
         };
-        Self { jobs, exports, nodes, bitmaps, fdsets: fdsets.unwrap_or(0), nbd_server }
+        [only('-', self, later), only('+', later, self)].concat()
     }
 
     /// Whether any block job runs.
     pub fn any_job(&self) -> bool {
-        !self.jobs.is_empty()
+        self.items.keys().any(|(kind, _)| *kind == "job")
     }
 
-    /// All names that begin with `prefix`.
+    /// The names of all jobs, exports, nodes and bitmaps that begin with `prefix`.
     pub fn of_prefix(&self, prefix: &str) -> Vec<&String> {
-        let all = self.jobs.iter().chain(&self.exports).chain(&self.nodes).chain(&self.bitmaps);
-        all.filter(|name| name.starts_with(prefix)).collect()
+        let named = self.items.keys().filter(|(kind, _)| ["job", "export", "node", "bitmap"].contains(kind));
+        named.map(|(_, name)| name).filter(|name| name.starts_with(prefix)).collect()
     }
 }
 
-fn names(list: &Value, key: &str) -> BTreeSet<String> {
-    list.as_array().into_iter().flatten().map(|item| text(&item[key])).collect()
+impl fmt::Debug for Leftovers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.items.iter().try_for_each(|((kind, name), value)| writeln!(f, "{kind} {name} {value}"))
+    }
+}
+
+/// The edges of the block graph with their permissions, by parent and child.
+fn graph(answer: &Value) -> BTreeMap<String, Value> {
+    let names: BTreeMap<u64, &str> = answer["nodes"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|node| Some((node["id"].as_u64()?, node["name"].as_str()?)))
+        .collect();
+    let name = |id: &Value| id.as_u64().and_then(|id| names.get(&id)).copied().unwrap_or("?");
+    let mut edges: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for mut edge in list(answer["edges"].clone()) {
+        let between = format!("{} -> {}", name(&edge["parent"]), name(&edge["child"]));
+        // Numbers of this answer alone.
+        (edge["parent"], edge["child"]) = (Value::Null, Value::Null);
+        edges.entry(between).or_default().push(edge.to_string());
+    }
+    for several in edges.values_mut() {
+        several.sort();
+    }
+    edges.into_iter().map(|(between, edges)| (between, json!(edges))).collect()
+}
+
+fn list(answer: Value) -> Vec<Value> {
+    match answer {
+        Value::Array(items) => items,
+        _ => Vec::new(),
+    }
 }
 
 fn text(value: &Value) -> String {

@@ -12,7 +12,6 @@
 
 pub mod agent;
 pub mod builder;
-pub mod deaf_qmp;
 pub mod disk;
 pub mod fake_qmp;
 pub mod flavor;
@@ -25,6 +24,7 @@ pub mod oracle;
 pub mod process;
 pub mod qmp;
 pub mod random;
+pub mod relay;
 pub mod scattered;
 pub mod snapshot;
 pub mod tools;

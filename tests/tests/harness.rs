@@ -1,7 +1,8 @@
 //! The harness itself: a test that cannot see a difference proves nothing.
 
 use std::fs;
-use std::path::Path;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -10,7 +11,10 @@ use pullfs_tests::flavor::Flavor;
 use pullfs_tests::guest::Guest;
 use pullfs_tests::leftovers::Leftovers;
 use pullfs_tests::machine::{MIB, Machine};
+use pullfs_tests::mount::Mount;
 use pullfs_tests::process::{ok, run};
+use pullfs_tests::qmp::Qmp;
+use pullfs_tests::relay::{MOMENTS, Relay};
 use pullfs_tests::{guest, oracle, scattered, snapshot, tools};
 use serde_json::json;
 
@@ -79,6 +83,76 @@ fn a_leftover_is_seen() {
     let address = json!({"addr": {"type": "unix", "data": {"path": socket}}});
     machine.qmp().must("nbd-server-start", address);
     assert_ne!(before, Leftovers::of(&machine), "a NBD server is a leftover");
+    machine.qmp().must("nbd-server-stop", json!({}));
+    let node = machine.node("vda");
+    let changed = |command: &str, arguments: serde_json::Value, kind: &str| {
+        machine.qmp().must(command, arguments);
+        let changes = before.changes(&Leftovers::of(&machine));
+        assert!(changes.iter().any(|change| change[2..].starts_with(kind)), "{kind}: {changes:?}");
+    };
+    changed("stop", json!({}), "status ");
+    machine.qmp().must("cont", json!({}));
+    changed("block-dirty-bitmap-add", json!({"node": node, "name": "left"}), "bitmap fmt-vda:left");
+    machine.qmp().must("block-dirty-bitmap-remove", json!({"node": node, "name": "left"}));
+    let threshold = |bytes: u64| json!({"node-name": "file-vda", "write-threshold": bytes});
+    changed("block-set-write-threshold", threshold(1), "node file-vda");
+    machine.qmp().must("block-set-write-threshold", threshold(0));
+    before.come_back(&machine, Duration::from_secs(5));
+}
+
+/// What travels through the relay is what travels without it, descriptors too.
+#[test]
+fn a_relay_passes_all_and_counts_what_changes_something() {
+    if !Flavor::New.available() {
+        return;
+    }
+    let machine = Machine::build(Flavor::New).disk(Disk::qcow2("vda", MIB).filled(&[(0, 65536)])).start();
+    let before = Leftovers::of(&machine);
+    let relay = Relay::before(&machine.dir().join("pull.qmp"));
+    let mount = Mount::source(&relay.source(), "");
+    assert_eq!(relay.commands(), [""; 0], "mounting changes nothing");
+    let copy = machine.copy("vda", "before");
+    oracle::same(&mount.disk("vda"), &copy);
+    let commands = relay.commands();
+    for command in ["add-fd", "getfd", "transaction", "block-export-add"] {
+        assert_eq!(commands.iter().filter(|one| *one == command).count(), 1, "{command} in {commands:?}");
+    }
+    relay.count();
+    mount.command(&["release"]).success();
+    assert_eq!(relay.commands().first().map(String::as_str), Some("block-export-del"));
+    assert!(mount.unmount().success());
+    before.come_back(&machine, Duration::from_secs(5));
+    // The next client gets through as well.
+    assert!(Mount::source(&relay.source(), "").unmount().success());
+}
+
+/// Before the command, QEMU knows nothing of it; after it, all of it.
+#[test]
+fn a_relay_kills_before_or_after_a_command() {
+    if !Flavor::New.available() {
+        return;
+    }
+    let machine = Machine::build(Flavor::New).disk(Disk::qcow2("vda", MIB)).start();
+    let relay = Relay::before(&machine.dir().join("pull.qmp"));
+    let socket = PathBuf::from(relay.source().strip_prefix("qmp:").expect("a source"));
+    for (moment, expected) in MOMENTS.into_iter().zip([0, 1]) {
+        let mut victim = Command::new("sleep").arg("60").spawn().expect("sleep");
+        relay.kill_at(2, moment, &[victim.id()]);
+        let mut qmp = Qmp::connect(&socket, Duration::from_secs(5)).expect("the relay");
+        let add = |name: &str| json!({"driver": "null-co", "node-name": name, "size": 1});
+        qmp.must("query-jobs", json!({}));
+        qmp.must("blockdev-add", add("first"));
+        assert!(!relay.has_killed());
+        let answer = qmp.execute("blockdev-add", add("second"));
+        assert!(answer.is_err() && relay.has_killed(), "{answer:?}");
+        assert_eq!(victim.wait().expect("sleep").signal(), Some(9));
+        assert_eq!(relay.commands(), ["blockdev-add"; 2]);
+        assert_eq!(Leftovers::of(&machine).of_prefix("second").len(), expected, "{moment:?}");
+        let mut next = Qmp::connect(&socket, Duration::from_secs(5)).expect("the relay serves on");
+        for name in ["first", "second"] {
+            let _ = next.execute("blockdev-del", json!({"node-name": name}));
+        }
+    }
 }
 
 #[test]

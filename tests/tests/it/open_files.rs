@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use pullfs_tests::deaf_qmp::DeafQmp;
 use pullfs_tests::disk::Disk;
 use pullfs_tests::flavor::Flavor;
 use pullfs_tests::machine::{MIB, Machine};
 use pullfs_tests::mount::{Mount, open_direct};
 use pullfs_tests::oracle;
 use pullfs_tests::process::{ok, wait_until};
+use pullfs_tests::relay::Relay;
 use pullfs_tests::tools::tool;
 use rustix::io::Errno;
 use serde_json::json;
@@ -171,7 +171,7 @@ fn a_scratch_image_without_its_job_shows_nothing_even_when_no_event_tells() {
         return;
     }
     let machine = Machine::build(Flavor::Daemon).disk(Disk::raw("vda", 4 * MIB).filled(&[(0, 4 * MIB)])).start();
-    let relay = DeafQmp::before(&machine.dir().join("pull.qmp"));
+    let relay = Relay::deaf(&machine.dir().join("pull.qmp"));
     let mount = Mount::source(&relay.source(), "fleece=backing");
     assert_eq!(mount.status()["machine"]["fleece"], "backing");
     let direct = open_direct(&mount.disk("vda"));
