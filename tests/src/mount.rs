@@ -112,6 +112,14 @@ impl Mount {
         self.daemon.id()
     }
 
+    /// The process id of the guardian.
+    #[track_caller]
+    pub fn guardian(&self) -> u32 {
+        let status = self.status();
+        let pid = status["guard"]["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok());
+        pid.unwrap_or_else(|| panic!("no guardian in {status}"))
+    }
+
     /// `status.json`, parsed.
     #[track_caller]
     pub fn status(&self) -> Value {
@@ -175,6 +183,11 @@ impl Mount {
         status
     }
 
+    /// Whether the daemon has ended.
+    pub fn has_ended(&mut self) -> bool {
+        matches!(self.daemon.try_wait(), Ok(Some(_)))
+    }
+
     /// Waits for the daemon's end.
     #[track_caller]
     pub fn ended(&mut self) -> ExitStatus {
@@ -188,6 +201,8 @@ impl Drop for Mount {
         if thread::panicking() {
             eprintln!("--- pullfs\n{}", self.log());
         }
+        // One that a test has stopped answers no question.
+        signal_child(&self.daemon, Signal::CONT);
         if is_mounted(&self.mnt()) {
             // Lazily, because a test that panics may hold files open.
             let _ = Command::new("umount").arg("-l").arg(self.mnt()).status();

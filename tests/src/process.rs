@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -115,6 +116,14 @@ pub fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bo
     }
 }
 
+/// Does `work` on a thread of its own; panics after `limit`, and leaves the thread where it is.
+#[track_caller]
+pub fn within<T: Send + 'static>(what: &str, limit: Duration, work: impl FnOnce() -> T + Send + 'static) -> T {
+    let (tell, told) = mpsc::channel();
+    thread::spawn(move || tell.send(work()));
+    told.recv_timeout(limit).unwrap_or_else(|e| panic!("not within {limit:?}: {what}: {e}"))
+}
+
 /// A server: it runs until its value is dropped. Its output is kept in a file.
 #[derive(Debug)]
 pub struct Running {
@@ -199,6 +208,12 @@ pub fn signal_child(child: &Child, signal: Signal) {
 pub fn signal_pid(pid: u32, signal: Signal) {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id");
     let _ = kill_process(pid, signal);
+}
+
+/// Whether a process that is not our child has ended: it is gone, or a zombie until whoever inherited it looks.
+pub fn has_ended(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_none_or(|rest| rest.trim_start().starts_with('Z') || rest.is_empty())
 }
 
 fn describe(command: &Command) -> String {

@@ -11,7 +11,7 @@ use pullfs_tests::leftovers::Leftovers;
 use pullfs_tests::machine::{MIB, Machine};
 use pullfs_tests::mount::{self, END_LIMIT, Mount, MountPoint};
 use pullfs_tests::oracle;
-use pullfs_tests::process::{ok, run, wait_until};
+use pullfs_tests::process::{has_ended, ok, run, wait_until};
 use pullfs_tests::tools::{pullfs, tool};
 use rustix::process::Signal;
 use serde_json::json;
@@ -142,12 +142,6 @@ fn a_signal_unmounts_and_leaves_nothing(flavor: Flavor) {
     }
 }
 
-/// A process that has ended is gone, or a zombie until whoever inherited it looks.
-fn ended(process: &str) -> bool {
-    let stat = fs::read_to_string(format!("{process}/stat")).unwrap_or_default();
-    stat.rsplit(')').next().is_none_or(|rest| rest.trim_start().starts_with('Z') || rest.is_empty())
-}
-
 on!(the_background_daemon_ends_with_its_mount: new = New, old = Old);
 fn the_background_daemon_ends_with_its_mount(flavor: Flavor) {
     let machine = machine(flavor);
@@ -158,8 +152,8 @@ fn the_background_daemon_ends_with_its_mount(flavor: Flavor) {
         assert!(mount::is_mounted(&point.mnt()), "it returns when the mount answers");
         let status = fs::read(point.mnt().join("status.json")).expect("status.json");
         let status: serde_json::Value = serde_json::from_slice(&status).expect("JSON");
-        let process = format!("/proc/{}", status["pid"]);
-        assert!(Path::new(&process).exists(), "pid is the daemon's");
+        let pid = status["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("a process id");
+        assert!(!has_ended(pid), "pid is the daemon's");
         ok(Command::new("head").arg("-c1").arg(point.mnt().join("current/vda/disk.raw")));
         let done = match command {
             "pullfs" => run(Command::new(pullfs()).arg("umount").arg(point.mnt())),
@@ -168,7 +162,7 @@ fn the_background_daemon_ends_with_its_mount(flavor: Flavor) {
         };
         done.success();
         assert!(!mount::is_mounted(&point.mnt()));
-        let gone = || ended(&process);
+        let gone = || has_ended(pid);
         if command == "pullfs" {
             assert!(gone(), "`pullfs umount` waits for the daemon");
         }

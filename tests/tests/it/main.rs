@@ -25,6 +25,7 @@ mod confined;
 mod cookbook;
 mod dependencies;
 mod history;
+mod killed;
 mod lazy;
 mod leaves_nothing;
 mod live_guest;

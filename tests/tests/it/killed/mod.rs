@@ -1,0 +1,199 @@
+//! Whoever is killed, at whatever step: QEMU is as it was before, and no checkpoint lost a byte.
+//!
+//! Each test has one machine, and kills at each command with which an operation changes something in it, once before the
+//! command and once after it ([`pullfs_tests::relay`]).
+
+mod deaths;
+mod others;
+mod scene;
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::Path;
+use std::time::Duration;
+
+use pullfs_tests::flavor::Flavor;
+use pullfs_tests::leftovers::Leftovers;
+use pullfs_tests::mount::Mount;
+use pullfs_tests::process::{run, within};
+use pullfs_tests::relay::{MOMENTS, Moment};
+use pullfs_tests::tools::tool;
+use rustix::io::Errno;
+
+use self::scene::{RESCUE_LIMIT, Scene, Traces};
+
+/// How long a request to a mount whose daemon has died may take: the kernel ends it at once.
+const AT_ONCE: Duration = Duration::from_secs(10);
+
+/// More commands than any operation has.
+const MANY: usize = 100;
+
+/// What pullfs is about to do when it is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Operation {
+    /// Taking a point in time because a file is read.
+    Begin,
+    /// Making a checkpoint.
+    Mkdir,
+    /// Deleting one.
+    Rmdir,
+    Release,
+    Unmount,
+}
+
+/// Who is killed, and who cleans up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Rescue {
+    /// The daemon; the guardian.
+    Guardian,
+    /// Both; `pullfs recover`.
+    Recover,
+    /// Both; the next mount.
+    NextMount,
+}
+
+impl Operation {
+    /// What comes before it.
+    #[track_caller]
+    fn prepare(self, scene: &Scene, mount: &Mount) {
+        if matches!(self, Self::Release | Self::Unmount) {
+            scene.monday_tells(mount);
+        }
+        if self == Self::Rmdir && !mount.path("checkpoints/tuesday").exists() {
+            mount.checkpoint("create", "tuesday").success();
+            mount.command(&["release"]).success();
+        }
+    }
+
+    /// Does it, however that ends.
+    fn act(self, mnt: &Path) -> io::Result<()> {
+        let tuesday = mnt.join("checkpoints/tuesday");
+        match self {
+            Self::Begin => File::open(mnt.join("current/vda/disk.raw"))?.read_exact(&mut [0; 512]),
+            Self::Mkdir => fs::create_dir(tuesday),
+            Self::Rmdir => fs::remove_dir(tuesday),
+            Self::Release => fs::write(mnt.join("control"), "release\n"),
+            // The kernel is done before the daemon begins.
+            Self::Unmount => {
+                run(tool("umount").arg(mnt)).success();
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Kills at the `nth` command; whether there was one.
+#[track_caller]
+fn round(scene: &Scene, operation: Operation, rescue: Rescue, nth: usize, moment: Moment) -> bool {
+    let mut mount = scene.mount();
+    if operation == Operation::Rmdir {
+        operation.prepare(scene, &mount);
+    }
+    let before = Leftovers::of(&scene.machine);
+    if operation != Operation::Rmdir {
+        operation.prepare(scene, &mount);
+    }
+    let traces = Traces::of(&mount);
+    scene.guest_writes();
+    let (daemon, guardian) = (mount.pid(), mount.guardian());
+    let both = [guardian, daemon];
+    let victims = if rescue == Rescue::Guardian { &both[1..] } else { &both[..] };
+    scene.relay.kill_at(nth, moment, victims);
+    let mnt = mount.mnt();
+    let outcome = within("an answer of a mount", AT_ONCE, move || operation.act(&mnt));
+    if operation == Operation::Unmount {
+        mount.ended();
+    }
+    if !scene.relay.has_killed() {
+        outcome.unwrap_or_else(|e| panic!("nobody was killed, and {operation:?} says {e}"));
+        scene.relay.count();
+        if operation != Operation::Unmount {
+            assert!(mount.unmount().success());
+        }
+        traces.go(RESCUE_LIMIT);
+        return false;
+    }
+    mount.ended();
+    if let Err(error) = outcome {
+        let errno = Errno::from_io_error(&error);
+        assert!(matches!(errno, Some(Errno::NOTCONN | Errno::CONNABORTED)), "{error}");
+    } else {
+        assert_eq!(operation, Operation::Unmount, "it cannot have succeeded");
+    }
+    let limit = match rescue {
+        Rescue::Guardian => RESCUE_LIMIT,
+        Rescue::Recover => {
+            scene.recover().success();
+            Duration::ZERO
+        }
+        Rescue::NextMount => {
+            let next = scene.mount();
+            before.come_back(&scene.machine, Duration::ZERO);
+            assert!(next.unmount().success());
+            Duration::ZERO
+        }
+    };
+    if operation == Operation::Rmdir {
+        whole_or_gone(scene, &before);
+        traces.go(limit);
+    } else {
+        scene.is_as_before(&before, &traces, limit);
+    }
+    true
+}
+
+/// Panics unless either nothing or all of the checkpoint `tuesday` is gone.
+#[track_caller]
+fn whole_or_gone(scene: &Scene, before: &Leftovers) {
+    let changes = before.changes(&Leftovers::of(&scene.machine));
+    let gone = |change: &String| change.starts_with("- bitmap ") && change.contains(":tuesday ");
+    // A bitmap and a note on each disk.
+    let all = changes.len() == 4 && changes.iter().all(gone);
+    assert!(changes.is_empty() || all, "half of a checkpoint:\n{}", changes.join("\n"));
+}
+
+/// Kills at every command of an operation.
+#[track_caller]
+fn at_every_command(flavor: Flavor, operation: Operation, rescue: Rescue) {
+    let scene = Scene::new(flavor);
+    let mut kills = 0;
+    for nth in 1..MANY {
+        let killed = MOMENTS.map(|moment| round(&scene, operation, rescue, nth, moment));
+        kills += killed.iter().filter(|&&killed| killed).count();
+        if killed != [true; 2] {
+            break;
+        }
+    }
+    assert!(kills > 0 && kills < MANY, "{kills} kills");
+    let last = scene.mount();
+    scene.monday_tells(&last);
+    assert!(last.unmount().success());
+    eprintln!("{flavor:?}: {operation:?} was killed at {kills} places, and {rescue:?} cleaned up");
+}
+
+/// Tests of one operation: for each flavor, one for each who cleans up.
+macro_rules! killed_in {
+    ($name:ident, $operation:ident) => {
+        mod $name {
+            use super::{Operation, Rescue, at_every_command};
+            on!(the_guardian_cleans_up: new = New, old = Old, daemon = Daemon);
+            fn the_guardian_cleans_up(flavor: pullfs_tests::flavor::Flavor) {
+                at_every_command(flavor, Operation::$operation, Rescue::Guardian);
+            }
+            on!(recover_cleans_up: new = New, old = Old, daemon = Daemon);
+            fn recover_cleans_up(flavor: pullfs_tests::flavor::Flavor) {
+                at_every_command(flavor, Operation::$operation, Rescue::Recover);
+            }
+            on!(the_next_mount_cleans_up: new = New);
+            fn the_next_mount_cleans_up(flavor: pullfs_tests::flavor::Flavor) {
+                at_every_command(flavor, Operation::$operation, Rescue::NextMount);
+            }
+        }
+    };
+}
+
+killed_in!(in_begin, Begin);
+killed_in!(in_mkdir, Mkdir);
+killed_in!(in_rmdir, Rmdir);
+killed_in!(in_release, Release);
+killed_in!(in_unmount, Unmount);

@@ -1,0 +1,102 @@
+//! Cleaning up touches nothing of others, whatever it is called, and no mount that lives.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use pullfs_tests::disk::Disk;
+use pullfs_tests::flavor::Flavor;
+use pullfs_tests::leftovers::Leftovers;
+use pullfs_tests::machine::{MIB, Machine};
+use pullfs_tests::mount::{Mount, open_direct};
+use pullfs_tests::process::{run, signal_pid};
+use pullfs_tests::tools::pullfs;
+use rustix::process::Signal;
+use serde_json::json;
+
+use super::scene::Traces;
+
+on!(recover_touches_nothing_of_others: new = New, old = Old);
+/// Another mount of the same machine that lives, and things of somebody else under names that look like ours.
+fn recover_touches_nothing_of_others(flavor: Flavor) {
+    let sockets = tempfile::Builder::new().prefix("pullfs-others-").tempdir().expect("a temporary directory");
+    let second = sockets.path().join("second.qmp");
+    let monitor = format!("unix:{},server=on,wait=off", second.display());
+    let disk = |id: &str| Disk::qcow2(id, 4 * MIB).filled(&[(0, MIB)]);
+    let machine = Machine::build(flavor)
+        .disk(disk("vda"))
+        .disk(disk("vdb"))
+        .disk(disk("vdc"))
+        .arguments(&["-qmp".to_owned(), monitor])
+        .start();
+    // One NBD server for both mounts.
+    let server = sockets.path().join("nbd");
+    let address = json!({"addr": {"type": "unix", "data": {"path": server}}, "max-connections": 0});
+    machine.qmp().must("nbd-server-start", address);
+    let options = |disk: &str| format!("disks={disk},nbd=unix:{}", server.display());
+    theirs(&machine);
+
+    let living = Mount::source(&format!("qmp:{}", second.display()), &options("vdb"));
+    let held = open_direct(&living.disk("vdb"));
+    let copy = machine.copy("vdb", "vdb.before");
+    machine.write("vdb", 0, MIB, 0x33);
+    let before = Leftovers::of(&machine);
+    assert!(before.of_prefix(&living.id()).len() >= 4, "{before:?}");
+
+    let mut dead = Mount::with(&machine, &options("vda"));
+    let traces = Traces::of(&dead);
+    let open = File::open(dead.disk("vda")).expect("a disk");
+    assert!(Leftovers::of(&machine).of_prefix(&dead.id()).len() >= 4);
+    for pid in [dead.guardian(), dead.pid()] {
+        signal_pid(pid, Signal::KILL);
+    }
+    dead.ended();
+    drop(open);
+    run(std::process::Command::new(pullfs()).arg("recover").arg(machine.source())).success();
+    before.come_back(&machine, std::time::Duration::ZERO);
+    traces.go(std::time::Duration::ZERO);
+
+    // The other's point in time is what it was.
+    let mut bytes = vec![0; 1 << 20];
+    held.read_exact_at(&mut bytes, 0).expect("a read of the mount that lives");
+    assert!(std::fs::read(copy).expect("a copy").starts_with(&bytes), "another instant");
+    drop(held);
+    assert!(living.unmount().success());
+}
+
+/// A node, a bitmap and a backup job of somebody else, named as ours are.
+#[track_caller]
+fn theirs(machine: &Machine) {
+    let mut qmp = machine.qmp();
+    for name in ["pullfs-000000-1-0p", "pullfs-000000-1-0s"] {
+        qmp.must("blockdev-add", json!({"driver": "null-co", "node-name": name, "size": 4 * MIB}));
+    }
+    let bitmap = json!({"node": machine.node("vda"), "name": "pullfs-000000-1-0", "granularity": 65536});
+    qmp.must("block-dirty-bitmap-add", bitmap);
+    let backup = json!({
+        "job-id": "pullfs-000000-1-0", "device": machine.node("vdc"), "target": "pullfs-000000-1-0s", "sync": "none",
+    });
+    qmp.must("blockdev-backup", backup);
+    qmp.must("block-export-add", json!({"type": "nbd", "id": "pullfs-000000-1-0", "node-name": "pullfs-000000-1-0p"}));
+}
+
+on!(recover_leaves_a_mount_that_lives_alone: new = New, old = Old);
+fn recover_leaves_a_mount_that_lives_alone(flavor: Flavor) {
+    let machine = Machine::build(flavor).disk(Disk::qcow2("vda", MIB).filled(&[(0, MIB)])).start();
+    let nothing = Leftovers::of(&machine);
+    let recover = || run(std::process::Command::new(pullfs()).arg("recover").arg(machine.source()));
+    let said = recover();
+    assert!(said.code == Some(0) && !said.stdout.is_empty(), "there is nothing, which it says: {said}");
+    let mount = Mount::of(&machine);
+    let open = open_direct(&mount.disk("vda"));
+    machine.write("vda", 0, 4096, 0x33);
+    let held = Leftovers::of(&machine);
+    let said = recover();
+    assert_eq!(Leftovers::of(&machine), held, "{said}");
+    let mut bytes = [0; 512];
+    open.read_exact_at(&mut bytes, 0).expect("a read");
+    assert_ne!(bytes, [0x33; 512], "it is still the instant that it was");
+    assert_eq!(mount.state(), "held");
+    drop(open);
+    assert!(mount.unmount().success());
+    assert_eq!(Leftovers::of(&machine), nothing);
+}
