@@ -156,14 +156,8 @@ fn whole_or_gone(scene: &Scene, before: &Leftovers) {
 #[track_caller]
 fn at_every_command(flavor: Flavor, operation: Operation, rescue: Rescue) {
     let scene = Scene::new(flavor);
-    let mut kills = 0;
-    for nth in 1..MANY {
-        let killed = MOMENTS.map(|moment| round(&scene, operation, rescue, nth, moment));
-        kills += killed.iter().filter(|&&killed| killed).count();
-        if killed != [true; 2] {
-            break;
-        }
-    }
+    let all = (1..MANY).flat_map(|nth| MOMENTS.map(|moment| (nth, moment)));
+    let kills = all.take_while(|&(nth, moment)| round(&scene, operation, rescue, nth, moment)).count();
     assert!(kills > 0 && kills < MANY, "{kills} kills");
     let last = scene.mount();
     scene.monday_tells(&last);

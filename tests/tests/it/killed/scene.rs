@@ -92,7 +92,9 @@ impl Scene {
         let mount = Mount::source(&relay.source(), "");
         mount.checkpoint("create", "monday").success();
         assert!(mount.unmount().success());
-        Self { machine, relay, server, descriptors, written: RefCell::default() }
+        let scene = Self { machine, relay, server, descriptors, written: RefCell::default() };
+        scene.guest_writes();
+        scene
     }
 
     #[track_caller]
