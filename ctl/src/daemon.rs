@@ -103,11 +103,12 @@ const SELF: &str = "/proc/self/exe";
 /// Removes what dead mounts of the same source have left, with the privileges that this takes; the machine must be as it
 /// was before them.
 fn clean_up(source: &str) -> Outcome {
-    let (dead, _) = recovery::of_source(&recovery::state_dir(), source)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.context("cannot start the runtime")?;
+    let (dead, _) = runtime.block_on(recovery::of_source(&recovery::state_dir(), source))?;
     for dead in dead {
         let mount = dead.header().mount.clone();
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-        let buried = runtime.context("cannot start the runtime")?.block_on(dead.bury());
+        let buried = runtime.block_on(dead.bury());
         buried.map_err(|error| error.context(format!("cannot remove what the dead mount {mount} left")))?;
         tracing::info!("removed what the dead mount {mount} left");
     }

@@ -16,9 +16,9 @@ pub(crate) fn run(arguments: &Recover) -> Outcome {
     let Options { tls, insecure, .. } = Options::parse(&arguments.options.join(","))?;
     let monitor = Monitor::new(endpoint, tls.as_deref(), insecure)?;
     let source = monitor.endpoint().to_string();
-    let (dead, living) = recovery::of_source(&recovery::state_dir(), &source)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the runtime")?;
+    let (dead, living) = runtime.block_on(recovery::of_source(&recovery::state_dir(), &source))?;
     for dead in &dead {
         let names = dead.names();
         runtime.block_on(dead.bury())?;
@@ -50,11 +50,13 @@ pub(crate) fn run(arguments: &Recover) -> Outcome {
 
 fn lives(source: &str, mount: &Header) -> Failure {
     let Header { mount, mount_point, pid, .. } = mount;
-    Failure::message(
-        Code::Busy,
+    let place = mount_point.display();
+    let why = if recovery::has_ended(*pid) {
         format!(
-            "{source} is mounted on {} by {mount}, whose daemon (pid {pid}) lives; unmount it, that cleans up",
-            mount_point.display()
-        ),
-    )
+            "{mount}, which was mounted on {place}, is still being cleaned up after by its guardian; try again later"
+        )
+    } else {
+        format!("{source} is mounted on {place} by {mount}, whose daemon (pid {pid}) lives; unmount it, that cleans up")
+    };
+    Failure::message(Code::Busy, why)
 }

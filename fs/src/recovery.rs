@@ -8,7 +8,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::{Error, Kind, Result, chain};
 use crate::fuse::mount::detach_dead;
@@ -19,6 +19,12 @@ use crate::vm::qmp::transport::Qmp;
 
 /// A directory without a journal is younger than this if its mount is just beginning.
 const BEGINNING: Duration = Duration::from_secs(60);
+
+/// How long a guardian that is cleaning up is waited for: as a rule it needs a fraction of a second.
+const CLEANING_LIMIT: Duration = Duration::from_secs(30);
+
+/// Between two looks at it.
+const CLEANING_PAUSE: Duration = Duration::from_millis(20);
 
 /// How long taking a dead mount away may take. It takes no time, unless another one that hangs lies there.
 const DETACH_LIMIT: Duration = Duration::from_secs(10);
@@ -113,11 +119,26 @@ fn is_absent(error: &Error) -> bool {
     false
 }
 
-/// The mounts of a source: those that died, and the headers of those that live.
+/// The mounts of a source: those that died, and the headers of those that live. A guardian that is just cleaning up is
+/// waited for: it is neither.
 ///
 /// # Errors
 /// When the directory of mounts cannot be read. A journal that cannot be understood is passed over, with a warning.
-pub fn of_source(base: &Path, source: &str) -> Result<(Vec<Dead>, Vec<Header>)> {
+pub async fn of_source(base: &Path, source: &str) -> Result<(Vec<Dead>, Vec<Header>)> {
+    let deadline = Instant::now() + CLEANING_LIMIT;
+    loop {
+        let (dead, living) = look(base, source)?;
+        // Whoever has the journal of a daemon that has ended is its guardian.
+        let cleaned = living.iter().any(|header| has_ended(header.pid));
+        if !cleaned || Instant::now() >= deadline {
+            return Ok((dead, living));
+        }
+        drop(dead);
+        sleep(CLEANING_PAUSE).await;
+    }
+}
+
+fn look(base: &Path, source: &str) -> Result<(Vec<Dead>, Vec<Header>)> {
     let (mut dead, mut living) = (Vec::new(), Vec::new());
     for dir in dirs(base)? {
         match Dead::in_dir(&dir) {
@@ -128,6 +149,14 @@ pub fn of_source(base: &Path, source: &str) -> Result<(Vec<Dead>, Vec<Header>)> 
         }
     }
     Ok((dead, living))
+}
+
+/// Whether a process has ended: it is gone, or nobody has looked yet how it ended (proc(5), state `Z`).
+pub fn has_ended(pid: u32) -> bool {
+    match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(stat) => stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X'])),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
 }
 
 /// Directories of mounts. One that never came to have a journal is removed.
@@ -180,12 +209,12 @@ mod tests {
     async fn the_dead_are_told_from_the_living_and_from_others() {
         let base = tempfile::tempdir().unwrap();
         let none = base.path().join("none");
-        assert!(of_source(&none, "qmp:/a").unwrap().0.is_empty(), "no directory, no mounts");
+        assert!(of_source(&none, "qmp:/a").await.unwrap().0.is_empty(), "no directory, no mounts");
         let living = begin(base.path(), "pullfs-1", "qmp:/a");
         drop(begin(base.path(), "pullfs-2", "qmp:/a"));
         drop(begin(base.path(), "pullfs-3", "qmp:/b"));
         std::fs::create_dir(base.path().join("pullfs-4")).unwrap();
-        let (dead, alive) = of_source(base.path(), "qmp:/a").unwrap();
+        let (dead, alive) = of_source(base.path(), "qmp:/a").await.unwrap();
         assert_eq!(dead.iter().map(|dead| &*dead.header().mount).collect::<Vec<_>>(), ["pullfs-2"]);
         assert_eq!(alive, [living.header().clone()]);
         for dead in dead {
