@@ -127,9 +127,7 @@ fn round(scene: &Scene, operation: Operation, rescue: Rescue, nth: usize, moment
             Duration::ZERO
         }
         Rescue::NextMount => {
-            let next = scene.mount();
-            before.come_back(&scene.machine, Duration::ZERO);
-            assert!(next.unmount().success());
+            assert!(scene.mount().unmount().success());
             Duration::ZERO
         }
     };
