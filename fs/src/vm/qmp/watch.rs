@@ -198,7 +198,7 @@ fn lost(mount: &MountId, expected: Option<&Expected>, name: &str, data: &Value) 
         "BLOCK_EXPORT_DELETED" => (ours()?, "its NBD export was deleted: somebody stopped the NBD server"),
         "MIGRATION" if text("status").is_some_and(is_migration) => (held()?, "the machine is being migrated"),
         "SHUTDOWN" => (held()?, "the machine shuts down"),
-        "DEVICE_DELETED" if text("path").is_some_and(|path| has_device(expected, path)) => {
+        "DEVICE_DELETED" if has_device(expected, text("device"), text("path")) => {
             (held()?, "one of its disks was unplugged")
         }
         _ => return None,
@@ -210,10 +210,15 @@ fn ends_in_digit(id: &str) -> bool {
     id.ends_with(|last: char| last.is_ascii_digit())
 }
 
-/// Whether a device of ours is the one at a path of QEMU's object tree, or a part of it.
-fn has_device(expected: Option<&Expected>, path: &str) -> bool {
-    let below = |qdev: &String| qdev.strip_prefix(path).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
-    expected.is_some_and(|expected| expected.qdevs.iter().any(below))
+/// Whether a device of ours is the one with an id, or at a path of QEMU's object tree, or a part of it. QEMU knows a disk by
+/// its id where it has one, else by its path.
+fn has_device(expected: Option<&Expected>, id: Option<&str>, path: Option<&str>) -> bool {
+    let below = |qdev: &str| {
+        let rest = path.and_then(|path| qdev.strip_prefix(path));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    let is = |qdev: &String| Some(qdev.as_str()) == id || below(qdev);
+    expected.is_some_and(|expected| expected.qdevs.iter().any(is))
 }
 
 #[cfg(test)]
@@ -241,13 +246,14 @@ mod tests {
     #[test]
     fn what_happens_to_the_machine_ends_it() {
         let mount = MountId::random();
-        let held =
-            Expected { number: 3, jobs: Vec::new(), qdevs: vec!["/machine/peripheral/vda/virtio-backend".into()] };
+        let qdevs = ["/machine/peripheral/vda/virtio-backend", "sda"].map(str::to_owned).to_vec();
+        let held = Expected { number: 3, jobs: Vec::new(), qdevs };
         let said = |name: &str, data: Value| lost(&mount, Some(&held), name, &data).is_some();
         assert!(said("MIGRATION", json!({"status": "setup"})) && said("MIGRATION", json!({"status": "completed"})));
         assert!(!said("MIGRATION", json!({"status": "failed"})) && !said("MIGRATION", json!({"status": "none"})));
         assert!(said("SHUTDOWN", json!({"guest": true, "reason": "guest-shutdown"})));
         assert!(said("DEVICE_DELETED", json!({"device": "vda", "path": "/machine/peripheral/vda"})));
+        assert!(said("DEVICE_DELETED", json!({"device": "sda", "path": "/machine/peripheral/sda"})));
         assert!(!said("DEVICE_DELETED", json!({"device": "vd", "path": "/machine/peripheral/vd"})));
         assert!(!said("DEVICE_DELETED", json!({"device": "net0", "path": "/machine/peripheral/net0"})));
         assert_eq!(lost(&mount, None, "SHUTDOWN", &json!({})), None, "nothing is held");
