@@ -248,12 +248,17 @@ impl Session {
         self.run("block-set-write-threshold", json!({"node-name": node, "write-threshold": offset})).await
     }
 
-    /// Whether a migration of the machine is under way or done.
+    /// Whether a migration of the machine is under way, or was done and left it behind. One that was done long ago is told
+    /// of for ever.
     pub(super) async fn migrates(&self) -> Result<bool> {
-        match self.qmp.execute("query-migrate", json!({})).await {
-            Ok(state) => Ok(state.get("status").and_then(Value::as_str).is_some_and(is_migration)),
-            Err(error) if refused(&error).is_some() => Ok(false),
-            Err(error) => Err(error),
+        let status = match self.qmp.execute("query-migrate", json!({})).await {
+            Ok(state) => state.get("status").and_then(Value::as_str).map(str::to_owned),
+            Err(error) if refused(&error).is_some() => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        match status.as_deref() {
+            Some("completed") => Ok(self.run_state().await?.as_deref() == Some("postmigrate")),
+            other => Ok(other.is_some_and(is_migration)),
         }
     }
 
