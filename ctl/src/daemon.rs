@@ -102,7 +102,7 @@ const SELF: &str = "/proc/self/exe";
 
 /// Removes what dead mounts of the same source have left, with the privileges that this takes; the machine must be as it
 /// was before them.
-fn clean_up(source: &str) -> Outcome {
+pub(crate) fn clean_up(source: &str) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the runtime")?;
     let (dead, _) = runtime.block_on(recovery::of_source(&recovery::state_dir(), source))?;

@@ -6,7 +6,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
-use pullfs_fs::fuse::mount::check_mount_point;
+use pullfs_fs::fuse::mount::{check_mount_point, is_dead};
 use pullfs_fs::options::Options;
 use pullfs_fs::vm::qmp::monitor::{Endpoint, Monitor};
 use rustix::event::{PollFd, PollFlags, poll};
@@ -25,6 +25,10 @@ pub(crate) fn run(arguments: &Mount) -> Outcome {
     let options = Options::parse(&arguments.options.join(",")).map_err(Failure::from)?;
     let endpoint: Endpoint = arguments.source.parse()?;
     let monitor = Monitor::new(endpoint, options.tls.as_deref(), options.insecure)?;
+    // What a dead daemon left mounted there goes with the rest of what it left.
+    if is_dead(&arguments.mount_point) {
+        daemon::clean_up(&monitor.endpoint().to_string()).map_err(Failure::of_mount)?;
+    }
     let mount_point = check_mount_point(&arguments.mount_point).map_err(|error| Failure::from(error).of_mount())?;
     if arguments.foreground {
         let task = Task {

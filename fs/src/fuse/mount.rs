@@ -127,12 +127,16 @@ pub fn find(path: &Path) -> Result<Option<Mounted>> {
 /// # Errors
 /// When the system refuses.
 pub fn detach_dead(path: &Path, source: &str) -> Result<()> {
-    // The kernel says so for every request once the last descriptor of the connection is closed.
-    let is_dead = || matches!(rustix::fs::statfs(path), Err(rustix::io::Errno::NOTCONN));
     match find(path)? {
-        Some(mounted) if mounted.source == Path::new(source) && is_dead() => unmount(path, true),
+        Some(mounted) if mounted.source == Path::new(source) && is_dead(path) => unmount(path, true),
         _ => Ok(()),
     }
+}
+
+/// Whether a FUSE mount that nobody serves any more lies at `path`.
+pub fn is_dead(path: &Path) -> bool {
+    // The kernel says so once the last descriptor of the connection is closed; other questions it may answer by itself.
+    matches!(rustix::fs::statfs(path), Err(rustix::io::Errno::NOTCONN))
 }
 
 fn parse_mountinfo(text: &[u8]) -> impl Iterator<Item = Mounted> + '_ {
