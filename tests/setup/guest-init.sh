@@ -8,6 +8,7 @@
 #   daily   the above, and for each N a file /days/N on both disks, there for good before `counter=N`
 #   idle    mounted and silent
 #   list    mounts each disk there is, says `vda=N` for its files /days/N, and powers off
+#   stalls  mounts nothing, overwrites /dev/vda as stalls.c does, pullfs.passes=N times (for good), and powers off
 # pullfs.agent starts qemu-guest-agent, and pullfs.agent=COMMAND,… one that does not allow these commands.
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
@@ -21,20 +22,26 @@ done </modules/order
 mode=churn
 agent=
 blocked=
+passes=0
 for word in $(cat /proc/cmdline); do
     case $word in
         pullfs.mode=*) mode=${word#pullfs.mode=} ;;
+        pullfs.passes=*) passes=${word#pullfs.passes=} ;;
         pullfs.agent) agent=yes ;;
         pullfs.agent=*) agent=yes blocked=${word#pullfs.agent=} ;;
     esac
 done
 
 waited=0
-until [ -b /dev/vda ] && { [ -b /dev/vdb ] || [ "$mode" = list ]; }; do
+until [ -b /dev/vda ] && { [ -b /dev/vdb ] || [ "$mode" = list ] || [ "$mode" = stalls ]; }; do
     waited=$((waited + 1))
     [ "$waited" -gt 50 ] && { echo "guest: the disks did not appear"; exec poweroff -f; }
     sleep 0.1
 done
+if [ "$mode" = stalls ]; then
+    stalls /dev/vda "$passes"
+    exec poweroff -f
+fi
 if [ "$mode" = list ]; then
     for disk in /dev/vd?; do
         name=${disk#/dev/}

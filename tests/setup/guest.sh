@@ -1,6 +1,6 @@
 #!/bin/sh
-# Makes the guest of the tests and the demo: Debian's cloud kernel and an initramfs of busybox, qemu-guest-agent and
-# guest-init.sh.
+# Makes the guest of the tests and the demo: Debian's cloud kernel and an initramfs of busybox, qemu-guest-agent, stalls.c
+# and guest-init.sh.
 #
 #   guest.sh DIR          DIR/vmlinuz, DIR/initramfs.gz
 #
@@ -13,7 +13,9 @@ dir=$1
 stamp=$dir/.complete
 say() { echo "setup: $*"; }
 
-newest() { find "$stamp" -newer "$here/guest.sh" -newer "$here/guest-init.sh" 2>/dev/null; }
+newest() {
+    find "$stamp" -newer "$here/guest.sh" -newer "$here/guest-init.sh" -newer "$here/stalls.c" 2>/dev/null
+}
 [ -n "$(newest)" ] && { say "already here: a guest with Linux $(cat "$stamp")"; exit 0; }
 
 # The metapackage names the kernel of the day.
@@ -46,6 +48,7 @@ mkdir -p "$root/bin" "$root/modules" "$root/proc" "$root/sys" "$root/dev" "$root
 cp /bin/busybox "$root/bin/busybox" 2>/dev/null || cp /usr/bin/busybox "$root/bin/busybox"
 cp "$here/guest-init.sh" "$root/init"
 chmod 755 "$root/init"
+gcc -O2 -Wall -static -o "$root/bin/stalls" "$here/stalls.c"
 
 # The agent is the only program of the guest that is not static: its libraries are this machine's, which has them for QEMU.
 agent=$dir/unpacked/usr/sbin/qemu-ga

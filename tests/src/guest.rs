@@ -16,7 +16,7 @@ use crate::process::{ok, wait_until};
 use crate::tools;
 
 /// About 3 s by itself; other tests keep the processors busy.
-const BOOT_LIMIT: Duration = Duration::from_secs(120);
+pub(crate) const BOOT_LIMIT: Duration = Duration::from_secs(120);
 
 /// The name of the agent's socket.
 const AGENT: &str = "agent.sock";
@@ -147,7 +147,7 @@ pub fn days(flavor: Flavor, copies: &[PathBuf]) -> Vec<BTreeSet<u64>> {
 
 /// The arguments that boot Linux, with a word on its kernel's command line.
 #[track_caller]
-fn linux(word: &str, serial: &Path) -> Vec<String> {
+pub(crate) fn linux(word: &str, serial: &Path) -> Vec<String> {
     let (kernel, initramfs) = tools::guest();
     let arguments = [
         ("-m", "256".into()),
@@ -160,7 +160,7 @@ fn linux(word: &str, serial: &Path) -> Vec<String> {
 }
 
 /// Everything on a serial console, but for a last line that has not arrived whole.
-fn said(serial: &Path) -> String {
+pub(crate) fn said(serial: &Path) -> String {
     let mut said = String::from_utf8_lossy(&fs::read(serial).unwrap_or_default()).into_owned();
     said.truncate(said.rfind('\n').map_or(0, |end| end + 1));
     said

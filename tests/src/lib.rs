@@ -27,5 +27,7 @@ pub mod random;
 pub mod relay;
 pub mod scattered;
 pub mod snapshot;
+pub mod stalls;
+pub mod tmpfs;
 pub mod tools;
 pub mod user;

@@ -210,6 +210,15 @@ pub fn signal_pid(pid: u32, signal: Signal) {
     let _ = kill_process(pid, signal);
 }
 
+/// Kills processes as if at one instant: none of them can do anything about the death of another.
+pub fn kill_at_once(pids: &[u32]) {
+    for signal in [Signal::STOP, Signal::KILL] {
+        for &pid in pids {
+            signal_pid(pid, signal);
+        }
+    }
+}
+
 /// Whether a process that is not our child has ended: it is gone, or a zombie until whoever inherited it looks.
 pub fn has_ended(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

@@ -23,11 +23,10 @@ use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
     recvmsg, sendmsg,
 };
-use rustix::process::Signal;
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::process::signal_pid;
+use crate::process::kill_at_once;
 
 /// Commands that only look, beside those that begin with `query-` or `x-debug-query-`.
 const LOOKS: [&str; 4] = ["qmp_capabilities", "qom-get", "qom-list", "device-list-properties"];
@@ -105,7 +104,7 @@ impl Relay {
         *self.lock() = State::default();
     }
 
-    /// Counts from nothing, and kills these processes, in this order, at the `nth` command, from 1.
+    /// Counts from nothing, and kills these processes at the `nth` command, from 1.
     pub fn kill_at(&self, nth: usize, moment: Moment, pids: &[u32]) {
         let kill = Some(Kill { nth, moment, pids: pids.to_vec() });
         *self.lock() = State { kill, ..State::default() };
@@ -129,8 +128,8 @@ impl State {
     }
 
     fn strike(&mut self) {
-        for &pid in self.kill.iter().flat_map(|kill| &kill.pids) {
-            signal_pid(pid, Signal::KILL);
+        if let Some(kill) = &self.kill {
+            kill_at_once(&kill.pids);
         }
         self.killed = true;
     }

@@ -13,7 +13,7 @@ use pullfs_tests::flavor::Flavor;
 use pullfs_tests::leftovers::Leftovers;
 use pullfs_tests::machine::MIB;
 use pullfs_tests::mount::open_direct;
-use pullfs_tests::process::{has_ended, signal_pid, wait_for, wait_until};
+use pullfs_tests::process::{has_ended, kill_at_once, signal_pid, wait_for, wait_until};
 use pullfs_tests::relay::{MOMENTS, Moment};
 use pullfs_tests::tools::pullfs;
 use rustix::io::Errno;
@@ -147,9 +147,7 @@ fn a_checkpoint_that_was_made_survives(flavor: Flavor) {
     mount.checkpoint("delete", "tuesday").success();
     mount.checkpoint("create", "tuesday").success();
     let traces = Traces::of(&mount);
-    for pid in [mount.guardian(), mount.pid()] {
-        signal_pid(pid, Signal::KILL);
-    }
+    kill_at_once(&[mount.guardian(), mount.pid()]);
     mount.ended();
     scene.recover().success();
     traces.go(Duration::ZERO);
@@ -199,9 +197,7 @@ fn recover_may_be_killed_too(flavor: Flavor) {
         let traces = Traces::of(&mount);
         scene.monday_tells(&mount);
         scene.relay.count();
-        for pid in [mount.guardian(), mount.pid()] {
-            signal_pid(pid, Signal::KILL);
-        }
+        kill_at_once(&[mount.guardian(), mount.pid()]);
         mount.ended();
         // It waits for a line, so that its process is known before it begins.
         let mut recover = Command::new("sh");

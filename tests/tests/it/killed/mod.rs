@@ -95,9 +95,8 @@ fn round(scene: &Scene, operation: Operation, rescue: Rescue, nth: usize, moment
     }
     let traces = Traces::of(&mount);
     scene.guest_writes();
-    let (daemon, guardian) = (mount.pid(), mount.guardian());
-    let both = [guardian, daemon];
-    let victims = if rescue == Rescue::Guardian { &both[1..] } else { &both[..] };
+    let both = [mount.pid(), mount.guardian()];
+    let victims = if rescue == Rescue::Guardian { &both[..1] } else { &both[..] };
     scene.relay.kill_at(nth, moment, victims);
     let mnt = mount.mnt();
     let outcome = within("an answer of a mount", AT_ONCE, move || operation.act(&mnt));

@@ -1,17 +1,17 @@
 //! Cleaning up touches nothing of others, whatever it is called, and no mount that lives.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::os::unix::fs::FileExt;
 
 use pullfs_tests::disk::Disk;
 use pullfs_tests::flavor::Flavor;
 use pullfs_tests::leftovers::Leftovers;
 use pullfs_tests::machine::{MIB, Machine};
-use pullfs_tests::mount::{Mount, open_direct};
-use pullfs_tests::process::{run, signal_pid};
+use pullfs_tests::mount::{self, END_LIMIT, Mount, MountPoint, is_mounted, open_direct};
+use pullfs_tests::process::{has_ended, kill_at_once, run, wait_until};
 use pullfs_tests::tools::pullfs;
-use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::scene::Traces;
 
@@ -46,9 +46,7 @@ fn recover_touches_nothing_of_others(flavor: Flavor) {
     let traces = Traces::of(&dead);
     let open = File::open(dead.disk("vda")).expect("a disk");
     assert!(Leftovers::of(&machine).of_prefix(&dead.id()).len() >= 4);
-    for pid in [dead.guardian(), dead.pid()] {
-        signal_pid(pid, Signal::KILL);
-    }
+    kill_at_once(&[dead.guardian(), dead.pid()]);
     dead.ended();
     drop(open);
     run(std::process::Command::new(pullfs()).arg("recover").arg(machine.source())).success();
@@ -77,6 +75,30 @@ fn theirs(machine: &Machine) {
     });
     qmp.must("blockdev-backup", backup);
     qmp.must("block-export-add", json!({"type": "nbd", "id": "pullfs-000000-1-0", "node-name": "pullfs-000000-1-0p"}));
+}
+
+on!(the_next_mount_may_be_at_the_same_place: new = New);
+fn the_next_mount_may_be_at_the_same_place(flavor: Flavor) {
+    let machine = Machine::build(flavor).disk(Disk::qcow2("vda", MIB).filled(&[(0, MIB)])).start();
+    let nothing = Leftovers::of(&machine);
+    let point = MountPoint::new();
+    for _ in 0..2 {
+        mount::mount(&machine.source(), &point.mnt(), &point.scratch()).success();
+        let open = File::open(point.mnt().join("current/vda/disk.raw")).expect("a disk");
+        let status = std::fs::read(point.mnt().join("status.json")).expect("status.json");
+        let status: Value = serde_json::from_slice(&status).expect("JSON");
+        let pid = |of: &Value| of.as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("a process id");
+        let both = [pid(&status["guard"]["pid"]), pid(&status["pid"])];
+        kill_at_once(&both);
+        wait_until("their end", END_LIMIT, || both.iter().all(|&pid| has_ended(pid)));
+        let error = open.read_at(&mut [0; 512], 0).expect_err("nobody serves it");
+        assert_eq!(error.kind(), ErrorKind::NotConnected);
+    }
+    mount::mount(&machine.source(), &point.mnt(), &point.scratch()).success();
+    assert_eq!(Leftovers::of(&machine), nothing, "of the dead mounts");
+    run(std::process::Command::new(pullfs()).arg("umount").arg(point.mnt())).success();
+    assert_eq!(Leftovers::of(&machine), nothing);
+    assert!(!is_mounted(&point.mnt()), "no dead mount is below");
 }
 
 on!(recover_leaves_a_mount_that_lives_alone: new = New, old = Old);
