@@ -2,13 +2,13 @@
 //!
 //! Asking QEMU for the allocation of a large disk takes seconds; whoever seeks waits only until the part that decides
 //! the answer is known. The task that learns is started at the first question and owned by [`Allocation`]: dropping it
-//! stops the task.
+//! stops the task. One that failed is an error for those who wait, and the next question starts another.
 
 use std::ops::{ControlFlow, Range};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OnceCell, watch};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::extents::Extents;
@@ -31,17 +31,28 @@ enum Progress {
 pub struct Allocation {
     source: Arc<dyn Source>,
     size: u64,
-    /// What is known so far; complete below the offset that `progress` tells. Held for look-ups only; the inner `Arc`
-    /// is shared out when nothing more is added.
-    known: Known,
-    learning: OnceCell<Learning>,
+    /// The newest attempt. Held for look-ups only.
+    learning: Mutex<Option<Arc<Learning>>>,
 }
 
 type Known = Arc<Mutex<Arc<Extents>>>;
 
 struct Learning {
+    /// What is known so far; complete below the offset that `progress` tells. Held for look-ups only; the inner `Arc`
+    /// is shared out when nothing more is added.
+    known: Known,
     progress: watch::Receiver<Progress>,
     task: JoinHandle<()>,
+}
+
+impl Learning {
+    fn extents(&self) -> MutexGuard<'_, Arc<Extents>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn failed(&self) -> bool {
+        matches!(*self.progress.borrow(), Progress::Failed(_))
+    }
 }
 
 impl Drop for Learning {
@@ -53,7 +64,7 @@ impl Drop for Learning {
 impl Allocation {
     /// Nothing is asked before the first question.
     pub fn new(source: Arc<dyn Source>, size: u64) -> Self {
-        Self { source, size, known: Arc::default(), learning: OnceCell::new() }
+        Self { source, size, learning: Mutex::default() }
     }
 
     /// The first offset at or after `offset` that holds data, if any does.
@@ -91,33 +102,34 @@ impl Allocation {
 
     /// Bytes that hold data, if that is known without waiting.
     pub fn bytes_if_known(&self) -> Option<u64> {
-        let learning = self.learning.get()?;
+        let learning = self.lock().clone()?;
         let done = *learning.progress.borrow() == Progress::Known(self.size);
-        done.then(|| self.lock().bytes())
+        done.then(|| learning.extents().bytes())
     }
 
     /// The extents inside a window that is already known, for reads that can skip holes; `None` if it is not.
     pub fn within_if_known(&self, window: Range<u64>) -> Option<Vec<Range<u64>>> {
-        let learning = self.learning.get()?;
+        let learning = self.lock().clone()?;
         match *learning.progress.borrow() {
             Progress::Known(upto) if window.end <= upto => {}
             _ => return None,
         }
-        Some(self.lock().within(window).collect())
+        Some(learning.extents().within(window).collect())
     }
 
-    fn lock(&self) -> MutexGuard<'_, Arc<Extents>> {
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Option<Arc<Learning>>> {
+        self.learning.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn when<T>(&self, offset: u64, answer: impl Fn(&Arc<Extents>, u64) -> Option<T>) -> Result<T> {
-        let mut progress = self.learning().await.progress.clone();
+        let learning = self.learning();
+        let mut progress = learning.progress.clone();
         loop {
             let now = progress.borrow_and_update().clone();
             match now {
                 Progress::Known(upto) => {
                     if (upto > offset || upto == self.size)
-                        && let Some(found) = answer(&self.lock(), upto)
+                        && let Some(found) = answer(&learning.extents(), upto)
                     {
                         return Ok(found);
                     }
@@ -130,14 +142,18 @@ impl Allocation {
         }
     }
 
-    async fn learning(&self) -> &Learning {
-        self.learning
-            .get_or_init(|| async {
+    /// The attempt that is under way or succeeded; a new one where there is none.
+    fn learning(&self) -> Arc<Learning> {
+        let mut newest = self.lock();
+        match &*newest {
+            Some(learning) if !learning.failed() => learning.clone(),
+            _ => {
                 let (tell, progress) = watch::channel(Progress::Known(0));
-                let task = tokio::spawn(learn(self.source.clone(), self.size, self.known.clone(), tell));
-                Learning { progress, task }
-            })
-            .await
+                let known = Known::default();
+                let task = tokio::spawn(learn(self.source.clone(), self.size, known.clone(), tell));
+                newest.insert(Arc::new(Learning { known, progress, task })).clone()
+            }
+        }
     }
 }
 

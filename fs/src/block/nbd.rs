@@ -1,6 +1,7 @@
 //! A frozen disk behind an export of QEMU's NBD server.
 //!
-//! Connections are made at the first need. Data and allocation share one pool; each dirty map is fetched once over a
+//! Connections are made at the first need; one that is lost before the server has told of the export is made again, as
+//! the pool does with those that are lost later. Data and allocation share one pool; each dirty map is fetched once over a
 //! short-lived connection of its own that negotiates just that bitmap, so a machine with a thousand checkpoints costs
 //! nothing until one is read.
 
@@ -10,7 +11,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use async_trait::async_trait;
 use bytes::BytesMut;
 use nbd_pool::{Address, Config, ErrorKind, Pool, context};
-use tokio::sync::OnceCell;
+use tokio::sync::{OnceCell, watch};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{Map, Sink, Source, Traffic};
 use crate::error::{Error, Kind, Result};
@@ -51,6 +53,7 @@ pub struct NbdSource {
     export: Export,
     size: u64,
     pool: OnceCell<Pool>,
+    closed: watch::Sender<bool>,
     reads: AtomicU64,
     bytes: AtomicU64,
     maps: AtomicU64,
@@ -63,22 +66,52 @@ impl NbdSource {
             export,
             size,
             pool: OnceCell::new(),
+            closed: watch::Sender::new(false),
             reads: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
             maps: AtomicU64::new(0),
         }
     }
 
+    /// Those who need it at the same time wait for one of them to connect, and none of them for longer than a request.
     async fn pool(&self) -> Result<&Pool> {
         let contexts = [context::BASE_ALLOCATION.to_owned()];
-        self.pool.get_or_try_init(|| self.connect(&contexts)).await
+        let deadline = self.deadline();
+        let connected = timeout_at(deadline, self.pool.get_or_try_init(|| self.connect(&contexts, deadline))).await;
+        connected.unwrap_or_else(|_| {
+            let Export { address, name, config } = &self.export;
+            let limit = config.request_timeout;
+            Err(Error::new(Kind::Timeout, format!("no connection to export {name} at {address} within {limit:?}")))
+        })
     }
 
-    async fn connect(&self, contexts: &[String]) -> Result<Pool> {
+    fn deadline(&self) -> Instant {
+        Instant::now() + self.export.config.request_timeout
+    }
+
+    async fn connect(&self, contexts: &[String], deadline: Instant) -> Result<Pool> {
         let Export { address, name, config } = &self.export;
-        let pool = Pool::connect(address.clone(), name, contexts, config.clone())
-            .await
-            .map_err(|error| self.failed("cannot connect to", error))?;
+        let mut closed = self.closed.subscribe();
+        let mut pause = config.backoff_min;
+        let pool = loop {
+            let attempt = Pool::connect(address.clone(), name, contexts, config.clone());
+            let error = tokio::select! {
+                biased;
+                _ = closed.wait_for(|closed| *closed) => {
+                    return Err(Error::new(Kind::Io, format!("export {name} is needed no more")));
+                }
+                connected = attempt => match connected {
+                    Ok(pool) => break pool,
+                    Err(error) => error,
+                },
+            };
+            // Nobody there, and a server that says no, are answers.
+            if error.kind() != ErrorKind::Disconnected || Instant::now() + pause >= deadline {
+                return Err(self.failed("cannot connect to", error));
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(config.backoff_max);
+        };
         let info = pool.info();
         if info.size != self.size || info.contexts != contexts {
             let (size, contexts) = (info.size, info.contexts.clone());
@@ -155,7 +188,7 @@ impl Source for NbdSource {
             }
             Map::Dirty(bitmap) => {
                 let name = context::dirty_bitmap(bitmap);
-                let pool = self.connect(std::slice::from_ref(&name)).await?;
+                let pool = self.connect(std::slice::from_ref(&name), self.deadline()).await?;
                 let walked = self
                     .walk(&pool, &name, window, DIRTY_WINDOW, |flags| flags & context::STATE_DIRTY != 0, sink)
                     .await;
@@ -179,8 +212,84 @@ impl Source for NbdSource {
     }
 
     async fn close(&self) {
+        self.closed.send_replace(true);
         if let Some(pool) = self.pool.get() {
             pool.close().await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::time::Duration;
+
+    use nbd_pool::testing::{Disk, Listener, Offer};
+
+    use super::*;
+    use crate::block::allocation::Allocation;
+
+    const SIZE: u64 = 1 << 16;
+
+    fn offer() -> Offer {
+        Offer { size: SIZE, contexts: vec![(1, context::BASE_ALLOCATION.to_owned())], ..Offer::default() }
+    }
+
+    fn source(listener: &Listener) -> Arc<NbdSource> {
+        let config = Config { connections: 1, ..Config::default() };
+        Arc::new(NbdSource::new(Export { address: listener.address(), name: "x".to_owned(), config }, SIZE))
+    }
+
+    #[tokio::test]
+    async fn a_connection_lost_in_its_handshake_is_made_again() {
+        let listener = Listener::bind().unwrap();
+        let source = source(&listener);
+        let server = async {
+            for _ in 0..3 {
+                drop(listener.accept_silent().await.unwrap());
+            }
+            let mut peer = listener.accept(&offer()).await.unwrap();
+            peer.serve(&Disk { content: vec![7; 1 << 16], status: Vec::new() }).await.ok();
+        };
+        let client = async {
+            let read = source.read(512, BytesMut::zeroed(512)).await.unwrap();
+            assert_eq!(read[..], [7; 512]);
+            source.close().await;
+        };
+        tokio::join!(server, client);
+    }
+
+    #[tokio::test]
+    async fn a_disk_that_is_closed_is_not_connected_to() {
+        let listener = Listener::bind().unwrap();
+        let source = source(&listener);
+        let read = tokio::spawn({
+            let source = source.clone();
+            async move { source.read(0, BytesMut::zeroed(512)).await }
+        });
+        // It waits for a greeting.
+        let silent = listener.accept_silent().await.unwrap();
+        source.close().await;
+        let refused = tokio::time::timeout(Duration::from_secs(5), read).await.unwrap().unwrap();
+        assert_eq!(refused.unwrap_err().kind(), Kind::Io);
+        drop(silent);
+    }
+
+    #[tokio::test]
+    async fn an_allocation_that_could_not_be_learnt_is_asked_for_again() {
+        let listener = Listener::bind().unwrap();
+        let allocation = Allocation::new(source(&listener), SIZE);
+        let refused = Offer { refuse: Some((1 << 31) | 6), ..offer() };
+        let server = async {
+            assert!(listener.accept(&refused).await.is_err());
+            let mut peer = listener.accept(&offer()).await.unwrap();
+            let status = vec![(context::BASE_ALLOCATION.to_owned(), vec![(SIZE / 2, 0), (SIZE / 2, 3)])];
+            peer.serve(&Disk { content: vec![0; 1 << 16], status }).await.expect("served");
+        };
+        let client = async {
+            assert!(allocation.complete().await.is_err());
+            assert_eq!(allocation.next_hole(0).await.unwrap(), SIZE / 2);
+        };
+        tokio::select! { () = server => panic!("the client has left"), () = client => {} }
     }
 }
