@@ -41,7 +41,14 @@ impl Fs {
         if lease.number() != generation {
             return Err(Error::new(Kind::Stale, "the file was looked up for another point in time"));
         }
-        let image = self.image(&lease, disk, checkpoint, content).await?;
+        let image = match self.image(&lease, disk, checkpoint, content).await {
+            Ok(image) => image,
+            Err(error) => {
+                // As with reads: the end of the point in time explains the failure better.
+                lease.check()?;
+                return Err(error);
+            }
+        };
         let source = frozen(&lease, disk)?.source.clone();
         Ok(OpenFile { checkpoint: checkpoint.cloned(), lease, image, source })
     }
@@ -133,7 +140,11 @@ impl Fs {
         let bitmap = checkpoint.and_then(|checkpoint| known.bitmaps.get(checkpoint));
         let unusable = bitmap.is_some_and(|bitmap| bitmap.unusable.is_some());
         if let Some(point) = point.filter(|_| !unusable) {
-            return self.exact(point, disk, checkpoint, content).await;
+            match self.exact(point, disk, checkpoint, content).await {
+                // It ended meanwhile: what is known without it is told.
+                Err(_) if point.check().is_err() => {}
+                told => return told,
+            }
         }
         let dirty = bitmap.map_or(0, |bitmap| bitmap.dirty_bytes.min(known.size));
         let text = bitmap.map_or(LINE, |bitmap| lines(bitmap, dirty).saturating_mul(LINE));
