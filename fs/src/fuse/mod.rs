@@ -28,6 +28,11 @@ use crate::tree::inode::Inodes;
 /// How long the kernel may believe a name or an attribute: disks and checkpoints come and go.
 const TTL: Duration = Duration::from_secs(1);
 
+/// How long it may believe the name of a file that shows a disk: with each open it asks which point in time the file is of
+/// now. Else an open could come through a node of the last one, after another look-up was told of the new one, and the
+/// kernel would cut the new file off as soon as it saw the answer to that look-up.
+const FILE_TTL: Duration = Duration::ZERO;
+
 /// Attributes that change when a point in time begins, or when more is known of it, are not believed at all.
 const UNSETTLED_TTL: Duration = Duration::ZERO;
 
@@ -156,7 +161,8 @@ impl Filesystem for Adapter {
             match fs.lookup(parent.0, &name).await {
                 Ok(entry) => {
                     let attr = file_attr(&entry.attr);
-                    reply.entry_with_ttls(&ttl(&entry.attr), &TTL, &attr, Generation(entry.generation));
+                    let name = if entry.generation > 0 { FILE_TTL } else { TTL };
+                    reply.entry_with_ttls(&ttl(&entry.attr), &name, &attr, Generation(entry.generation));
                 }
                 Err(error) => reply.error(errno(&error)),
             }
