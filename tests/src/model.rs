@@ -8,6 +8,7 @@
 //! was lost, leaves in the images below cannot be removed there, and means nothing: not even to a new one of its name.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// The unit in which the model remembers what was touched: what a guest writes is no finer.
 pub const SECTOR: usize = 512;
@@ -47,8 +48,8 @@ struct Layer {
 pub struct Disk {
     /// Its name.
     pub id: String,
-    /// Its content.
-    pub bytes: Vec<u8>,
+    /// Its content, shared with every copy of the model until one of them changes it.
+    pub bytes: Arc<Vec<u8>>,
     /// The active layer is the last.
     layers: Vec<Layer>,
 }
@@ -57,7 +58,7 @@ pub struct Disk {
 #[derive(Clone, Debug)]
 pub struct Since {
     /// The disk's content at the checkpoint.
-    pub then: Vec<u8>,
+    pub then: Arc<Vec<u8>>,
     /// For each sector, whether it was touched since.
     pub touched: Vec<bool>,
 }
@@ -84,7 +85,7 @@ impl Model {
     /// Adds a disk; whether its format keeps bitmaps.
     pub fn add_disk(&mut self, id: &str, bytes: Vec<u8>, keeps: bool) {
         let layers = vec![Layer { keeps, size: bytes.len(), bitmaps: BTreeMap::new() }];
-        self.disks.push(Disk { id: id.to_owned(), bytes, layers });
+        self.disks.push(Disk { id: id.to_owned(), bytes: Arc::new(bytes), layers });
     }
 
     /// The guest asked for a change of a part of a disk, after which it holds `bytes`.
@@ -92,7 +93,7 @@ impl Model {
     pub fn change(&mut self, disk: usize, offset: usize, bytes: &[u8]) {
         let end = offset + bytes.len();
         assert!(offset.is_multiple_of(SECTOR) && end.is_multiple_of(SECTOR), "guests write sectors");
-        self.disks[disk].bytes[offset..end].copy_from_slice(bytes);
+        Arc::make_mut(&mut self.disks[disk].bytes)[offset..end].copy_from_slice(bytes);
         for checkpoint in &mut self.checkpoints {
             checkpoint.disks[disk].touched[offset / SECTOR..end / SECTOR].fill(true);
         }
@@ -100,7 +101,7 @@ impl Model {
 
     /// A disk grew: the new tail reads as zeroes, and counts as touched.
     pub fn grow(&mut self, disk: usize, size: usize) {
-        self.disks[disk].bytes.resize(size, 0);
+        Arc::make_mut(&mut self.disks[disk].bytes).resize(size, 0);
         self.disks[disk].active().size = size;
         for checkpoint in &mut self.checkpoints {
             checkpoint.disks[disk].touched.resize(size / SECTOR, true);

@@ -10,6 +10,7 @@ use rustix::io::Errno;
 use serde_json::{Value, json};
 
 use crate::machine::Machine;
+use crate::model::Disk;
 use crate::process::{Running, ok, run, wait_until};
 use crate::tools::tool;
 
@@ -168,6 +169,17 @@ fn export(machine: &Machine, node: &str, bitmap: Option<&str>) -> Map {
     qmp.wait_event("BLOCK_EXPORT_DELETED", Duration::from_secs(10), |data| data["id"] == "oracle");
     let _ = fs::remove_file(&socket);
     map
+}
+
+/// What a discard left: each byte is zero now or stays; which of them, is up to the disk, so QEMU's own tool tells.
+#[track_caller]
+pub fn discarded(machine: &Machine, disk: &Disk, offset: usize, length: usize) -> Vec<u8> {
+    let now = fs::read(machine.copy(&disk.id, "discarded.raw")).expect("a copy");
+    let now = now[offset..offset + length].to_vec();
+    let before = &disk.bytes[offset..offset + length];
+    let fine = now.iter().zip(before).all(|(now, before)| *now == 0 || now == before);
+    assert!(fine, "{}: a discard of {length} bytes at {offset} made new data", disk.id);
+    now
 }
 
 /// The dirty map of a bitmap that is stored in an image, by qemu-nbd. No machine may have the image.

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs::{self, File};
+use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
@@ -166,6 +167,20 @@ impl Running {
     /// What it has written so far.
     pub fn log(&self) -> String {
         lossy(&self.log)
+    }
+
+    /// How many bytes it has written so far.
+    pub fn log_length(&self) -> u64 {
+        fs::metadata(&self.log).map_or(0, |log| log.len())
+    }
+
+    /// What it has written since it had written `length` bytes. A server that runs for hours has written a lot.
+    #[track_caller]
+    pub fn log_since(&self, length: u64) -> String {
+        let mut said = Vec::new();
+        let mut log = File::open(&self.log).expect("the log");
+        log.seek(SeekFrom::Start(length)).and_then(|_| log.read_to_end(&mut said)).expect("reading the log");
+        String::from_utf8_lossy(&said).into_owned()
     }
 
     /// Sends `signal`.

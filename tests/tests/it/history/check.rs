@@ -106,7 +106,7 @@ impl World {
         let missing = frozen.state(checkpoint, disk) == State::Missing;
         let more = missing || since.then.len() < bytes.len();
         assert_eq!(map.contains("# note: "), more, "{what}: says why more counts as changed than was touched\n{map}");
-        let mut built = since.then.clone();
+        let mut built = since.then.to_vec();
         if missing {
             built.fill(GARBAGE);
             assert_eq!(total(&extents), bytes.len(), "{what}: all of it\n{map}");
@@ -172,7 +172,7 @@ impl World {
         let index = self.random.index(frozen.disks.len());
         let (id, bytes) = (&frozen.disks[index].id, &frozen.disks[index].bytes);
         let expected = self.copies.join("expected");
-        fs::write(&expected, bytes).expect("a file");
+        fs::write(&expected, bytes.as_slice()).expect("a file");
         let usable: Vec<_> = frozen.checkpoints.iter().filter(|found| frozen.usable(&found.name)).collect();
         let choice = self.random.index(usable.len() + 1);
         let Some(checkpoint) = usable.get(choice).map(|checkpoint| checkpoint.name.as_str()) else {

@@ -19,6 +19,7 @@ use pullfs_tests::flavor::Flavor;
 use pullfs_tests::machine::{MIB, Machine};
 use pullfs_tests::model::Model;
 use pullfs_tests::mount::Mount;
+use pullfs_tests::oracle;
 use pullfs_tests::random::Random;
 use pullfs_tests::snapshot;
 
@@ -209,21 +210,10 @@ impl World {
                 }
                 Change::Discard => {
                     self.machine.discard(&id, at, long);
-                    self.discarded(disk, offset, length)
+                    oracle::discarded(&self.machine, &self.model.disks[disk], offset, length)
                 }
             };
             self.model.change(disk, offset, &after);
         }
-    }
-
-    /// What a discard left: each byte is zero now or stays; which of them, is up to the disk, so QEMU's own tool tells.
-    fn discarded(&self, disk: usize, offset: usize, length: usize) -> Vec<u8> {
-        let disk = &self.model.disks[disk];
-        let now = fs::read(self.machine.copy(&disk.id, "discarded.raw")).expect("a copy");
-        let now = now[offset..offset + length].to_vec();
-        let before = &disk.bytes[offset..offset + length];
-        let fine = now.iter().zip(before).all(|(now, before)| *now == 0 || now == before);
-        assert!(fine, "{}: a discard of {length} bytes at {offset} made new data", disk.id);
-        now
     }
 }
