@@ -22,6 +22,7 @@ pub mod model;
 pub mod mount;
 pub mod oracle;
 pub mod process;
+pub mod proxy;
 pub mod qmp;
 pub mod random;
 pub mod relay;

@@ -188,6 +188,11 @@ impl Mount {
         matches!(self.daemon.try_wait(), Ok(Some(_)))
     }
 
+    /// Sends `signal` to the daemon.
+    pub fn send(&self, signal: Signal) {
+        signal_child(&self.daemon, signal);
+    }
+
     /// Waits for the daemon's end.
     #[track_caller]
     pub fn ended(&mut self) -> ExitStatus {

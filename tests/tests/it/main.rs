@@ -38,6 +38,7 @@ mod qcow2;
 mod quiesce;
 mod read_once;
 mod refusals;
+mod soak;
 mod sync;
 mod systemd;
 mod tls;
