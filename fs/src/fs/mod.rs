@@ -33,7 +33,8 @@ use self::status::{Facts, Noted, Reads};
 use crate::error::{Error, Kind, Result, chain};
 use crate::guardian::Pid;
 use crate::options::Options;
-use crate::point::owner::{Invalidate, Points};
+use crate::point::PointInTime;
+use crate::point::owner::{Invalidate, Phase, Points, View};
 use crate::point::policy::Terms;
 use crate::tree::inode::{Inodes, Told};
 use crate::tree::{Form, Node};
@@ -44,7 +45,8 @@ use crate::vm::{Inventory, Vm};
 pub struct Entry {
     /// Its attributes.
     pub attr: Attr,
-    /// The point in time that opening it will lease; 0 where that does not matter.
+    /// Tells the nodes of one name apart that the kernel must not take for each other: see [`generation`]. 0 where that
+    /// does not matter.
     pub generation: u64,
 }
 
@@ -96,6 +98,25 @@ struct Counters {
     count: AtomicU64,
     bytes: AtomicU64,
     failed: AtomicU64,
+}
+
+/// The generation of a node that shows a disk: twice the number of the point in time that opening it will lease, and one
+/// less if its size is an estimate, as that of a qcow2 file is before its point in time is taken. Answers of the time
+/// before may reach the kernel late; with a generation of their own they cannot make the exact node shorter again, and
+/// copies of it end too early.
+fn generation(node: &Node, view: &View) -> u64 {
+    match node {
+        Node::File { content, .. } if content.form() == Form::Qcow2 && view.phase != Phase::Held => {
+            leased(view.upcoming()) - 1
+        }
+        Node::File { .. } => leased(view.upcoming()),
+        _ => 0,
+    }
+}
+
+/// The generation of a node that can be opened on a point in time of that number.
+fn leased(number: u64) -> u64 {
+    number * 2
 }
 
 /// The file system of one mounted machine.
@@ -197,11 +218,10 @@ impl Fs {
         let node = parent
             .child(name, &inventory, self.options.formats)
             .ok_or_else(|| Error::new(Kind::NotFound, format!("there is no {}", name.display())))?;
-        let attr = self.attr(&node, &inventory).await?;
-        let generation = match node {
-            Node::File { .. } => self.points.view().upcoming(),
-            _ => 0,
-        };
+        // One look for both: a size that was estimated must not be told of a node whose size is exact.
+        let view = self.points.view();
+        let generation = generation(&node, &view);
+        let attr = self.attr(&node, &inventory, view.held).await?;
         self.inodes.tell(&node, generation, attr.size);
         Ok(Entry { attr, generation })
     }
@@ -211,24 +231,31 @@ impl Fs {
         self.inodes.forget(ino, lookups);
     }
 
-    /// The attributes of a node.
+    /// The attributes of a node; of an open file if `handle` is one, which stay what they were when it was opened.
     ///
     /// # Errors
-    /// [`Kind::NotFound`] when the machine no longer has what it stands for; when the machine does not answer.
-    pub async fn getattr(&self, ino: u64) -> Result<Attr> {
+    /// [`Kind::NotFound`] when the machine no longer has what it stands for; [`Kind::Stale`] or [`Kind::Io`] for an open
+    /// file whose point in time has ended; when the machine does not answer.
+    pub async fn getattr(&self, ino: u64, handle: Option<u64>) -> Result<Attr> {
         let node = self.node(ino)?;
+        let open = handle.and_then(|handle| self.handles.get(handle).ok());
+        if let Some(Handle::File(file)) = open.as_deref() {
+            // Reads end at this size, so it is that of the file and of no other instant.
+            file.lease.check()?;
+            let measure = Measure { size: file.image.size(), data: file.image.data_bytes(), settled: false };
+            return Ok(self.shown(&node, &measure, file.lease.time()));
+        }
         let inventory = self.inventory_for(&node).await?;
         if !node.exists(&inventory) {
             return Err(Error::new(Kind::NotFound, "the machine has no such disk or checkpoint any more"));
         }
-        let attr = self.attr(&node, &inventory).await?;
+        let attr = self.attr(&node, &inventory, self.points.view().held).await?;
         self.inodes.tell_size(ino, attr.size);
         Ok(attr)
     }
 
-    async fn attr(&self, node: &Node, inventory: &Inventory) -> Result<Attr> {
-        let point = self.points.view().held;
-        let Measure { size, data, settled } = match node {
+    async fn attr(&self, node: &Node, inventory: &Inventory, point: Option<Arc<PointInTime>>) -> Result<Attr> {
+        let measure = match node {
             Node::File { disk, checkpoint, content } => {
                 self.measure(point.as_ref(), inventory, disk, checkpoint.as_ref(), *content).await?
             }
@@ -238,17 +265,21 @@ impl Fs {
             }
             _ => Measure { size: 0, data: 0, settled: true },
         };
-        Ok(Attr {
+        Ok(self.shown(node, &measure, point.map_or(self.mounted, |point| point.time())))
+    }
+
+    fn shown(&self, node: &Node, measure: &Measure, mtime: SystemTime) -> Attr {
+        Attr {
             ino: self.inodes.number(node),
             directory: node.is_directory(),
             mode: self.owner.mode(node),
-            size,
-            blocks: blocks(data),
-            mtime: point.map_or(self.mounted, |point| point.time()),
+            size: measure.size,
+            blocks: blocks(measure.data),
+            mtime,
             uid: self.owner.uid,
             gid: self.owner.gid,
-            settled,
-        })
+            settled: measure.settled,
+        }
     }
 
     /// Opens a directory: what is in it now, kept for [`Fs::readdir`].

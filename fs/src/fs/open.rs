@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use super::Fs;
 use super::handle::OpenFile;
+use super::{Fs, leased};
 use crate::block::changes::Changes;
 use crate::block::extents::Extents;
 use crate::error::{Error, Kind, Result};
@@ -38,7 +38,7 @@ impl Fs {
         content: Content,
     ) -> Result<OpenFile> {
         let lease = self.points.open().await?;
-        if lease.number() != generation {
+        if leased(lease.number()) != generation {
             return Err(Error::new(Kind::Stale, "the file was looked up for another point in time"));
         }
         let image = match self.image(&lease, disk, checkpoint, content).await {

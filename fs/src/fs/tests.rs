@@ -68,7 +68,7 @@ async fn command(fs: &Fs, word: &str) -> Result<usize> {
 
 /// Everything that is not an open of a file that shows a disk.
 async fn look_at(fs: &Fs, ino: u64) {
-    assert!(fs.getattr(ino).await.is_ok());
+    assert!(fs.getattr(ino, None).await.is_ok());
     let handle = fs.opendir(ino).await.unwrap();
     let mut entries = Vec::new();
     fs.readdir(handle, 2, |_, entry| {
@@ -84,7 +84,7 @@ async fn look_at(fs: &Fs, ino: u64) {
         if entry.directory {
             Box::pin(look_at(fs, entry.ino)).await;
         } else {
-            assert_eq!(fs.getattr(entry.ino).await.unwrap(), found.attr);
+            assert_eq!(fs.getattr(entry.ino, None).await.unwrap(), found.attr);
         }
     }
 }
@@ -126,6 +126,30 @@ async fn modes_and_owners_are_what_was_asked_for() {
     assert_eq!(walk(&fs, "current").await.unwrap().attr.mode, 0o550);
     assert_eq!(walk(&fs, "control").await.unwrap().attr.mode, 0o200);
     assert_eq!(walk(&fs, "current/vdz").await.unwrap_err().kind(), Kind::NotFound);
+}
+
+/// The kernel may see answers in another order than they were given, and reads end at the size that it saw last.
+#[tokio::test]
+async fn an_estimated_size_is_never_told_of_a_node_that_can_be_read() {
+    let vm = machine(Fleece::Job);
+    vm.write("vda", 0, &vec![1; 70_000]);
+    let fs = mount(&vm, Options::default());
+    let (qcow2, raw) = ("current/vda/disk.qcow2", "current/vda/disk.raw");
+    let estimated = walk(&fs, qcow2).await.unwrap();
+    assert_eq!(fs.open(estimated.attr.ino, Access::Read).await.unwrap_err().kind(), Kind::Stale);
+    let exact = walk(&fs, qcow2).await.unwrap();
+    assert_ne!(exact.generation, estimated.generation);
+    let handle = fs.open(exact.attr.ino, Access::Read).await.unwrap().handle;
+    let size = read_all(&fs, handle).await.unwrap().len() as u64;
+    assert_eq!(fs.getattr(exact.attr.ino, Some(handle)).await.unwrap().size, size);
+    // A raw file has the disk's size before and after; it needs no second look-up.
+    assert_eq!(walk(&fs, raw).await.unwrap().generation, exact.generation);
+
+    command(&fs, "release").await.unwrap();
+    let told = fs.getattr(exact.attr.ino, Some(handle)).await.unwrap_err();
+    assert_eq!(told.kind(), Kind::Stale, "an estimate would end the file there");
+    assert!(fs.getattr(exact.attr.ino, None).await.is_ok());
+    assert_ne!(walk(&fs, qcow2).await.unwrap().generation, exact.generation);
 }
 
 #[tokio::test]

@@ -173,9 +173,9 @@ impl Filesystem for Adapter {
         self.fs.forget(ino.0, lookups);
     }
 
-    fn getattr(&self, _request: &Request, ino: INodeNo, _handle: Option<FileHandle>, reply: ReplyAttr) {
-        self.answer(|fs| async move {
-            match fs.getattr(ino.0).await {
+    fn getattr(&self, _request: &Request, ino: INodeNo, handle: Option<FileHandle>, reply: ReplyAttr) {
+        self.answer(move |fs| async move {
+            match fs.getattr(ino.0, handle.map(|handle| handle.0)).await {
                 Ok(attr) => reply.attr(&ttl(&attr), &file_attr(&attr)),
                 Err(error) => reply.error(errno(&error)),
             }
@@ -203,7 +203,7 @@ impl Filesystem for Adapter {
     ) {
         let owner = mode.is_some() || uid.is_some() || gid.is_some();
         self.answer(|fs| async move {
-            match fs.getattr(ino.0).await {
+            match fs.getattr(ino.0, None).await {
                 Ok(attr) if attr.writable() && !owner => reply.attr(&ttl(&attr), &file_attr(&attr)),
                 Ok(_) => reply.error(Errno::EPERM),
                 Err(error) => reply.error(errno(&error)),

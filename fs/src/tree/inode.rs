@@ -1,8 +1,8 @@
 //! Inode numbers, and the nodes that the kernel knows.
 //!
 //! A number is a hash of what the node stands for, so it is the same in every mount of the same machine. The kernel
-//! also gets a *generation* with each node that shows a disk: the number of the point in time that opening it will
-//! lease. When a node is looked up again with another generation, the kernel cuts all old descriptors off from it
+//! also gets a *generation* with each node that shows a disk: it stands for the point in time that opening it will lease,
+//! and tells nodes whose size is an estimate from those whose size is exact. When a node is looked up again with another generation, the kernel cuts all old descriptors off from it
 //! (fs/fuse/inode.c `fuse_iget`), so pages of one instant can never be read through a descriptor of another.
 
 use std::collections::HashMap;
