@@ -8,7 +8,7 @@ use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
@@ -21,6 +21,9 @@ const CHUNK: usize = 64 << 10;
 
 /// A stall is far shorter than any time limit of a request.
 const LONGEST_STALL: u64 = 3000;
+
+/// Who has sent more than this is past the handshake, which takes fewer bytes.
+const HANDSHAKE: u64 = 512;
 
 /// What was done to connections so far.
 #[derive(Debug, Default)]
@@ -49,6 +52,8 @@ struct Shared {
     faulty: AtomicBool,
     random: Mutex<Random>,
     injected: Injected,
+    /// Held by whoever makes a connection to the server. Locked before `open`.
+    dialling: Mutex<()>,
     open: Mutex<Vec<Weak<Connection>>>,
 }
 
@@ -57,6 +62,8 @@ struct Shared {
 struct Connection {
     client: UnixStream,
     server: UnixStream,
+    /// Bytes from the client so far.
+    asked: AtomicU64,
 }
 
 /// What happens to a direction after some bytes.
@@ -75,6 +82,7 @@ impl Proxy {
             faulty: AtomicBool::new(true),
             random: Mutex::new(Random::new(seed)),
             injected: Injected::default(),
+            dialling: Mutex::default(),
             open: Mutex::default(),
         });
         let accepting = thread::spawn({
@@ -87,6 +95,19 @@ impl Proxy {
     /// From now on nothing breaks any more.
     pub fn calm(&self) {
         self.shared.faulty.store(false, Ordering::SeqCst);
+    }
+
+    /// Lets nobody shake hands until the value is dropped; who is just doing so is cut.
+    ///
+    /// QEMU 10.0 has a fault: it waits, until all clients have gone, when one becomes known to an export while the export's
+    /// requests are being drained. `stop`, `system_reset` and transactions drain.
+    pub fn nobody_new(&self) -> MutexGuard<'_, ()> {
+        let gate = self.shared.dialling.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = self.shared.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let connections = open.iter().filter_map(Weak::upgrade);
+        let young = connections.filter(|connection| connection.asked.load(Ordering::SeqCst) < HANDSHAKE);
+        young.for_each(|connection| connection.cut());
+        gate
     }
 
     /// What was done so far.
@@ -110,10 +131,11 @@ impl Drop for Proxy {
 impl Shared {
     fn accept(self: &Arc<Self>, listener: &UnixListener) {
         while let Ok((client, _)) = listener.accept() {
+            let _dialling = self.dialling.lock().unwrap_or_else(PoisonError::into_inner);
             // No server: the client finds its connection closed.
             let Ok(server) = UnixStream::connect(&self.upstream) else { continue };
             self.injected.connections.fetch_add(1, Ordering::Relaxed);
-            let connection = Arc::new(Connection { client, server });
+            let connection = Arc::new(Connection { client, server, asked: AtomicU64::new(0) });
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
             open.retain(|connection| connection.strong_count() > 0);
             open.push(Arc::downgrade(&connection));
@@ -138,7 +160,11 @@ impl Shared {
             if to.write_all(&buffer[..read]).is_err() {
                 break;
             }
-            left -= u64::try_from(read).expect("a length");
+            let read = u64::try_from(read).expect("a length");
+            if requests {
+                connection.asked.fetch_add(read, Ordering::SeqCst);
+            }
+            left -= read;
             if left > 0 {
                 continue;
             }

@@ -49,6 +49,7 @@ pub(super) fn run(load: &Load<'_>, seed: u64) {
 
 fn tell(load: &Load<'_>, command: &str) {
     let world = load.world();
+    let _nobody_new = load.proxy.nobody_new();
     let began = Instant::now();
     world.machine.qmp().must(command, json!({}));
     load.figures.longest_monitor.note(began.elapsed());
@@ -61,7 +62,10 @@ fn take_away(load: &Load<'_>, end: impl FnOnce(&Machine)) {
     load.change(Now::Changing);
     held.lost.store(true, Ordering::SeqCst);
     held.ended.store(true, Ordering::SeqCst);
-    end(&world.machine);
+    {
+        let _nobody_new = load.proxy.nobody_new();
+        end(&world.machine);
+    }
     wait_until("the loss to be noticed", OPERATION_LIMIT, || load.mount.state() == "none");
     load.change(Now::Nothing);
 }

@@ -70,7 +70,7 @@ fn whatever_fails_meanwhile_each_byte_is_right(flavor: Flavor) {
     let files = descriptors(&mount);
 
     // The readers, and the one who begins and releases.
-    let load = Load::new(&mount, machine, model, READERS + 1);
+    let load = Load::new(&mount, &proxy, machine, model, READERS + 1);
     thread::scope(|scope| {
         let load = &load;
         let mut threads = vec![
