@@ -24,7 +24,7 @@ qemu_old = $$([ -e $(SETUP)/qemu-old/.complete ] && echo $(SETUP)/qemu-old || ec
 qemu_new = $$(qemu-system-x86_64 --version | grep -q 'version [2-8]\.' && echo none || echo installed)
 machines = PULLFS_TEST_GUEST=$(SETUP)/guest PULLFS_TEST_QEMU_OLD=$(qemu_old) PULLFS_TEST_QEMU_NEW=$(qemu_new)
 
-.PHONY: help check deny test bench demo install setup setup-demo clean
+.PHONY: help check deny test newest bench demo install setup setup-demo clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null || \
@@ -55,6 +55,10 @@ test: setup ## everything, as root: installs what it needs, real QEMU, real moun
 	    *OLD=none) echo "*** ONLY ONE QEMU WAS TESTED: $$(qemu-system-x86_64 --version | head -n 1); 7.2 COULD NOT BE HAD ***" ;; \
 	    *NEW=none) echo "*** ONLY ONE QEMU WAS TESTED: $$(qemu-system-x86_64 --version | head -n 1); 9.0 OR NEWER COULD NOT BE HAD ***" ;; \
 	esac; done
+
+newest: setup ## the tests of QEMU 10 again, with the newest QEMU that a later Debian has
+	tests/setup/qemu-newest.sh $(SETUP)/qemu-newest
+	PATH="$(SETUP)/qemu-newest/bin:$$PATH" $(machines) $(CARGO) test -p pullfs-tests --test it --no-fail-fast -- ::new
 
 bench: setup ## the figures: all benchmarks there are
 	$(CARGO) build --release -p pullfs -p pullfs-mount-helpers
