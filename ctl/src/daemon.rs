@@ -266,3 +266,34 @@ fn announce() -> anyhow::Result<()> {
     rustix::stdio::dup2_stderr(&null)?;
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    use rustix::process::{Resource, Rlimit, Signal, setrlimit};
+
+    use super::*;
+
+    /// Set for the process that is to die.
+    const DIES: &str = "PULLFS_TEST_DIES";
+
+    #[test]
+    fn a_panic_in_any_thread_ends_the_daemon() {
+        if std::env::var_os(DIES).is_some() {
+            setrlimit(Resource::Core, Rlimit { current: Some(0), maximum: Some(0) }).unwrap();
+            end_with_a_panic();
+            std::thread::spawn(|| panic!("a part of it dies")).join().ok();
+            return;
+        }
+        let name = "daemon::tests::a_panic_in_any_thread_ends_the_daemon";
+        let output = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", name, "--nocapture"])
+            .env(DIES, "yes")
+            .output()
+            .unwrap();
+        assert_eq!(output.status.signal(), Some(Signal::ABORT.as_raw()), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("a part of it dies"), "it says why");
+    }
+}
