@@ -3,8 +3,9 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use nbd_pool::testing::pki::{Authority, LOOPBACK};
 use pullfs_tests::disk::Disk;
@@ -13,9 +14,10 @@ use pullfs_tests::leftovers::Leftovers;
 use pullfs_tests::machine::{MIB, Machine};
 use pullfs_tests::mount::{self, Mount, MountPoint};
 use pullfs_tests::oracle;
-use pullfs_tests::process::ok;
-use pullfs_tests::tools::{tool, workspace};
+use pullfs_tests::process::{ok, run, wait_until};
+use pullfs_tests::tools::{pullfs, tool, workspace};
 use rustix::io::Errno;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -23,6 +25,9 @@ const USAGE: i32 = 1;
 const SYSTEM: i32 = 2;
 /// mount(8): the mount failed.
 const MOUNT_FAILED: i32 = 32;
+
+/// For a guardian on a busy machine.
+const CLEAN_UP_LIMIT: Duration = Duration::from_secs(60);
 
 /// What a monitor's port takes.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -251,7 +256,7 @@ fn a_qemu_of_another_user(flavor: Flavor) {
     let other: &[&str] = if flavor == Flavor::Old { &["-runas", "nobody"] } else { &["-run-with", "user=nobody"] };
     let scene = Scene::new(flavor, Port::Plain, other);
     // For the sockets of the test's own questions, not for pullfs's.
-    open_to_all(scene.machine.dir());
+    fs::set_permissions(scene.machine.dir(), fs::Permissions::from_mode(0o777)).expect("changed");
     let nothing = Leftovers::of(&scene.machine);
     let mount = Mount::source(&scene.source(), "insecure");
     let line = mount.command(&["begin"]).refused(SYSTEM);
@@ -285,7 +290,41 @@ fn certificates_as_the_manual_makes_them(flavor: Flavor) {
     assert!(!log.contains("warning"), "QEMU has something against them: {log}");
 }
 
-#[track_caller]
-fn open_to_all(dir: &Path) {
-    fs::set_permissions(dir, fs::Permissions::from_mode(0o777)).expect("changed");
+/// A mount that holds a point in time over TLS.
+fn held(scene: &Scene) -> Mount {
+    let mount = Mount::source(&scene.source(), &scene.tls("client"));
+    mount.command(&["begin"]).success();
+    assert!(Leftovers::of(&scene.machine).any_job());
+    mount
+}
+
+fn kill(pid: u32, signal: Signal) {
+    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id");
+    kill_process(pid, signal).expect("a process of this test");
+}
+
+on!(who_cleans_up_goes_by_tls_as_well: new = New, old = Old);
+fn who_cleans_up_goes_by_tls_as_well(flavor: Flavor) {
+    let scene = Scene::new(flavor, Port::Tls, &[]);
+    let nothing = Leftovers::of(&scene.machine);
+    let mut mount = held(&scene);
+    kill(mount.pid(), Signal::KILL);
+    mount.ended();
+    wait_until("the guardian", CLEAN_UP_LIMIT, || {
+        !mount::is_mounted(&mount.mnt()) && Leftovers::of(&scene.machine) == nothing
+    });
+
+    // The daemon stands still while its guardian dies, so that there is no other one.
+    let mut mount = held(&scene);
+    let guardian = mount.status()["guard"]["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("a guardian");
+    kill(mount.pid(), Signal::STOP);
+    kill(guardian, Signal::KILL);
+    kill(mount.pid(), Signal::KILL);
+    mount.ended();
+    let recover = |options: &[&str]| run(Command::new(pullfs()).arg("recover").arg(scene.source()).args(options));
+    says(&recover(&[]).refused(USAGE), &["tls=DIR"]);
+    assert!(Leftovers::of(&scene.machine).any_job());
+    recover(&["-o", &scene.tls("client")]).success();
+    assert!(!mount::is_mounted(&mount.mnt()));
+    assert_eq!(Leftovers::of(&scene.machine), nothing);
 }
