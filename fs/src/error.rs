@@ -112,6 +112,24 @@ pub fn chain(error: &(dyn std::error::Error + 'static)) -> String {
     line
 }
 
+/// The longest text of somebody else's that is shown, in characters.
+const SHOWN: usize = 1000;
+
+/// A text that came from outside, fit to be a part of one line of a log or a terminal: cut, and without control
+/// characters or such as reorder what is shown.
+pub(crate) fn printable(text: &str) -> String {
+    let plain = |c: char| match c {
+        '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' => '?',
+        c if c.is_control() => '?',
+        c => c,
+    };
+    let mut shown: String = text.chars().take(SHOWN).map(plain).collect();
+    if text.chars().nth(SHOWN).is_some() {
+        shown.push('…');
+    }
+    shown
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -50,7 +50,7 @@ use crate::block::Source;
 use crate::block::changes::FrozenMap;
 use crate::block::nbd::{Export, NbdSource};
 use crate::block::once::ReadOnce;
-use crate::error::{Error, Kind, Result, chain};
+use crate::error::{Error, Kind, Result, chain, printable};
 use crate::options;
 use crate::point::journal::Journal;
 use crate::point::plan::Ledger;
@@ -103,7 +103,9 @@ const MAX_EVENTS: usize = 64;
 /// Reads the fields that are needed out of an answer.
 fn understand<T: DeserializeOwned>(command: &str, answer: Value) -> Result<T> {
     serde_json::from_value(answer).map_err(|error| {
-        Error::with_source(Kind::Invalid, format!("the answer of QEMU to {command} is not understood"), error)
+        // It may quote what it does not understand.
+        let why = printable(&error.to_string());
+        Error::with_source(Kind::Invalid, format!("the answer of QEMU to {command} is not understood"), why)
     })
 }
 

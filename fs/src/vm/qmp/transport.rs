@@ -14,9 +14,11 @@
 mod connection;
 #[cfg(test)]
 mod tests;
+pub(crate) mod wire;
 mod writer;
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
@@ -25,6 +27,7 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::time::timeout;
 
 use self::connection::Connection;
+use self::wire::Incoming;
 use super::monitor::Monitor;
 use crate::error::{Error, Kind, Result};
 
@@ -178,10 +181,11 @@ impl Driver {
                     Some(request) => self.serve(request).await,
                     None => return,
                 },
-                message = connection.next() => match message {
-                    Ok(message) => self.dispatch(message),
-                    Err(why) => self.disconnected(&why),
-                },
+                line = connection.next() => {
+                    if let Err(why) = line.and_then(|line| self.dispatch(&line)) {
+                        self.disconnected(&why);
+                    }
+                }
             }
         }
     }
@@ -216,25 +220,25 @@ impl Driver {
         }
     }
 
-    fn dispatch(&mut self, mut message: Value) {
-        if let Some(name) = message.get("event").and_then(Value::as_str) {
-            let name = name.to_owned();
-            // Nobody may be listening.
-            self.messages.send(Message::Event { name, data: message["data"].take() }).ok();
-            return;
-        }
-        let Some(reply) = message.get("id").and_then(Value::as_u64).and_then(|id| self.waiting.remove(&id)) else {
-            return;
-        };
-        let answer = match message.get("error") {
-            None => Ok(message["return"].take()),
-            Some(error) => {
-                let field = |name: &str| error.get(name).and_then(Value::as_str).unwrap_or("").to_owned();
-                let refusal = Refusal { class: field("class"), description: field("desc") };
-                Err(Error::with_source(Kind::Unsupported, "QEMU refused", refusal))
+    /// Passes a line on to whom it is for. What cannot be understood ends the connection.
+    fn dispatch(&mut self, line: &[u8]) -> std::result::Result<(), String> {
+        match Incoming::parse(line)? {
+            Incoming::Event { name, data } => {
+                // Nobody may be listening.
+                self.messages.send(Message::Event { name: name.to_owned(), data }).ok();
             }
-        };
-        reply.send(answer).ok();
+            Incoming::Answer { id: Some(id), outcome } => {
+                let Entry::Occupied(waiting) = self.waiting.entry(id) else { return Ok(()) };
+                let answer = match outcome {
+                    Ok(raw) => Ok(wire::value(raw)?),
+                    Err(refusal) => Err(Error::with_source(Kind::Unsupported, "QEMU refused", refusal)),
+                };
+                waiting.remove().send(answer).ok();
+            }
+            // An answer to nothing of ours, or something of a later version.
+            Incoming::Answer { id: None, .. } | Incoming::Greeting | Incoming::Other => {}
+        }
+        Ok(())
     }
 
     fn disconnected(&mut self, why: &str) {

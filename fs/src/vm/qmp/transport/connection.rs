@@ -11,13 +11,14 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
+use super::wire::{Incoming, Lines};
 use super::writer::Writer;
 use super::{COMMAND_LIMIT, GREETING_LIMIT};
 use crate::error::{Error, Kind, Result};
 use crate::vm::qmp::monitor::{Endpoint, Monitor};
 
-/// Longest line taken from QEMU, in bytes. The schema has 240 KB; a machine with many disks and bitmaps has more.
-const MAX_LINE: usize = 64 << 20;
+/// Lines that wait for the driver: one, since it may be long.
+const MAX_WAITING: usize = 1;
 
 /// A host that is gone without a word is noticed after this much silence, and so many questions left unanswered.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(15);
@@ -84,36 +85,35 @@ impl Connection {
     where
         R: AsyncRead + Unpin + Send + 'static,
     {
-        let (give, lines) = mpsc::channel(16);
+        let (give, lines) = mpsc::channel(MAX_WAITING);
         tokio::spawn(cut_lines(reader, give));
         Self { writer, lines }
     }
 
     async fn negotiate(&mut self) -> Result<()> {
+        let invalid = |why: &str| Error::new(Kind::Invalid, why);
         let greeting = self.next().await.map_err(|why| Error::new(Kind::Gone, why))?;
-        if greeting.get("QMP").is_none() {
-            return Err(Error::new(Kind::Invalid, "no QMP greeting; is this a QMP socket?"));
+        if !matches!(Incoming::parse(&greeting).map_err(|why| invalid(&why))?, Incoming::Greeting) {
+            return Err(invalid("no QMP greeting; is this a QMP socket?"));
         }
         self.write(&json!({"execute": "qmp_capabilities"}), None).await?;
         loop {
-            let answer = self.next().await.map_err(|why| Error::new(Kind::Gone, why))?;
-            if answer.get("return").is_some() {
-                return Ok(());
-            }
-            if answer.get("event").is_none() {
-                return Err(Error::new(Kind::Invalid, "capabilities negotiation failed"));
+            let line = self.next().await.map_err(|why| Error::new(Kind::Gone, why))?;
+            match Incoming::parse(&line).map_err(|why| invalid(&why))? {
+                Incoming::Answer { outcome: Ok(_), .. } => return Ok(()),
+                Incoming::Event { .. } => {}
+                _ => return Err(invalid("capabilities negotiation failed")),
             }
         }
     }
 
-    /// The next message, or why there is none. Giving up on it loses nothing.
-    pub(super) async fn next(&mut self) -> std::result::Result<Value, String> {
-        let line = match self.lines.recv().await {
-            Some(Ok(line)) => line,
-            Some(Err(error)) => return Err(format!("the QMP connection broke: {error}")),
-            None => return Err("QEMU closed the QMP connection".to_owned()),
-        };
-        serde_json::from_slice(&line).map_err(|error| format!("QEMU sent a line that is not JSON: {error}"))
+    /// The next line, or why there is none. Giving up on it loses nothing.
+    pub(super) async fn next(&mut self) -> std::result::Result<Vec<u8>, String> {
+        match self.lines.recv().await {
+            Some(Ok(line)) => Ok(line),
+            Some(Err(error)) => Err(format!("the QMP connection broke: {error}")),
+            None => Err("QEMU closed the QMP connection".to_owned()),
+        }
     }
 
     /// Sends a command, and a descriptor beside it.
@@ -172,7 +172,7 @@ fn unfriendly(monitor: &Monitor, error: Error) -> Error {
 }
 
 async fn cut_lines<R: AsyncRead + Unpin>(mut reader: R, give: mpsc::Sender<io::Result<Vec<u8>>>) {
-    let mut line = Vec::new();
+    let mut lines = Lines::default();
     let mut chunk = vec![0; 64 << 10];
     loop {
         let got = tokio::select! {
@@ -188,17 +188,15 @@ async fn cut_lines<R: AsyncRead + Unpin>(mut reader: R, give: mpsc::Sender<io::R
                 return;
             }
         };
-        for part in chunk[..got].split_inclusive(|&byte| byte == b'\n') {
-            line.extend_from_slice(part);
-            if line.len() > MAX_LINE {
-                give.send(Err(io::Error::other("QEMU sent a line longer than any answer is"))).await.ok();
+        let mut rest = &chunk[..got];
+        loop {
+            let (last, next) = match lines.next(&mut rest) {
+                Ok(None) => break,
+                Ok(Some(line)) => (false, Ok(line)),
+                Err(error) => (true, Err(io::Error::other(error))),
+            };
+            if give.send(next).await.is_err() || last {
                 return;
-            }
-            if line.ends_with(b"\n") {
-                let whole = std::mem::take(&mut line);
-                if !whole.trim_ascii().is_empty() && give.send(Ok(whole)).await.is_err() {
-                    return;
-                }
             }
         }
     }
