@@ -16,6 +16,8 @@ pub mod block;
 pub mod error;
 pub mod fs;
 pub mod fuse;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz;
 pub mod guardian;
 pub mod image;
 mod lines;

@@ -5,6 +5,7 @@
 //! whatever it is handed. [`Wire`] builds replies, right ones and wrong ones. A test that needs
 //! no faults calls [`Peer::serve`]. [`pki`] makes certificates.
 
+pub mod fuzz;
 pub mod pki;
 mod wire;
 

@@ -4,7 +4,7 @@ use crate::vm::Wanted;
 
 /// One command.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) enum Command {
+pub(crate) enum Command {
     /// `begin [quiesce] [checkpoint=NAME]`; the name is the rest of the line.
     Begin(Wanted),
     /// `release`.
@@ -15,7 +15,7 @@ pub(super) enum Command {
 
 impl Command {
     /// None for anything that is not exactly a command.
-    pub(super) fn parse(text: &str) -> Option<Self> {
+    pub(crate) fn parse(text: &str) -> Option<Self> {
         let line = text.trim();
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
         let rest = rest.trim();

@@ -6,7 +6,7 @@
 
 mod attr;
 mod checkpoint;
-mod command;
+pub(crate) mod command;
 mod handle;
 mod inventory;
 mod io;

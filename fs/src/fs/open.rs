@@ -152,7 +152,7 @@ impl Fs {
             Content::DiskRaw => (known.size, known.allocated.min(known.size)),
             Content::DeltaRaw => (known.size, dirty),
             // An image without its metadata: what that takes is known when the extents are.
-            Content::DiskQcow2 => (known.allocated, known.allocated),
+            Content::DiskQcow2 => (known.allocated.min(known.size), known.allocated.min(known.size)),
             Content::DeltaQcow2 => (dirty, dirty),
             Content::AllocatedMap | Content::DirtyMap | Content::DirtyJson => (text, text),
         };
@@ -183,9 +183,12 @@ impl Fs {
     }
 }
 
+/// The finest granularity that QEMU has, in bytes.
+const FINEST: u32 = 512;
+
 /// At most so many lines does a map of so many dirty bytes have.
 fn lines(bitmap: &Bitmap, dirty: u64) -> u64 {
-    dirty.div_ceil(u64::from(bitmap.granularity.max(1))) + 6
+    dirty.div_ceil(u64::from(bitmap.granularity.max(FINEST))) + 6
 }
 
 fn no_disk(disk: &str) -> Error {

@@ -139,7 +139,7 @@ pub fn is_dead(path: &Path) -> bool {
     matches!(rustix::fs::statfs(path), Err(rustix::io::Errno::NOTCONN))
 }
 
-fn parse_mountinfo(text: &[u8]) -> impl Iterator<Item = Mounted> + '_ {
+pub(crate) fn parse_mountinfo(text: &[u8]) -> impl Iterator<Item = Mounted> + '_ {
     text.split(|byte| *byte == b'\n').filter_map(|line| {
         let fields: Vec<&[u8]> = line.split(|byte| *byte == b' ').collect();
         let after = fields.iter().position(|field| *field == b"-")?;

@@ -18,8 +18,12 @@
 
 mod cluster_size;
 mod clusters;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz;
 mod layout;
 mod metadata;
+#[cfg(any(test, feature = "testing"))]
+mod reader;
 mod runs;
 #[cfg(test)]
 mod tests;

@@ -1,12 +1,10 @@
 //! Images against a reader of our own and a model of the disk; `tests/qcow2.rs` asks readers that others wrote.
 
-mod reader;
-
 use std::sync::OnceLock;
 
 use proptest::prelude::*;
 
-use self::reader::{Cluster, Reader};
+use super::reader::{Cluster, Reader};
 use super::*;
 
 /// The largest disk of the model: some 200 L2 tables of the smallest clusters, 6 of the largest clusters.

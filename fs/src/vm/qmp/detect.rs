@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::transport::{Qmp, refused};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, printable};
 use crate::options;
 use crate::vm::Fleece;
 
@@ -26,6 +26,9 @@ const FLEECE_BY_FILTER: Version = Version(8, 0, 0);
 
 /// Before this version QEMU aborts when an NBD client leaves an export of a disk that an I/O thread serves.
 const IOTHREADS: Version = Version(8, 2, 3);
+
+/// Longest QOM path that is walked up, in bytes.
+const MAX_PATH: usize = 1024;
 
 /// A version of QEMU: major, minor, micro.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -90,7 +93,7 @@ pub(super) async fn detect(qmp: &Qmp, wanted: options::Fleece) -> Result<Abiliti
     let schema = qmp.execute("query-qmp-schema", json!({})).await?;
     let name = if has("query-name") {
         let reply = qmp.execute("query-name", json!({})).await?;
-        reply.get("name").and_then(Value::as_str).map(str::to_owned)
+        reply.get("name").and_then(Value::as_str).map(printable)
     } else {
         None
     };
@@ -204,6 +207,10 @@ async fn served_by_iothread(qmp: &Qmp, qdev: &str) -> Result<bool> {
     let mut places = vec![if qdev.starts_with('/') { qdev.to_owned() } else { format!("/machine/peripheral/{qdev}") }];
     if let Some(bus) = property(qmp, &places[0], "parent_bus").await? {
         places.push(bus);
+    }
+    // Walking up takes a question for each part of a path.
+    if places.iter().any(|place| place.len() > MAX_PATH) {
+        return Err(Error::new(Kind::Invalid, "QEMU tells of a device at a path longer than any is"));
     }
     for place in places {
         let mut path = place.as_str();

@@ -45,13 +45,24 @@ pub(super) struct Image {
     pub(super) virtual_size: u64,
     pub(super) actual_size: Option<u64>,
     #[serde(default)]
-    format_specific: Value,
+    format_specific: FormatSpecific,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+struct FormatSpecific {
+    #[serde(default)]
+    data: FormatData,
+}
+
+#[derive(Debug, Clone, Default, Deserialize)]
+struct FormatData {
+    compat: Option<String>,
 }
 
 impl Node {
     /// Whether dirty bitmaps can be stored in the image: from qcow2 version 3 on (docs/interop/qcow2.txt).
     pub(super) fn keeps_bitmaps(&self) -> bool {
-        self.drv == "qcow2" && self.image.format_specific["data"]["compat"] != "0.10"
+        self.drv == "qcow2" && self.image.format_specific.data.compat.as_deref() != Some("0.10")
     }
 }
 
@@ -95,8 +106,8 @@ struct RawEdge {
 #[derive(Debug, Default)]
 pub(super) struct Graph {
     nodes: HashMap<String, Node>,
-    /// Node name → (edge name, child node name).
-    children: HashMap<String, Vec<(String, String)>>,
+    /// Node name → edge name → child node name; of several edges of one name the first.
+    children: HashMap<String, HashMap<String, String>>,
     /// Device (its id or QOM path) → root node name.
     roots: HashMap<String, String>,
     /// Names of the nodes that no other node stands on, in QEMU's order.
@@ -114,7 +125,7 @@ impl Graph {
         Self::parse(nodes, edges)
     }
 
-    fn parse(nodes: Value, graph: Value) -> Result<Self> {
+    pub(super) fn parse(nodes: Value, graph: Value) -> Result<Self> {
         let nodes: Vec<Node> = super::understand("query-named-block-nodes", nodes)?;
         let raw: RawGraph = super::understand("x-debug-query-block-graph", graph)?;
         let by_id: HashMap<u64, &RawNode> = raw.nodes.iter().map(|node| (node.id, node)).collect();
@@ -127,7 +138,7 @@ impl Graph {
             if parent.kind == "block-driver" {
                 stood_on.insert(child.name.as_str());
                 let children = graph.children.entry(parent.name.clone()).or_default();
-                children.push((edge.name.clone(), child.name.clone()));
+                children.entry(edge.name.clone()).or_insert_with(|| child.name.clone());
             } else if parent.kind == "block-backend" && edge.name == "root" {
                 graph.roots.insert(parent.name.clone(), child.name.clone());
             }
@@ -163,10 +174,7 @@ impl Graph {
 
     fn child(&self, parent: &Node, edges: &[&str]) -> Option<&Node> {
         let children = self.children.get(&parent.node_name)?;
-        edges.iter().find_map(|wanted| {
-            let (_, child) = children.iter().find(|(edge, _)| edge == wanted)?;
-            self.node(child)
-        })
+        edges.iter().find_map(|edge| self.node(children.get(*edge)?))
     }
 
     /// The layers of a disk from its root down the backing chain. Filters belong to the layer below them; each layer

@@ -10,7 +10,7 @@ use super::bitmaps;
 use super::graph::{Graph, Node};
 use super::ids::PREFIX;
 use super::transport::Qmp;
-use crate::error::Result;
+use crate::error::{Error, Kind, Result};
 use crate::tree::name;
 use crate::vm::{Disk, Inventory, Skipped};
 
@@ -35,6 +35,19 @@ const PROTOCOLS: [&str; 18] = [
     "nvme",
     "io_uring",
 ];
+
+/// Most devices, or images of a storage daemon, that are looked at. A guest has places for some thousands of disks.
+const MAX_DEVICES: usize = 4096;
+
+/// Most bitmaps that are looked at, those of a shared backing image once for each disk on it: what fits into QEMU's
+/// answer a few times over.
+const MAX_BITMAPS: usize = 1 << 20;
+
+/// Most checkpoints, counted once for each disk: four times 64 disks with 1,000 each.
+const MAX_CHECKPOINTS: usize = 1 << 18;
+
+/// The largest size that a file can have (`loff_t`), in bytes.
+const MAX_SIZE: u64 = i64::MAX.unsigned_abs();
 
 /// `BlockInfo` of qapi/block-core.json, with the fields that are needed here.
 #[derive(Debug, Deserialize)]
@@ -68,6 +81,7 @@ struct Candidate<'a> {
 }
 
 /// What is found, and where the guest's devices are.
+#[derive(Debug)]
 pub(super) struct Found {
     pub(super) inventory: Inventory,
     /// Disk name → QOM path or id of the guest's device.
@@ -81,19 +95,26 @@ pub(super) struct Found {
 pub(super) async fn query(qmp: &Qmp, only: Option<&BTreeSet<String>>) -> Result<Found> {
     let devices: Vec<Device> = super::understand("query-block", qmp.execute("query-block", json!({})).await?)?;
     let graph = Graph::query(qmp).await?;
-    Ok(assemble(&devices, &graph, only))
+    assemble(&devices, &graph, only)
 }
 
-fn assemble(devices: &[Device], graph: &Graph, only: Option<&BTreeSet<String>>) -> Found {
+/// What QEMU told, as an inventory. Work and memory are bounded whatever it told.
+///
+/// # Errors
+/// [`Kind::TooLarge`].
+pub(super) fn assemble(devices: &[Device], graph: &Graph, only: Option<&BTreeSet<String>>) -> Result<Found> {
+    within(devices.len().max(graph.tops().take(MAX_DEVICES + 1).count()), MAX_DEVICES, "disks")?;
     let candidates = if devices.is_empty() { storage_daemon(graph) } else { guest(devices, graph) };
     let mut found = Found { inventory: Inventory::default(), qdevs: BTreeMap::new() };
     let mut taken = BTreeSet::new();
+    let mut bitmaps = 0;
     for candidate in candidates {
         let skip = |reason: &str| Skipped { name: candidate.name.clone(), reason: reason.to_owned() };
         let reason = match candidate.root {
             _ if only.is_some_and(|only| !only.contains(&candidate.name)) => Some("left out by the option disks="),
             None => Some("there is no medium in it"),
             Some(root) if root.ro => Some("it is read-only"),
+            Some(root) if root.image.virtual_size > MAX_SIZE => Some("no file can be as large as it says it is"),
             Some(_) if !taken.insert(candidate.name.clone()) => Some("another disk has the same name"),
             Some(_) => name::check(&candidate.name).err(),
         };
@@ -101,7 +122,10 @@ fn assemble(devices: &[Device], graph: &Graph, only: Option<&BTreeSet<String>>) 
             (Some(reason), _) => found.inventory.skipped.push(skip(reason)),
             (None, None) => {}
             (None, Some(root)) => {
-                let disk = disk(&candidate.name, root, graph, &mut found.inventory.skipped);
+                let layers = graph.layers(root);
+                bitmaps += layers.iter().flatten().map(|node| node.dirty_bitmaps.len()).sum::<usize>();
+                within(bitmaps, MAX_BITMAPS, "dirty bitmaps")?;
+                let disk = disk(&candidate.name, root, &layers, &mut found.inventory.skipped);
                 if let Some(qdev) = candidate.qdev {
                     found.qdevs.insert(disk.name.clone(), qdev.to_owned());
                 }
@@ -109,8 +133,18 @@ fn assemble(devices: &[Device], graph: &Graph, only: Option<&BTreeSet<String>>) 
             }
         }
     }
-    bitmaps::complete(&mut found.inventory.disks);
-    found
+    let disks = &mut found.inventory.disks;
+    let checkpoints: BTreeSet<&str> = disks.iter().flat_map(|disk| disk.bitmaps.keys().map(|name| &**name)).collect();
+    within(checkpoints.len() * disks.len(), MAX_CHECKPOINTS, "checkpoints on its disks")?;
+    bitmaps::complete(disks);
+    Ok(found)
+}
+
+fn within(count: usize, most: usize, what: &str) -> Result<()> {
+    if count > most {
+        return Err(Error::new(Kind::TooLarge, format!("this machine tells of more than {most} {what}")));
+    }
+    Ok(())
 }
 
 /// The guest's devices; firmware flash has no place on the guest's buses and is no disk.
@@ -158,10 +192,10 @@ fn device_name(device: &Device, image: Option<&Node>) -> String {
     }
 }
 
-fn disk(name: &str, root: &Node, graph: &Graph, skipped: &mut Vec<Skipped>) -> Disk {
-    let layers = graph.layers(root);
-    let image = graph.image(root);
-    let allocated = layers.iter().flatten().filter_map(|node| node.image.actual_size).sum();
+fn disk(name: &str, root: &Node, layers: &[Vec<&Node>], skipped: &mut Vec<Skipped>) -> Disk {
+    let image = layers.first().and_then(|layer| layer.last()).copied().unwrap_or(root);
+    let stored = layers.iter().flatten().filter_map(|node| node.image.actual_size);
+    let allocated = stored.fold(0, u64::saturating_add);
     Disk {
         name: name.into(),
         node: root.node_name.clone(),
@@ -170,6 +204,6 @@ fn disk(name: &str, root: &Node, graph: &Graph, skipped: &mut Vec<Skipped>) -> D
         allocated,
         bitmap_node: image.node_name.clone(),
         keeps_bitmaps: image.keeps_bitmaps(),
-        bitmaps: bitmaps::checkpoints(name, &layers, skipped),
+        bitmaps: bitmaps::checkpoints(name, layers, skipped),
     }
 }

@@ -10,6 +10,8 @@ mod bitmaps;
 mod by_path;
 mod checkpoint;
 mod detect;
+#[cfg(any(test, feature = "testing"))]
+pub mod fuzz;
 mod graph;
 pub mod ids;
 mod inventory;

@@ -17,6 +17,9 @@ const VERSION: &str = "1";
 /// Granularity of the bitmap whose name is a note: the coarsest that qcow2 stores (docs/interop/qcow2.txt).
 pub(super) const GRANULARITY: u32 = 1 << 31;
 
+/// Times from here on cannot be written down: the year 10000, in milliseconds since 1970.
+const END_OF_TIME: u64 = 253_402_300_800_000;
+
 /// The name of the note on a checkpoint.
 pub(super) fn write(checkpoint: &str, made: Made) -> String {
     let millis = made.time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_millis();
@@ -32,7 +35,8 @@ pub(super) fn is_note(bitmap: &str) -> bool {
 pub(super) fn read(bitmap: &str) -> Option<(&str, Made)> {
     let mut fields = bitmap.strip_prefix(PREFIX)?.splitn(4, ':');
     let (version, millis, size, checkpoint) = (fields.next()?, fields.next()?, fields.next()?, fields.next()?);
-    let time = UNIX_EPOCH.checked_add(Duration::from_millis(millis.parse().ok()?))?;
+    let millis = millis.parse().ok().filter(|millis| *millis < END_OF_TIME)?;
+    let time = UNIX_EPOCH.checked_add(Duration::from_millis(millis))?;
     (version == VERSION).then_some((checkpoint, Made { time, size: size.parse().ok()? }))
 }
 
@@ -62,7 +66,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_noted_is_read_again(name in "\\PC{1,255}", millis in 0_u64..1 << 50, size: u64) {
+        fn what_is_noted_is_read_again(name in "\\PC{1,255}", millis in 0..END_OF_TIME, size: u64) {
             let made = Made { time: UNIX_EPOCH + Duration::from_millis(millis), size };
             let note = write(&name, made);
             prop_assert!(is_note(&note));
