@@ -19,7 +19,7 @@ use crate::info::BlockSize;
 use crate::proto::option::{self as nbd};
 use crate::proto::{self, Headers};
 use crate::wide;
-pub use wire::{Framing, Seen, Wire};
+pub use wire::{Framing, Seen, Wire, option_reply};
 
 /// What the handshake of a scripted server offers.
 #[derive(Clone, Debug)]
@@ -173,6 +173,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Peer<S> {
             self.send(&wire::option_reply(option, kind, &payload)).await?;
         }
         Ok(done)
+    }
+
+    /// The stream, for whoever goes on by other means.
+    pub fn into_stream(self) -> S {
+        self.stream
     }
 
     /// Builds replies in the framing that was negotiated.

@@ -216,7 +216,10 @@ pub(super) fn extents_within(all: &[(u64, u64)], seen: &Seen, size: u64) -> Vec<
 }
 
 /// An option reply, right or wrong.
-pub(crate) fn option_reply(option: u32, kind: u32, payload: &[u8]) -> Vec<u8> {
+///
+/// # Panics
+/// On a payload that no 32-bit length can express.
+pub fn option_reply(option: u32, kind: u32, payload: &[u8]) -> Vec<u8> {
     let mut out = Vec::new();
     out.put_u64(proto::option::OPTION_REPLY_MAGIC);
     out.put_u32(option);

@@ -45,7 +45,7 @@ pub fn message(input: &[u8]) {
     });
     let words = outcome.unwrap_or_else(Some).unwrap_or_default();
     assert!(!words.contains(char::is_control) && words.chars().count() < 1100, "no line of an error: {words}");
-    // QEMU writes no field twice, and no event's name with an escape.
+    // QEMU writes no field twice, no event's name with an escape, and no answer that says nothing.
     if let Ok(known @ Value::Object(_)) = serde_json::from_slice::<Value>(input)
         && known
             .get("event")

@@ -20,6 +20,8 @@ mod writer;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -36,6 +38,10 @@ pub const GREETING_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long the answer to a command may take; QEMU waits for the guest's I/O in some.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(30);
+
+/// The same as long as an answer is overdue that was waited for in vain: QEMU answers in order, so nothing else comes
+/// before it. Whoever undoes many steps then must not wait [`COMMAND_LIMIT`] for each.
+const OVERDUE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Requests waiting for the driver; a caller waits for room.
 const MAX_QUEUED: usize = 64;
@@ -79,6 +85,8 @@ pub struct Qmp {
     requests: mpsc::Sender<Request>,
     messages: broadcast::Sender<Message>,
     descriptors: bool,
+    /// Set when an answer did not come in time; taken back by whatever answer comes, and by the end of the connection.
+    overdue: Arc<AtomicBool>,
 }
 
 impl Qmp {
@@ -91,15 +99,17 @@ impl Qmp {
         let (messages, _) = broadcast::channel(MAX_EVENTS);
         let (requests, inbox) = mpsc::channel(MAX_QUEUED);
         let connection = Connection::open(monitor).await?;
+        let overdue = Arc::<AtomicBool>::default();
         let driver = Driver {
             monitor: monitor.clone(),
+            overdue: overdue.clone(),
             messages: messages.clone(),
             waiting: HashMap::new(),
             next_id: 1,
             connection: Some(connection),
         };
         tokio::spawn(driver.run(inbox));
-        Ok(Self { requests, messages, descriptors: monitor.passes_descriptors() })
+        Ok(Self { requests, messages, overdue, descriptors: monitor.passes_descriptors() })
     }
 
     /// Whether [`Qmp::execute_with`] is possible.
@@ -131,13 +141,13 @@ impl Qmp {
             self.requests.send(request).await.map_err(|_| ended())?;
             answer.await.map_err(|_| ended())?
         };
-        match timeout(COMMAND_LIMIT, exchange).await {
-            Ok(answer) => answer.map_err(|error| error.context(format!("QMP command {name} failed"))),
-            Err(_) => Err(Error::new(
-                Kind::Timeout,
-                format!("QMP command {name} was not answered within {} s", COMMAND_LIMIT.as_secs()),
-            )),
+        let limit = if self.overdue.load(Ordering::Relaxed) { OVERDUE_LIMIT } else { COMMAND_LIMIT };
+        if let Ok(answer) = timeout(limit, exchange).await {
+            return answer.map_err(|error| error.context(format!("QMP command {name} failed")));
         }
+        self.overdue.store(true, Ordering::Relaxed);
+        let limit = limit.as_secs();
+        Err(Error::new(Kind::Timeout, format!("QMP command {name} was not answered within {limit} s")))
     }
 
     /// Events from now on.
@@ -164,6 +174,7 @@ struct Driver {
     waiting: HashMap<u64, oneshot::Sender<Result<Value>>>,
     next_id: u64,
     connection: Option<Connection>,
+    overdue: Arc<AtomicBool>,
 }
 
 impl Driver {
@@ -228,6 +239,7 @@ impl Driver {
                 self.messages.send(Message::Event { name: name.to_owned(), data }).ok();
             }
             Incoming::Answer { id: Some(id), outcome } => {
+                self.overdue.store(false, Ordering::Relaxed);
                 let Entry::Occupied(waiting) = self.waiting.entry(id) else { return Ok(()) };
                 let answer = match outcome {
                     Ok(raw) => Ok(wire::value(raw)?),
@@ -243,6 +255,7 @@ impl Driver {
 
     fn disconnected(&mut self, why: &str) {
         self.connection = None;
+        self.overdue.store(false, Ordering::Relaxed);
         for (_, reply) in self.waiting.drain() {
             reply.send(Err(Error::new(Kind::Gone, why))).ok();
         }

@@ -4,7 +4,7 @@
 //! it is understood is estimated before it is. An event that is larger than any we use loses its data; texts of QEMU's
 //! are cut and made fit to be printed.
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 use serde_json::value::RawValue;
 
@@ -16,11 +16,11 @@ use crate::error::printable;
 /// the longest there are (65 MB).
 pub(crate) const MAX_LINE: usize = 64 << 20;
 
-/// Most memory that an answer may take once it is understood, by [`weight`], in bytes. The 128,000 bitmaps of above
-/// weigh 170 MB.
+/// Most memory that an answer may take once it is understood, by the estimate of [`exceeds`], in bytes. The
+/// 128,000 bitmaps of above take 170 MB.
 const MAX_ANSWER: usize = 256 << 20;
 
-/// The same for the data of an event that is kept; `BLOCK_IO_ERROR`, the largest that is used, weighs 2 KB. A thousand
+/// The same for the data of an event that is kept; `BLOCK_IO_ERROR`, the largest that is used, takes 2 KB. A thousand
 /// events wait for a slow receiver.
 const MAX_EVENT: usize = 16 << 10;
 
@@ -54,10 +54,10 @@ impl Lines {
             }
             self.line.extend_from_slice(part);
             if end.is_some() {
-                let line = std::mem::take(&mut self.line);
-                if !line.trim_ascii().is_empty() {
-                    return Ok(Some(line));
+                if !self.line.trim_ascii().is_empty() {
+                    return Ok(Some(std::mem::take(&mut self.line)));
                 }
+                self.line.clear();
             }
         }
         Ok(None)
@@ -89,18 +89,23 @@ pub(crate) enum Incoming<'a> {
 
 #[derive(Deserialize)]
 struct Line<'a> {
-    #[serde(rename = "QMP", borrow)]
+    #[serde(rename = "QMP", borrow, default, deserialize_with = "present")]
     greeting: Option<&'a RawValue>,
-    #[serde(borrow)]
+    #[serde(borrow, default, deserialize_with = "present")]
     event: Option<&'a RawValue>,
-    #[serde(borrow)]
+    #[serde(borrow, default, deserialize_with = "present")]
     data: Option<&'a RawValue>,
-    #[serde(borrow)]
+    #[serde(borrow, default, deserialize_with = "present")]
     id: Option<&'a RawValue>,
-    #[serde(rename = "return", borrow)]
+    #[serde(rename = "return", borrow, default, deserialize_with = "present")]
     returned: Option<&'a RawValue>,
-    #[serde(borrow)]
+    #[serde(borrow, default, deserialize_with = "present")]
     error: Option<&'a RawValue>,
+}
+
+/// A field that is null is there all the same.
+fn present<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<&'de RawValue>, D::Error> {
+    Deserialize::deserialize(deserializer).map(Some)
 }
 
 #[derive(Deserialize)]
@@ -130,7 +135,7 @@ impl<'a> Incoming<'a> {
             if name.len() > MAX_NAME {
                 return Ok(Self::Other);
             }
-            let data = line.data.filter(|data| weight(data.get()) <= MAX_EVENT);
+            let data = line.data.filter(|data| !exceeds(data.get(), MAX_EVENT));
             let data = data.map_or(Ok(Value::Null), |data| serde_json::from_str(data.get()));
             return Ok(Self::Event { name, data: data.map_err(|error| not_json(&error))? });
         }
@@ -144,6 +149,7 @@ impl<'a> Incoming<'a> {
                 Self::Answer { id, outcome: Err(refusal) }
             }
             (None, Some(returned)) => Self::Answer { id, outcome: Ok(returned) },
+            (None, None) if id.is_some() => return Err("QEMU sent an answer that says nothing".to_owned()),
             (None, None) => Self::Other,
         })
     }
@@ -154,7 +160,7 @@ impl<'a> Incoming<'a> {
 /// # Errors
 /// Why not, in words for the user: it would take more memory than any answer should, or is nested deeper.
 pub(crate) fn value(raw: &RawValue) -> Result<Value, String> {
-    if weight(raw.get()) > MAX_ANSWER {
+    if exceeds(raw.get(), MAX_ANSWER) {
         return Err("QEMU sent an answer larger than any machine's".to_owned());
     }
     serde_json::from_str(raw.get()).map_err(|error| not_json(&error))
@@ -164,10 +170,10 @@ fn not_json(error: &serde_json::Error) -> String {
     format!("QEMU sent a line that is not JSON: {}", printable(&error.to_string()))
 }
 
-/// About how much memory JSON takes as a [`Value`], in bytes; `json` is well-formed.
+/// Whether JSON takes more memory than `most` as a [`Value`], by estimate; `json` is well-formed.
 ///
 /// A short text can take much: each `{}` around something is a node of a tree with room for eleven entries.
-fn weight(json: &str) -> usize {
+fn exceeds(json: &str, most: usize) -> bool {
     const VALUE: usize = size_of::<Value>();
     let (mut weight, mut quoted, mut escaped) = (VALUE, false, false);
     for byte in json.bytes() {
@@ -191,8 +197,11 @@ fn weight(json: &str) -> usize {
             b',' => VALUE,
             _ => 0,
         };
+        if weight > most {
+            return true;
+        }
     }
-    weight
+    false
 }
 
 #[cfg(test)]
@@ -242,8 +251,11 @@ mod tests {
         ));
         assert_eq!(outcome(r#"{"return": [1, {"a": null}], "id": 7}"#).unwrap(), json!([1, {"a": null}]));
         assert!(matches!(parse(r#"{"return": {}, "id": "7"}"#), Ok(Incoming::Answer { id: None, .. })));
+        assert_eq!(outcome(r#"{"return": null, "id": 7}"#).unwrap(), Value::Null);
         assert!(matches!(parse(r#"{"x": 1}"#), Ok(Incoming::Other)));
-        for line in ["", "[null, {}]", "{", r#"{"return": 1, "return": 2}"#, r#"{"event": 5}"#, "\u{feff}{}"] {
+        for line in
+            ["", "[null, {}]", "{", r#"{"return": 1, "return": 2}"#, r#"{"event": 5}"#, r#"{"id": 7}"#, "\u{feff}{}"]
+        {
             assert!(parse(line).is_err(), "{line}");
         }
     }
@@ -291,7 +303,7 @@ mod tests {
         let node = json!({"node-name": "disk", "drv": "qcow2", "ro": false, "image": {"virtual-size": 1},
                           "dirty-bitmaps": (0..1000).flat_map(pair).collect::<Vec<_>>()});
         let disk = node.to_string();
-        let (length, memory) = (64 * disk.len(), 64 * weight(&disk));
-        assert!(length < MAX_LINE / 2 && memory < MAX_ANSWER, "{length} bytes, {memory} in memory");
+        assert!(64 * disk.len() < MAX_LINE / 2, "{} bytes a disk", disk.len());
+        assert!(!exceeds(&disk, MAX_ANSWER / 64));
     }
 }
