@@ -19,6 +19,12 @@ pub enum Script {
     Silent,
     /// Greets, and hangs up at the first command.
     HangsUp,
+    /// Negotiates, and answers the first command with a line without an end.
+    EndlessLine,
+    /// Greets, and sends events without an end.
+    Events,
+    /// Answers everything with a number.
+    Numbers,
 }
 
 /// A listening server; its thread ends with the process.
@@ -61,7 +67,7 @@ fn serve(mut stream: UnixStream, script: Script) -> std::io::Result<()> {
     let (major, minor) = match script {
         Script::Version(major, minor) => (major, minor),
         Script::NotQmp => return stream.write_all(b"220 mail.example ESMTP\r\n"),
-        Script::Silent | Script::HangsUp => (10, 0),
+        _ => (10, 0),
     };
     let version = json!({"qemu": {"major": major, "minor": minor, "micro": 0}, "package": ""});
     if !matches!(script, Script::Silent) {
@@ -72,6 +78,13 @@ fn serve(mut stream: UnixStream, script: Script) -> std::io::Result<()> {
         match (script, request["execute"].as_str()) {
             (Script::HangsUp, _) => return Ok(()),
             (Script::Silent, _) => {}
+            (Script::Events, _) => loop {
+                stream.write_all("{\"event\": \"STOP\"}\n".repeat(1000).as_bytes())?;
+            },
+            (Script::EndlessLine, Some("query-version")) => loop {
+                stream.write_all(&[b'['; 8192])?;
+            },
+            (Script::Numbers, _) => say(&mut stream, &json!({"return": 5, "id": request["id"]}))?,
             (_, Some("qmp_capabilities")) => {
                 say(&mut stream, &json!({"return": {}, "id": request["id"]}))?;
             }

@@ -31,4 +31,5 @@ pub mod snapshot;
 pub mod stalls;
 pub mod tmpfs;
 pub mod tools;
+pub mod turncoat;
 pub mod user;

@@ -26,6 +26,7 @@ mod cookbook;
 mod dependencies;
 mod guest_first;
 mod history;
+mod hostile;
 mod killed;
 mod lazy;
 mod leaves_nothing;

@@ -47,6 +47,7 @@ pub fn message(input: &[u8]) {
     assert!(!words.contains(char::is_control) && words.chars().count() < 1100, "no line of an error: {words}");
     // QEMU writes no field twice, no event's name with an escape, and no answer that says nothing.
     if let Ok(known @ Value::Object(_)) = serde_json::from_slice::<Value>(input)
+        && known.get("id").is_none_or(|_| known.get("return").or(known.get("error")).is_some())
         && known
             .get("event")
             .is_none_or(|name| name.as_str().is_some_and(|name| name.chars().all(char::is_alphanumeric)))
