@@ -29,7 +29,7 @@ pub(crate) fn size(bytes: u64) -> String {
 fn describe(status: &Status) -> String {
     let machine = &status.machine;
     let mut lines = Vec::new();
-    let mut line = |name: &str, text: String| lines.push(format!("{name:<15}{text}\n"));
+    let mut line = |name: &str, text: String| lines.push(format!("{name:<15}{}\n", plain(&text)));
     let name = machine.name.as_ref().map(|name| format!("{name}, ")).unwrap_or_default();
     line("machine", format!("{name}{}, QEMU {}, fleece={}", machine.source, machine.qemu, machine.fleece));
     if let Some(why) = &status.unreachable {
@@ -69,5 +69,26 @@ pub(crate) fn describe_checkpoint(checkpoint: &Checkpoint) -> String {
     let disks: Vec<String> = checkpoint.disks.iter().map(disk).collect();
     let made = checkpoint.created.as_ref().map_or("foreign", |time| time.split('.').next().unwrap_or(time));
     let changed = size(checkpoint.dirty_bytes);
-    format!("{:<12} {made:<19}  {changed} changed since: {}", checkpoint.name, disks.join(", "))
+    plain(&format!("{:<12} {made:<19}  {changed} changed since: {}", checkpoint.name, disks.join(", ")))
+}
+
+/// Without what a terminal would obey: names are whatever was written into an image.
+fn plain(text: &str) -> String {
+    text.replace(char::is_control, "?")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_write_on_the_terminal() {
+        let checkpoint = Checkpoint {
+            name: "a\x1b[2J\nb".into(),
+            created: None,
+            dirty_bytes: 0,
+            disks: std::collections::BTreeMap::default(),
+        };
+        assert!(describe_checkpoint(&checkpoint).starts_with("a?[2J?b"));
+    }
 }

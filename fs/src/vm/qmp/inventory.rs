@@ -207,3 +207,45 @@ fn disk(name: &str, root: &Node, layers: &[Vec<&Node>], skipped: &mut Vec<Skippe
         bitmaps: bitmaps::checkpoints(name, layers, skipped),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// A machine with so many disks on one image, which has so many bitmaps.
+    fn machine(disks: usize, bitmaps: usize) -> (Vec<Device>, Graph) {
+        let bitmap =
+            |n: usize| json!({"name": n.to_string(), "count": 0, "granularity": 512, "recording": true, "busy": false});
+        let node = |name: &str, bitmaps: Vec<Value>| json!({"node-name": name, "drv": "qcow2", "image": {"virtual-size": 512}, "dirty-bitmaps": bitmaps});
+        let device = |n: usize| json!({"device": format!("d{n}"), "qdev": format!("q{n}"), "inserted": {"node-name": format!("n{n}")}});
+        let mut nodes = vec![node("base", (0..bitmaps).map(bitmap).collect())];
+        let mut edges = Vec::new();
+        let mut named = vec![json!({"id": 0, "name": "base", "type": "block-driver"})];
+        for n in 0..disks {
+            let name = format!("n{n}");
+            nodes.push(node(&name, vec![bitmap(n)]));
+            named.push(json!({"id": n + 1, "name": name, "type": "block-driver"}));
+            edges.push(json!({"parent": n + 1, "child": 0, "name": "backing"}));
+        }
+        let devices = serde_json::from_value((0..disks).map(device).collect()).unwrap();
+        (devices, Graph::parse(Value::Array(nodes), json!({"nodes": named, "edges": edges})).unwrap())
+    }
+
+    fn found(disks: usize, bitmaps: usize) -> Result<Found> {
+        let (devices, graph) = machine(disks, bitmaps);
+        assemble(&devices, &graph, None)
+    }
+
+    #[test]
+    fn a_large_machine_is_listed_and_an_impossible_one_is_not() {
+        let large = found(64, 1000).unwrap().inventory;
+        assert_eq!((large.disks.len(), large.disks[7].bitmaps.len()), (64, 64));
+        for (disks, bitmaps, what) in [(5000, 0, "disks"), (1000, 2000, "bitmaps"), (1000, 0, "checkpoints")] {
+            let error = found(disks, bitmaps).unwrap_err();
+            assert_eq!(error.kind(), Kind::TooLarge);
+            assert!(error.to_string().contains(what), "{error}");
+        }
+    }
+}

@@ -119,6 +119,45 @@ async fn whoever_gives_up_harms_nobody() {
 }
 
 #[tokio::test]
+async fn nobody_waits_long_behind_an_overdue_answer() {
+    let script = Script::new();
+    let (qmp, mut peer) = script.connected().await;
+    // From here on nothing is said, so that only the clock can end a wait.
+    tokio::time::pause();
+    let began = tokio::time::Instant::now();
+    for limit in [COMMAND_LIMIT, COMMAND_LIMIT + OVERDUE_LIMIT] {
+        assert_eq!(qmp.execute("hangs", json!({})).await.unwrap_err().kind(), Kind::Timeout);
+        assert!(began.elapsed() >= limit && began.elapsed() < limit + Duration::from_secs(1), "{:?}", began.elapsed());
+    }
+    tokio::time::resume();
+    let server = async {
+        for _ in 0..3 {
+            let command = peer.command().await;
+            peer.answer(&command, &json!("at last")).await;
+        }
+    };
+    let (answer, ()) = tokio::join!(qmp.execute("next", json!({})), server);
+    assert_eq!(answer.unwrap(), json!("at last"));
+    assert!(!qmp.overdue.load(Ordering::Relaxed));
+}
+
+#[tokio::test]
+async fn what_is_not_read_is_given_up() {
+    let script = Script::new();
+    let (qmp, mut peer) = script.connected().await;
+    tokio::time::pause();
+    // More than a socket holds.
+    let error = qmp.execute("x", json!({"long": "x".repeat(4 << 20)})).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Timeout);
+    // The next one finds no connection and nobody who greets: nothing may follow half a line.
+    assert!(qmp.execute("y", json!({})).await.is_err());
+    tokio::time::resume();
+    let mut sent = Vec::new();
+    peer.0.read_to_end(&mut sent).await.unwrap();
+    assert!(!sent.is_empty() && !sent.contains(&b'\n'));
+}
+
+#[tokio::test]
 async fn the_end_of_the_stream_is_told_and_the_next_command_connects_anew() {
     let script = Script::new();
     let (qmp, mut peer) = script.connected().await;
