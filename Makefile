@@ -4,7 +4,7 @@
 # suite, QEMU 7.2 is unpacked beside it: tests/setup/packages.sh and tests/setup/qemu-old.sh.
 PACKAGES_BUILD = gcc libc6-dev
 PACKAGES_DEMO  = $(PACKAGES_BUILD) fuse3 e2fsprogs busybox-static kmod cpio xz-utils python3
-PACKAGES_TEST  = $(PACKAGES_DEMO) attr libnbd-bin nbdkit openssl strace systemd
+PACKAGES_TEST  = $(PACKAGES_DEMO) attr libnbd-bin nbdkit openssl strace systemd iproute2 nftables
 PACKAGES_FUZZ  = $(PACKAGES_BUILD) g++
 
 PREFIX  = /usr/local
@@ -25,7 +25,7 @@ qemu_old = $$([ -e $(SETUP)/qemu-old/.complete ] && echo $(SETUP)/qemu-old || ec
 qemu_new = $$(qemu-system-x86_64 --version | grep -q 'version [2-8]\.' && echo none || echo installed)
 machines = PULLFS_TEST_GUEST=$(SETUP)/guest PULLFS_TEST_QEMU_OLD=$(qemu_old) PULLFS_TEST_QEMU_NEW=$(qemu_new)
 
-.PHONY: help check deny test newest fuzz bench demo install setup setup-demo clean
+.PHONY: help check deny test newest soak fuzz bench demo install setup setup-demo clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null || \
@@ -63,8 +63,8 @@ newest: setup ## the tests of QEMU 10 again, with the newest QEMU that a later D
 
 # The stable toolchain is enough: without a sanitizer, libFuzzer needs no unstable flag. New inputs go to the first directory.
 TARGET  = $(notdir $(wildcard fuzz/corpus/*))
-SECONDS = 60
 found   = $(CURDIR)/target/fuzz/found
+fuzz: SECONDS = 60
 fuzz: ## TARGET=(all in turn) SECONDS=60: libFuzzer, guided by what is covered (docs/fuzzing.md)
 	tests/setup/packages.sh $(PACKAGES_FUZZ)
 	[ -x $(SETUP)/bin/cargo-fuzz ] || $(CARGO) install --locked --root $(SETUP) cargo-fuzz
@@ -72,6 +72,14 @@ fuzz: ## TARGET=(all in turn) SECONDS=60: libFuzzer, guided by what is covered (
 	    PATH="$(SETUP)/bin:$$PATH" PULLFS_FUZZ_TARGET=$$target $(CARGO) fuzz run --fuzz-dir fuzz/engine --sanitizer none \
 	        --target-dir $(CURDIR)/target/fuzz target $(found)/$$target fuzz/corpus/$$target -- -max_total_time=$(SECONDS) \
 	        -rss_limit_mb=1024 -timeout=5 -artifact_prefix=$(found)/ -print_final_stats=1; done
+
+# How long each soak lasts, and what its choices are made from: make soak SECONDS=600 SEED=7
+SEED = $(shell date +%s)
+
+soak: SECONDS = 300
+soak: setup ## SECONDS=300 SEED=: 64 readers, a writing guest and everything that breaks, for minutes, against both QEMUs
+	$(machines) PULLFS_TEST_SOAK=$(SECONDS),$(SEED) $(CARGO) test -p pullfs-tests --test it --no-fail-fast -- \
+	    --nocapture --test-threads=1 soak::
 
 bench: setup ## the figures: all benchmarks there are
 	$(CARGO) build --release -p pullfs -p pullfs-mount-helpers

@@ -10,6 +10,7 @@ use tempfile::TempDir;
 use crate::disk::Disk;
 use crate::flavor::Flavor;
 use crate::machine::Machine;
+use crate::network::Network;
 use crate::process::{Running, wait_until};
 use crate::qmp::Qmp;
 use crate::tools;
@@ -27,13 +28,14 @@ pub struct Builder {
     pub(crate) dir: TempDir,
     pub(crate) disks: Vec<Disk>,
     iothread: bool,
+    namespace: Option<String>,
     arguments: Vec<String>,
 }
 
 impl Builder {
     pub(crate) fn new(flavor: Flavor) -> Self {
         let dir = tempfile::Builder::new().prefix("pullfs-test-").tempdir().expect("a temporary directory");
-        Self { flavor, dir, disks: Vec::new(), iothread: false, arguments: Vec::new() }
+        Self { flavor, dir, disks: Vec::new(), iothread: false, namespace: None, arguments: Vec::new() }
     }
 
     /// Adds a disk, and makes its image unless it has one.
@@ -48,6 +50,13 @@ impl Builder {
     #[must_use]
     pub fn iothread(mut self) -> Self {
         self.iothread = true;
+        self
+    }
+
+    /// Lets the machine live at the far end of a network.
+    #[must_use]
+    pub fn behind(mut self, network: &Network) -> Self {
+        self.namespace = Some(network.namespace().to_owned());
         self
     }
 
@@ -80,6 +89,9 @@ impl Builder {
             Flavor::New | Flavor::Old => self.system(&[&pull, &control]),
         };
         command.args(&self.arguments);
+        if let Some(namespace) = &self.namespace {
+            command = inside(namespace, &command);
+        }
         let mut server = Running::start(&command, &self.dir.path().join("machine.log"));
         wait_until("the machine's QMP socket", START_LIMIT, || {
             server.check();
@@ -133,4 +145,14 @@ impl Builder {
         }
         command
     }
+}
+
+/// The same command in a network namespace.
+fn inside(namespace: &str, command: &Command) -> Command {
+    let mut inside = tools::tool("ip");
+    inside.args(["netns", "exec", namespace]).arg(command.get_program()).args(command.get_args());
+    for (key, value) in command.get_envs() {
+        inside.env(key, value.unwrap_or_default());
+    }
+    inside
 }

@@ -3,8 +3,8 @@
 //! Each direction of a connection has a fate of its own: after so many bytes, wherever in a message that is, it stalls for
 //! a while or the whole connection is cut. The numbers come from a seed; which request they hit does not.
 
-use std::io::{Read, Write};
-use std::net::Shutdown;
+use std::io::{self, Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,6 +21,9 @@ const CHUNK: usize = 64 << 10;
 
 /// A stall is far shorter than any time limit of a request.
 const LONGEST_STALL: u64 = 3000;
+
+/// For a connection over a network that loses packets.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 /// Who has sent more than this is past the handshake, which takes fewer bytes.
 const HANDSHAKE: u64 = 512;
@@ -48,7 +51,7 @@ pub struct Proxy {
 
 #[derive(Debug)]
 struct Shared {
-    upstream: PathBuf,
+    upstream: Upstream,
     faulty: AtomicBool,
     random: Mutex<Random>,
     injected: Injected,
@@ -60,10 +63,25 @@ struct Shared {
 /// A client and its server.
 #[derive(Debug)]
 struct Connection {
-    client: UnixStream,
-    server: UnixStream,
+    client: Side,
+    server: Side,
     /// Bytes from the client so far.
     asked: AtomicU64,
+}
+
+#[derive(Debug)]
+enum Side {
+    Unix(UnixStream),
+    Tcp(TcpStream),
+}
+
+/// Where the server is.
+#[derive(Clone, Debug)]
+pub enum Upstream {
+    /// A unix socket.
+    Unix(PathBuf),
+    /// A TCP port.
+    Tcp(SocketAddr),
 }
 
 /// What happens to a direction after some bytes.
@@ -75,10 +93,10 @@ enum Fate {
 impl Proxy {
     /// Listens at `listens` for clients of the server at `upstream`.
     #[track_caller]
-    pub fn before(upstream: &Path, listens: &Path, seed: u64) -> Self {
+    pub fn before(upstream: Upstream, listens: &Path, seed: u64) -> Self {
         let listener = Arc::new(UnixListener::bind(listens).expect("a socket"));
         let shared = Arc::new(Shared {
-            upstream: upstream.to_owned(),
+            upstream,
             faulty: AtomicBool::new(true),
             random: Mutex::new(Random::new(seed)),
             injected: Injected::default(),
@@ -92,7 +110,7 @@ impl Proxy {
         Self { listener, shared, accepting: Some(accepting) }
     }
 
-    /// From now on nothing breaks any more.
+    /// From now on it breaks nothing any more.
     pub fn calm(&self) {
         self.shared.faulty.store(false, Ordering::SeqCst);
     }
@@ -133,7 +151,8 @@ impl Shared {
         while let Ok((client, _)) = listener.accept() {
             let _dialling = self.dialling.lock().unwrap_or_else(PoisonError::into_inner);
             // No server: the client finds its connection closed.
-            let Ok(server) = UnixStream::connect(&self.upstream) else { continue };
+            let Ok(server) = self.upstream.connect() else { continue };
+            let client = Side::Unix(client);
             self.injected.connections.fetch_add(1, Ordering::Relaxed);
             let connection = Arc::new(Connection { client, server, asked: AtomicU64::new(0) });
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -210,7 +229,45 @@ impl Connection {
     fn cut(&self) {
         for side in [&self.client, &self.server] {
             // The other side may have closed it.
-            let _ = side.shutdown(Shutdown::Both);
+            let _ = match side {
+                Side::Unix(stream) => stream.shutdown(Shutdown::Both),
+                Side::Tcp(stream) => stream.shutdown(Shutdown::Both),
+            };
         }
+    }
+}
+
+impl Upstream {
+    fn connect(&self) -> io::Result<Side> {
+        match self {
+            Self::Unix(path) => UnixStream::connect(path).map(Side::Unix),
+            Self::Tcp(address) => {
+                let stream = TcpStream::connect_timeout(address, CONNECT_LIMIT)?;
+                stream.set_nodelay(true)?;
+                Ok(Side::Tcp(stream))
+            }
+        }
+    }
+}
+
+impl Read for &Side {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Side::Unix(stream) => (&*stream).read(buffer),
+            Side::Tcp(stream) => (&*stream).read(buffer),
+        }
+    }
+}
+
+impl Write for &Side {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self {
+            Side::Unix(stream) => (&*stream).write(bytes),
+            Side::Tcp(stream) => (&*stream).write(bytes),
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use pullfs_tests::machine::Machine;
 use pullfs_tests::model::Model;
 use pullfs_tests::mount::Mount;
-use pullfs_tests::proxy::Proxy;
 
+use super::Link;
 use super::figures::Figures;
 
 /// How long any single operation of a reader, or a command, may take. A request to the machine's NBD server has 30 s.
@@ -63,7 +63,7 @@ pub(super) struct World {
 /// A soak under way.
 pub(super) struct Load<'a> {
     pub(super) mount: &'a Mount,
-    pub(super) proxy: &'a Proxy,
+    pub(super) link: &'a Link,
     pub(super) ids: Vec<String>,
     /// They stay as they are.
     pub(super) sizes: Vec<usize>,
@@ -79,10 +79,10 @@ pub(super) struct Load<'a> {
 
 impl<'a> Load<'a> {
     /// For so many threads, each with a slot of its own.
-    pub(super) fn new(mount: &'a Mount, proxy: &'a Proxy, machine: Machine, model: Model, threads: usize) -> Self {
+    pub(super) fn new(mount: &'a Mount, link: &'a Link, machine: Machine, model: Model, threads: usize) -> Self {
         Self {
             mount,
-            proxy,
+            link,
             ids: model.disks.iter().map(|disk| disk.id.clone()).collect(),
             sizes: model.disks.iter().map(|disk| disk.bytes.len()).collect(),
             figures: Figures::default(),

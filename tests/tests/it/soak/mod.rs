@@ -9,6 +9,8 @@
 //! known, and every byte, map and hole that a reader gets is compared with it. A reader knows which point in time its file
 //! is of if none began or ended while it opened it; else it lets the file go.
 //!
+//! The same over TCP: QEMU behind a network that loses and delays packets, is unplugged and resets connections.
+//!
 //! `PULLFS_TEST_SOAK=SECONDS,SEED` (`make soak`) makes it longer. A seed repeats what is asked for, not when.
 
 mod churn;
@@ -30,8 +32,9 @@ use pullfs_tests::leftovers::Leftovers;
 use pullfs_tests::machine::{MIB, Machine};
 use pullfs_tests::model::Model;
 use pullfs_tests::mount::Mount;
+use pullfs_tests::network::Network;
 use pullfs_tests::process::{self, wait_until};
-use pullfs_tests::proxy::{Injected, Proxy};
+use pullfs_tests::proxy::{Injected, Proxy, Upstream};
 use rustix::process::Signal;
 use serde_json::json;
 
@@ -42,6 +45,9 @@ use readers::Reader;
 
 const READERS: usize = 64;
 
+/// NBD's own, in a namespace of its own.
+const PORT: u16 = 10809;
+
 /// Of the load, unless the environment says otherwise.
 const SECONDS: u64 = 12;
 
@@ -49,28 +55,51 @@ const SECONDS: u64 = 12;
 const DISKS: [(&str, u64, u64); 3] =
     [("vda", 10 * MIB + 1536, 65536), ("vdb", 6 * MIB + 512, 4096), ("vdc", 8 * MIB + 2560, 65536)];
 
-/// Most memory that the daemon may have had (`VmHWM`), in KiB: 32 MiB in flight for each disk, 1 MiB for each reader, and
-/// what the program takes by itself.
-const MEMORY: u64 = 256 << 10;
+/// Most memory that the daemon may have had (`VmHWM`), in KiB. It is bounded by what may be in flight, 32 MiB for each disk,
+/// and far from that on disks as small as these.
+const MEMORY: u64 = 64 << 10;
 
 /// For what follows from something that has ended: the kernel tells of a file's close when it likes.
 const SETTLED: Duration = Duration::from_secs(10);
 
+/// The way from pullfs to QEMU's NBD server.
+struct Link {
+    server: Upstream,
+    proxy: Proxy,
+    network: Option<Network>,
+}
+
 on!(whatever_fails_meanwhile_each_byte_is_right: new = New, old = Old);
 fn whatever_fails_meanwhile_each_byte_is_right(flavor: Flavor) {
+    soak(flavor, None);
+}
+
+on!(over_a_network_that_loses_packets: new = New, old = Old);
+fn over_a_network_that_loses_packets(flavor: Flavor) {
+    soak(flavor, Some(Network::new()));
+}
+
+fn soak(flavor: Flavor, network: Option<Network>) {
     let told = std::env::var("PULLFS_TEST_SOAK").unwrap_or_default();
     let mut told = told.split(',').map(|number| number.trim().parse().ok());
     let (seconds, seed) = (told.next().flatten().unwrap_or(SECONDS), told.next().flatten().unwrap_or(1));
-    let (machine, model) = machine(flavor);
-    let [upstream, listens] = ["server.nbd", "relay.nbd"].map(|name| machine.dir().join(name));
-    start_server(&machine);
+    let (machine, model) = machine(flavor, network.as_ref());
+    let listens = machine.dir().join("relay.nbd");
+    let local = || Upstream::Unix(machine.dir().join("server.nbd"));
+    let server = network.as_ref().map_or_else(local, |network| Upstream::Tcp(network.port(PORT)));
+    start_server(&machine, &server);
     let nothing = Leftovers::of(&machine);
-    let proxy = Proxy::before(&upstream, &listens, seed);
+    let proxy = Proxy::before(server.clone(), &listens, seed);
+    if network.is_some() {
+        // The network breaks by itself.
+        proxy.calm();
+    }
     let mount = Mount::with(&machine, &format!("start=manual,nbd=unix:{}", listens.display()));
     let files = descriptors(&mount);
+    let link = Link { server, proxy, network };
 
     // The readers, and the one who begins and releases.
-    let load = Load::new(&mount, &proxy, machine, model, READERS + 1);
+    let load = Load::new(&mount, &link, machine, model, READERS + 1);
     thread::scope(|scope| {
         let load = &load;
         let mut threads = vec![
@@ -85,10 +114,10 @@ fn whatever_fails_meanwhile_each_byte_is_right(flavor: Flavor) {
         watch(load, Duration::from_secs(seconds), || threads.iter().all(ScopedJoinHandle::is_finished));
     });
 
-    proxy.calm();
+    link.proxy.calm();
     let (machine, model, figures, faults) = load.into_parts();
     let memory = peak(&mount);
-    tell(flavor, seed, seconds, &figures, proxy.injected(), memory);
+    tell(flavor, seed, seconds, &figures, &link, memory);
     assert!(faults.is_empty(), "seed {seed}:\n{}", faults.join("\n"));
     assert!(memory <= MEMORY, "the daemon had {memory} KiB");
     wait_until("all files to be closed", SETTLED, || descriptors(&mount) <= files);
@@ -104,9 +133,13 @@ fn whatever_fails_meanwhile_each_byte_is_right(flavor: Flavor) {
     }
 }
 
-fn machine(flavor: Flavor) -> (Machine, Model) {
+fn machine(flavor: Flavor, network: Option<&Network>) -> (Machine, Model) {
     let [(vda, size_a, _), (vdb, size_b, cluster), (vdc, size_c, _)] = DISKS;
-    let machine = Machine::build(flavor)
+    let mut machine = Machine::build(flavor);
+    if let Some(network) = network {
+        machine = machine.behind(network);
+    }
+    let machine = machine
         .disk(Disk::qcow2(vda, size_a).filled(&[(0, 3 * MIB + 4096), (6 * MIB, 2 * MIB), (size_a - 512, 512)]))
         .disk(Disk::qcow2(vdb, size_b).cluster(cluster).filled(&[(512, MIB), (4 * MIB + 1024, 65536)]))
         .disk(Disk::raw(vdc, size_c).filled(&[(65536, 3 * MIB)]))
@@ -121,10 +154,15 @@ fn machine(flavor: Flavor) -> (Machine, Model) {
 
 /// Starts QEMU's NBD server, which pullfs is told to use by way of the relay.
 #[track_caller]
-fn start_server(machine: &Machine) {
-    let socket = machine.dir().join("server.nbd");
-    let address = json!({"addr": {"type": "unix", "data": {"path": socket}}, "max-connections": 0});
-    machine.qmp().must("nbd-server-start", address);
+fn start_server(machine: &Machine, at: &Upstream) {
+    let address = match at {
+        Upstream::Unix(path) => json!({"type": "unix", "data": {"path": path}}),
+        Upstream::Tcp(at) => {
+            let (host, port) = (at.ip().to_string(), at.port().to_string());
+            json!({"type": "inet", "data": {"host": host, "port": port}})
+        }
+    };
+    machine.qmp().must("nbd-server-start", json!({"addr": address, "max-connections": 0}));
 }
 
 /// Ends the load after its time, or as soon as something is wrong, and waits until it `ended`. A daemon that keeps a reader
@@ -159,16 +197,21 @@ fn peak(mount: &Mount) -> u64 {
     line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
 }
 
-fn tell(flavor: Flavor, seed: u64, seconds: u64, figures: &Figures, injected: &Injected, memory: u64) {
+fn tell(flavor: Flavor, seed: u64, seconds: u64, figures: &Figures, link: &Link, memory: u64) {
     let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
     let version = process::ok(flavor.emulator().arg("--version"));
     let version = version.lines().next().unwrap_or_default();
-    let Injected { connections, cut_requests, cut_replies, stalls } = injected;
+    let Injected { connections, cut_requests, cut_replies, stalls } = link.proxy.injected();
+    let network = link.network.as_ref().map_or_else(String::new, |network| {
+        let (lost, resets, unplugged) = (network.lost(), &figures.connections_reset, &figures.unplugged);
+        format!("network                {lost} packets lost, unplugged {unplugged} times, {resets} resets of all connections\n")
+    });
     eprintln!(
         "--- soak: {version}\n\
          load                   {READERS} readers, {seconds} s, seed {seed}\n\
          {figures}\
          NBD connections        {} made; {} cut in requests, {} in replies; {} stalled\n\
+         {network}\
          memory of the daemon   {} MiB at most\n---",
         count(connections),
         count(cut_requests),
