@@ -81,6 +81,20 @@ impl Network {
         ok(self.inside("ss").args(["--no-header", "--kill", "sport", "=", &format!(":{port}")]));
     }
 
+    /// Lets nobody connect to a port of the far end until the value is dropped, and resets who is connected: see
+    /// [`Proxy::nobody_new`](crate::proxy::Proxy::nobody_new).
+    #[track_caller]
+    pub fn nobody_new(&self, port: u16) -> Closed<'_> {
+        let rule = format!(
+            "add table inet closed; add chain inet closed input {{ type filter hook input priority 0; }}; \
+             add rule inet closed input tcp dport {port} tcp flags & (syn | ack) == syn drop"
+        );
+        ok(self.inside("nft").arg(rule));
+        let closed = Closed(self);
+        self.reset(port);
+        closed
+    }
+
     /// Plugs the cable in or out.
     #[track_caller]
     pub fn plugged(&self, plugged: bool) {
@@ -113,6 +127,16 @@ impl Drop for Network {
         // The namespace may live on for a while; its device goes with the near one.
         let _ = run(tool("ip").args(["link", "del", &self.near()]));
         let _ = run(tool("ip").args(["netns", "del", &self.name]));
+    }
+}
+
+/// A port that takes no new connection.
+#[derive(Debug)]
+pub struct Closed<'a>(&'a Network);
+
+impl Drop for Closed<'_> {
+    fn drop(&mut self) {
+        let _ = run(self.0.inside("nft").arg("delete table inet closed"));
     }
 }
 

@@ -3,8 +3,8 @@
 //! Each direction of a connection has a fate of its own: after so many bytes, wherever in a message that is, it stalls for
 //! a while or the whole connection is cut. The numbers come from a seed; which request they hit does not.
 
-use std::io::{self, Read, Write};
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::io::{Read, Write};
+use std::net::Shutdown;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -21,9 +21,6 @@ const CHUNK: usize = 64 << 10;
 
 /// A stall is far shorter than any time limit of a request.
 const LONGEST_STALL: u64 = 3000;
-
-/// For a connection over a network that loses packets.
-const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 /// Who has sent more than this is past the handshake, which takes fewer bytes.
 const HANDSHAKE: u64 = 512;
@@ -51,7 +48,7 @@ pub struct Proxy {
 
 #[derive(Debug)]
 struct Shared {
-    upstream: Upstream,
+    upstream: PathBuf,
     faulty: AtomicBool,
     random: Mutex<Random>,
     injected: Injected,
@@ -63,25 +60,10 @@ struct Shared {
 /// A client and its server.
 #[derive(Debug)]
 struct Connection {
-    client: Side,
-    server: Side,
+    client: UnixStream,
+    server: UnixStream,
     /// Bytes from the client so far.
     asked: AtomicU64,
-}
-
-#[derive(Debug)]
-enum Side {
-    Unix(UnixStream),
-    Tcp(TcpStream),
-}
-
-/// Where the server is.
-#[derive(Clone, Debug)]
-pub enum Upstream {
-    /// A unix socket.
-    Unix(PathBuf),
-    /// A TCP port.
-    Tcp(SocketAddr),
 }
 
 /// What happens to a direction after some bytes.
@@ -93,10 +75,10 @@ enum Fate {
 impl Proxy {
     /// Listens at `listens` for clients of the server at `upstream`.
     #[track_caller]
-    pub fn before(upstream: Upstream, listens: &Path, seed: u64) -> Self {
+    pub fn before(upstream: &Path, listens: &Path, seed: u64) -> Self {
         let listener = Arc::new(UnixListener::bind(listens).expect("a socket"));
         let shared = Arc::new(Shared {
-            upstream,
+            upstream: upstream.to_owned(),
             faulty: AtomicBool::new(true),
             random: Mutex::new(Random::new(seed)),
             injected: Injected::default(),
@@ -151,8 +133,7 @@ impl Shared {
         while let Ok((client, _)) = listener.accept() {
             let _dialling = self.dialling.lock().unwrap_or_else(PoisonError::into_inner);
             // No server: the client finds its connection closed.
-            let Ok(server) = self.upstream.connect() else { continue };
-            let client = Side::Unix(client);
+            let Ok(server) = UnixStream::connect(&self.upstream) else { continue };
             self.injected.connections.fetch_add(1, Ordering::Relaxed);
             let connection = Arc::new(Connection { client, server, asked: AtomicU64::new(0) });
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
@@ -229,45 +210,7 @@ impl Connection {
     fn cut(&self) {
         for side in [&self.client, &self.server] {
             // The other side may have closed it.
-            let _ = match side {
-                Side::Unix(stream) => stream.shutdown(Shutdown::Both),
-                Side::Tcp(stream) => stream.shutdown(Shutdown::Both),
-            };
+            let _ = side.shutdown(Shutdown::Both);
         }
-    }
-}
-
-impl Upstream {
-    fn connect(&self) -> io::Result<Side> {
-        match self {
-            Self::Unix(path) => UnixStream::connect(path).map(Side::Unix),
-            Self::Tcp(address) => {
-                let stream = TcpStream::connect_timeout(address, CONNECT_LIMIT)?;
-                stream.set_nodelay(true)?;
-                Ok(Side::Tcp(stream))
-            }
-        }
-    }
-}
-
-impl Read for &Side {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        match self {
-            Side::Unix(stream) => (&*stream).read(buffer),
-            Side::Tcp(stream) => (&*stream).read(buffer),
-        }
-    }
-}
-
-impl Write for &Side {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        match self {
-            Side::Unix(stream) => (&*stream).write(bytes),
-            Side::Tcp(stream) => (&*stream).write(bytes),
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }

@@ -136,7 +136,7 @@ impl<'a> Churn<'a> {
         if let (_, Now::Held(held)) = load.now() {
             held.deleting(&name);
         }
-        let _nobody_new = load.link.proxy.nobody_new();
+        let _nobody_new = load.link.nobody_new();
         match self.outcome("rmdir", || fs::remove_dir(load.mount.path(&format!("checkpoints/{name}")))) {
             Outcome::Done => {
                 load.figures.deleted.add(1);

@@ -5,27 +5,21 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use pullfs_tests::machine::Machine;
-use pullfs_tests::network::Network;
 use pullfs_tests::process::wait_until;
 use pullfs_tests::random::Random;
 use serde_json::json;
 
 use super::load::{EndOnPanic, Load, Now, OPERATION_LIMIT};
-use super::{PORT, start_server};
 
 /// Between two of them.
 const LONGEST_PAUSE: u64 = 1500;
-/// Milliseconds without a network.
-const LONGEST_UNPLUGGED: u64 = 1500;
 
 pub(super) fn run(load: &Load<'_>, seed: u64) {
     let _end = EndOnPanic(load);
     let mut random = Random::new(seed);
     while !load.over() {
         thread::sleep(Duration::from_millis(random.below(LONGEST_PAUSE)));
-        if let Some(network) = &load.link.network {
-            break_network(load, network, &mut random);
-        }
+        load.link.disturb(&mut random);
         match random.below(100) {
             0..50 => {
                 tell(load, "stop");
@@ -46,29 +40,16 @@ pub(super) fn run(load: &Load<'_>, seed: u64) {
             }),
             _ => take_away(load, |machine| {
                 machine.qmp().must("nbd-server-stop", json!({}));
-                start_server(machine, &load.link.server);
+                load.link.start_server(machine);
                 load.figures.stopped.add(1);
             }),
         }
     }
 }
 
-/// Unplugs the network for a moment, or resets what goes over it.
-fn break_network(load: &Load<'_>, network: &Network, random: &mut Random) {
-    if random.chance(50) {
-        network.reset(PORT);
-        load.figures.connections_reset.add(1);
-    } else {
-        network.plugged(false);
-        thread::sleep(Duration::from_millis(random.below(LONGEST_UNPLUGGED)));
-        network.plugged(true);
-        load.figures.unplugged.add(1);
-    }
-}
-
 fn tell(load: &Load<'_>, command: &str) {
     let world = load.world();
-    let _nobody_new = load.link.proxy.nobody_new();
+    let _nobody_new = load.link.nobody_new();
     let began = Instant::now();
     world.machine.qmp().must(command, json!({}));
     load.figures.longest_monitor.note(began.elapsed());
@@ -82,7 +63,7 @@ fn take_away(load: &Load<'_>, end: impl FnOnce(&Machine)) {
     held.lost.store(true, Ordering::SeqCst);
     held.ended.store(true, Ordering::SeqCst);
     {
-        let _nobody_new = load.link.proxy.nobody_new();
+        let _nobody_new = load.link.nobody_new();
         end(&world.machine);
     }
     wait_until("the loss to be noticed", OPERATION_LIMIT, || load.mount.state() == "none");

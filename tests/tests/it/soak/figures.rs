@@ -70,8 +70,6 @@ pub(super) struct Figures {
     pub(super) resets: Count,
     pub(super) cancelled: Count,
     pub(super) stopped: Count,
-    pub(super) unplugged: Count,
-    pub(super) connections_reset: Count,
     pub(super) guest_requests: Count,
     pub(super) guest_alone: Longest,
     pub(super) guest_held: Longest,

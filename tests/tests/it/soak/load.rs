@@ -9,8 +9,8 @@ use pullfs_tests::machine::Machine;
 use pullfs_tests::model::Model;
 use pullfs_tests::mount::Mount;
 
-use super::Link;
 use super::figures::Figures;
+use super::link::Link;
 
 /// How long any single operation of a reader, or a command, may take. A request to the machine's NBD server has 30 s.
 pub(super) const OPERATION_LIMIT: Duration = Duration::from_secs(60);

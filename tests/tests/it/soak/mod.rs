@@ -1,15 +1,13 @@
 //! Everything at once, for a while: no byte is wrong, no error unexplained, nothing hangs, and nothing is left.
 //!
 //! ```text
-//! 64 readers ([`readers`], [`files`]) ─▶ mount ─▶ relay that cuts and stalls ─▶ QEMU ◀─ guest that writes ([`guest`])
-//!                                          ▲                                     ▲
-//!     begin, release, mkdir, rmdir, status ┘ ([`churn`])    stop, cont, reset, … ┘ ([`faults`])
+//! 64 readers ([`readers`], [`files`]) ─▶ mount ─▶ [`link`] that breaks ─▶ QEMU ◀─ guest that writes ([`guest`])
+//!                                          ▲                            ▲
+//!     begin, release, mkdir, rmdir, status ┘ ([`churn`])    stop, reset, … ┘ ([`faults`])
 //! ```
 //! The guest and whoever begins a point in time take turns ([`load::Load`]): so the content of the disks at that instant is
 //! known, and every byte, map and hole that a reader gets is compared with it. A reader knows which point in time its file
 //! is of if none began or ended while it opened it; else it lets the file go.
-//!
-//! The same over TCP: QEMU behind a network that loses and delays packets, is unplugged and resets connections.
 //!
 //! `PULLFS_TEST_SOAK=SECONDS,SEED` (`make soak`) makes it longer. A seed repeats what is asked for, not when.
 
@@ -18,11 +16,11 @@ mod faults;
 mod figures;
 mod files;
 mod guest;
+mod link;
 mod load;
 mod readers;
 
 use std::fs;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
@@ -34,19 +32,15 @@ use pullfs_tests::model::Model;
 use pullfs_tests::mount::Mount;
 use pullfs_tests::network::Network;
 use pullfs_tests::process::{self, wait_until};
-use pullfs_tests::proxy::{Injected, Proxy, Upstream};
 use rustix::process::Signal;
-use serde_json::json;
 
 use churn::Churn;
 use figures::Figures;
+use link::Link;
 use load::Load;
 use readers::Reader;
 
 const READERS: usize = 64;
-
-/// NBD's own, in a namespace of its own.
-const PORT: u16 = 10809;
 
 /// Of the load, unless the environment says otherwise.
 const SECONDS: u64 = 12;
@@ -61,13 +55,6 @@ const MEMORY: u64 = 64 << 10;
 
 /// For what follows from something that has ended: the kernel tells of a file's close when it likes.
 const SETTLED: Duration = Duration::from_secs(10);
-
-/// The way from pullfs to QEMU's NBD server.
-struct Link {
-    server: Upstream,
-    proxy: Proxy,
-    network: Option<Network>,
-}
 
 on!(whatever_fails_meanwhile_each_byte_is_right: new = New, old = Old);
 fn whatever_fails_meanwhile_each_byte_is_right(flavor: Flavor) {
@@ -84,19 +71,11 @@ fn soak(flavor: Flavor, network: Option<Network>) {
     let mut told = told.split(',').map(|number| number.trim().parse().ok());
     let (seconds, seed) = (told.next().flatten().unwrap_or(SECONDS), told.next().flatten().unwrap_or(1));
     let (machine, model) = machine(flavor, network.as_ref());
-    let listens = machine.dir().join("relay.nbd");
-    let local = || Upstream::Unix(machine.dir().join("server.nbd"));
-    let server = network.as_ref().map_or_else(local, |network| Upstream::Tcp(network.port(PORT)));
-    start_server(&machine, &server);
+    let link = Link::to(&machine, network, seed);
+    link.start_server(&machine);
     let nothing = Leftovers::of(&machine);
-    let proxy = Proxy::before(server.clone(), &listens, seed);
-    if network.is_some() {
-        // The network breaks by itself.
-        proxy.calm();
-    }
-    let mount = Mount::with(&machine, &format!("start=manual,nbd=unix:{}", listens.display()));
+    let mount = Mount::with(&machine, &format!("start=manual,{}", link.options()));
     let files = descriptors(&mount);
-    let link = Link { server, proxy, network };
 
     // The readers, and the one who begins and releases.
     let load = Load::new(&mount, &link, machine, model, READERS + 1);
@@ -114,7 +93,7 @@ fn soak(flavor: Flavor, network: Option<Network>) {
         watch(load, Duration::from_secs(seconds), || threads.iter().all(ScopedJoinHandle::is_finished));
     });
 
-    link.proxy.calm();
+    link.calm();
     let (machine, model, figures, faults) = load.into_parts();
     let memory = peak(&mount);
     tell(flavor, seed, seconds, &figures, &link, memory);
@@ -152,19 +131,6 @@ fn machine(flavor: Flavor, network: Option<&Network>) -> (Machine, Model) {
     (machine, model)
 }
 
-/// Starts QEMU's NBD server, which pullfs is told to use by way of the relay.
-#[track_caller]
-fn start_server(machine: &Machine, at: &Upstream) {
-    let address = match at {
-        Upstream::Unix(path) => json!({"type": "unix", "data": {"path": path}}),
-        Upstream::Tcp(at) => {
-            let (host, port) = (at.ip().to_string(), at.port().to_string());
-            json!({"type": "inet", "data": {"host": host, "port": port}})
-        }
-    };
-    machine.qmp().must("nbd-server-start", json!({"addr": address, "max-connections": 0}));
-}
-
 /// Ends the load after its time, or as soon as something is wrong, and waits until it `ended`. A daemon that keeps a reader
 /// waiting is killed, which lets go of all of them.
 fn watch(load: &Load<'_>, time: Duration, ended: impl Fn() -> bool) {
@@ -198,25 +164,14 @@ fn peak(mount: &Mount) -> u64 {
 }
 
 fn tell(flavor: Flavor, seed: u64, seconds: u64, figures: &Figures, link: &Link, memory: u64) {
-    let count = |count: &AtomicU64| count.load(Ordering::Relaxed);
     let version = process::ok(flavor.emulator().arg("--version"));
     let version = version.lines().next().unwrap_or_default();
-    let Injected { connections, cut_requests, cut_replies, stalls } = link.proxy.injected();
-    let network = link.network.as_ref().map_or_else(String::new, |network| {
-        let (lost, resets, unplugged) = (network.lost(), &figures.connections_reset, &figures.unplugged);
-        format!("network                {lost} packets lost, unplugged {unplugged} times, {resets} resets of all connections\n")
-    });
     eprintln!(
         "--- soak: {version}\n\
          load                   {READERS} readers, {seconds} s, seed {seed}\n\
          {figures}\
-         NBD connections        {} made; {} cut in requests, {} in replies; {} stalled\n\
-         {network}\
+         {link}\n\
          memory of the daemon   {} MiB at most\n---",
-        count(connections),
-        count(cut_requests),
-        count(cut_replies),
-        count(stalls),
         memory.div_ceil(1024),
     );
 }
