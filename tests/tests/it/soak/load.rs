@@ -38,8 +38,10 @@ impl Held {
         self.deleted.lock().unwrap_or_else(PoisonError::into_inner).insert(checkpoint.to_owned());
     }
 
-    pub(super) fn deleted(&self, checkpoint: &str) -> bool {
-        self.deleted.lock().unwrap_or_else(PoisonError::into_inner).contains(checkpoint)
+    /// Whether it has a checkpoint, and has it still.
+    pub(super) fn has(&self, checkpoint: &str) -> bool {
+        let deleted = self.deleted.lock().unwrap_or_else(PoisonError::into_inner);
+        self.model.checkpoints.iter().any(|had| had.name == checkpoint) && !deleted.contains(checkpoint)
     }
 }
 

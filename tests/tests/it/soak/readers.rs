@@ -158,7 +158,7 @@ impl<'a> Reader<'a> {
                 self.load.figures.unsettled.add(1);
                 None
             }
-            Err(Errno::NOENT) if checkpoint.is_some_and(|name| !same || held.deleted(name)) => None,
+            Err(Errno::NOENT) if checkpoint.is_some_and(|name| !same || !held.has(name)) => None,
             // EIO is what the kernel itself says of a node of the point in time before.
             Err(Errno::STALE | Errno::NODATA | Errno::IO) if !same => None,
             Err(Errno::IO) if held.lost.load(Ordering::SeqCst) => None,
