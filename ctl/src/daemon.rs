@@ -228,6 +228,7 @@ fn needs<'a>(task: &'a Task, runtime_dir: &'a RuntimeDir) -> Needs<'a> {
         runtime: runtime_dir.base(),
         scratch: &options.scratch,
         ports: monitor.into_iter().chain(server).collect(),
+        certificates: options.tls.as_deref(),
         core_dumps: options.core_dumps,
         sandbox: options.sandbox,
     }

@@ -38,6 +38,8 @@ pub(crate) struct Needs<'a> {
     pub(crate) scratch: &'a Path,
     /// TCP ports it connects to.
     pub(crate) ports: Vec<u16>,
+    /// What it is known by there: a guardian that replaces a dead one reads them again.
+    pub(crate) certificates: Option<&'a Path>,
     /// Whether it may leave core dumps, which hold data of the guest.
     pub(crate) core_dumps: bool,
     /// Whether privileges are given up at all.

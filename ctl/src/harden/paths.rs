@@ -66,6 +66,7 @@ fn places(needs: &Needs<'_>) -> Vec<(PathBuf, BitFlags<AccessFs>)> {
     // It starts itself again, as the guard of a frozen guest and to replace a guardian that died.
     places.extend(program().into_iter().map(|path| (path, read | AccessFs::Execute)));
     places.push((PathBuf::from("/etc/ld.so.cache"), AccessFs::ReadFile.into()));
+    places.extend(needs.certificates.map(|dir| (dir.to_owned(), AccessFs::ReadFile.into())));
     if !needs.ports.is_empty() {
         places.extend(RESOLVER.map(|path| (PathBuf::from(path), read)));
     }

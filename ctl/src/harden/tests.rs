@@ -1,5 +1,5 @@
 use std::io::ErrorKind;
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::process::Command;
@@ -25,6 +25,8 @@ fn landlock_leaves_what_the_daemon_needs() {
     std::fs::write(&secret, "x").unwrap();
     let [known, unknown] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
     let ports = [known.local_addr().unwrap().port()];
+    let pki = tempfile::tempdir().unwrap();
+    std::fs::write(pki.path().join("ca-cert.pem"), "x").unwrap();
     // The QMP socket, the agent's, an NBD server's: connecting by path is not restricted.
     let socket = other.path().join("socket");
     let _listener = UnixListener::bind(&socket).unwrap();
@@ -33,7 +35,8 @@ fn landlock_leaves_what_the_daemon_needs() {
     let (runtime, scratch) = (runtime.path(), scratch.path());
 
     apart(|| {
-        let needs = Needs { runtime, scratch, ports: ports.to_vec(), core_dumps: false, sandbox: true };
+        let certificates = Some(pki.path());
+        let needs = Needs { runtime, scratch, ports: ports.to_vec(), certificates, core_dumps: false, sandbox: true };
         // A kernel without Landlock fails here: then nothing of this is shown.
         let level = paths::restrict(&needs).expect("a kernel with Landlock");
 
@@ -52,6 +55,8 @@ fn landlock_leaves_what_the_daemon_needs() {
         std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").unwrap();
         UnixStream::connect(&socket).unwrap();
         TcpStream::connect(known.local_addr().unwrap()).unwrap();
+        assert_eq!(std::fs::read(pki.path().join("ca-cert.pem")).unwrap(), b"x");
+        assert!(("localhost", 1_u16).to_socket_addrs().is_ok_and(|found| found.count() > 0), "names of hosts");
         test_kill_process(getppid().unwrap()).unwrap();
 
         assert!(denied(std::fs::read(&secret)), "other files");

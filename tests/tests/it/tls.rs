@@ -298,6 +298,11 @@ fn held(scene: &Scene) -> Mount {
     mount
 }
 
+/// The guardian's process id; 0 while there is none.
+fn guardian(mount: &Mount) -> u32 {
+    mount.status()["guard"]["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("a process id")
+}
+
 fn kill(pid: u32, signal: Signal) {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id");
     kill_process(pid, signal).expect("a process of this test");
@@ -314,11 +319,22 @@ fn who_cleans_up_goes_by_tls_as_well(flavor: Flavor) {
         !mount::is_mounted(&mount.mnt()) && Leftovers::of(&scene.machine) == nothing
     });
 
+    // A guardian that takes the place of one that died is confined as the daemon is, and reads the certificates all the
+    // same. Unmounting it leaves to others.
+    let mut mount = held(&scene);
+    let first = guardian(&mount);
+    kill(first, Signal::KILL);
+    wait_until("another guardian", CLEAN_UP_LIMIT, || ![0, first].contains(&guardian(&mount)));
+    kill(mount.pid(), Signal::KILL);
+    mount.ended();
+    wait_until("the other guardian", CLEAN_UP_LIMIT, || Leftovers::of(&scene.machine) == nothing);
+    drop(mount);
+
     // The daemon stands still while its guardian dies, so that there is no other one.
     let mut mount = held(&scene);
-    let guardian = mount.status()["guard"]["pid"].as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("a guardian");
+    let last = guardian(&mount);
     kill(mount.pid(), Signal::STOP);
-    kill(guardian, Signal::KILL);
+    kill(last, Signal::KILL);
     kill(mount.pid(), Signal::KILL);
     mount.ended();
     let recover = |options: &[&str]| run(Command::new(pullfs()).arg("recover").arg(scene.source()).args(options));
