@@ -1,9 +1,13 @@
 //! The harness itself: a test that cannot see a difference proves nothing.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::Ordering;
+use std::thread;
 use std::time::Duration;
 
 use pullfs_tests::disk::Disk;
@@ -13,6 +17,7 @@ use pullfs_tests::leftovers::Leftovers;
 use pullfs_tests::machine::{MIB, Machine};
 use pullfs_tests::mount::Mount;
 use pullfs_tests::process::{ok, run};
+use pullfs_tests::proxy::Proxy;
 use pullfs_tests::qmp::Qmp;
 use pullfs_tests::relay::{MOMENTS, Relay};
 use pullfs_tests::{guest, oracle, scattered, snapshot, tools};
@@ -98,6 +103,35 @@ fn a_leftover_is_seen() {
     changed("block-set-write-threshold", threshold(1), "node file-vda");
     machine.qmp().must("block-set-write-threshold", threshold(0));
     before.come_back(&machine, Duration::from_secs(5));
+}
+
+/// A relay that breaks nothing would make every soak a success.
+#[test]
+fn a_proxy_breaks_connections_until_it_is_calm() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let [server, listens] = ["server", "proxy"].map(|name| dir.path().join(name));
+    let listener = UnixListener::bind(&server).expect("a socket");
+    // Says what it hears, until the test ends.
+    thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            thread::spawn(move || std::io::copy(&mut &client, &mut &client));
+        }
+    });
+    let proxy = Proxy::before(&server, &listens, 1);
+    let said = vec![0x5a; 64 << 10];
+    let comes_back = |mut client: &UnixStream, said: &[u8]| {
+        let mut heard = vec![0; said.len()];
+        client.write_all(said).and_then(|()| client.read_exact(&mut heard)).is_ok_and(|()| heard == said)
+    };
+    let connect = || UnixStream::connect(&listens).expect("the proxy");
+    assert!((0..8).any(|_| !comes_back(&connect(), &said)), "nothing broke");
+    assert!(proxy.injected().cut_requests.load(Ordering::Relaxed) > 0);
+    proxy.calm();
+    let (old, mut young) = (connect(), connect());
+    assert!(comes_back(&old, &said) && comes_back(&young, b"hello"));
+    let _nobody_new = proxy.nobody_new();
+    assert!(comes_back(&old, &said), "who has been there stays");
+    assert!(young.read(&mut [0]).is_ok_and(|read| read == 0), "who is shaking hands is cut");
 }
 
 /// What travels through the relay is what travels without it, descriptors too.
