@@ -16,9 +16,10 @@ mod status;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -45,8 +46,7 @@ use crate::vm::{Inventory, Vm};
 pub struct Entry {
     /// Its attributes.
     pub attr: Attr,
-    /// Tells the nodes of one name apart that the kernel must not take for each other: see [`generation`]. 0 where that
-    /// does not matter.
+    /// Tells the nodes of one name apart that the kernel must not take for each other; 0 where that does not matter.
     pub generation: u64,
 }
 
@@ -100,20 +100,6 @@ struct Counters {
     failed: AtomicU64,
 }
 
-/// The generation of a node that shows a disk: twice the number of the point in time that opening it will lease, and one
-/// less if its size is an estimate, as that of a qcow2 file is before its point in time is taken. Answers of the time
-/// before may reach the kernel late; with a generation of their own they cannot make the exact node shorter again, and
-/// copies of it end too early.
-fn generation(node: &Node, view: &View) -> u64 {
-    match node {
-        Node::File { content, .. } if content.form() == Form::Qcow2 && view.phase != Phase::Held => {
-            leased(view.upcoming()) - 1
-        }
-        Node::File { .. } => leased(view.upcoming()),
-        _ => 0,
-    }
-}
-
 /// The generation of a node that can be opened on a point in time of that number.
 fn leased(number: u64) -> u64 {
     number * 2
@@ -136,6 +122,8 @@ pub struct Fs {
     /// The size of `status.json` when it was last written.
     status_size: AtomicU64,
     last_error: Mutex<Option<Noted>>,
+    /// How often each checkpoint was removed as a directory. Held for look-ups only.
+    removed: Mutex<HashMap<Arc<str>, u64>>,
 }
 
 impl Fs {
@@ -167,6 +155,7 @@ impl Fs {
             counters: Counters::default(),
             status_size: AtomicU64::new(0),
             last_error: Mutex::default(),
+            removed: Mutex::default(),
             vm,
             options,
         }
@@ -199,6 +188,30 @@ impl Fs {
         }
     }
 
+    /// Tells nodes of one name apart.
+    ///
+    /// For a file that shows a disk it is twice the number of the point in time that opening it will lease, and one less if
+    /// its size is an estimate, as that of a qcow2 file is before its point in time is taken. Answers of the time before may
+    /// reach the kernel late; with a generation of their own they cannot make the exact node shorter again, and copies of it
+    /// end too early.
+    ///
+    /// For a checkpoint it says how often its name was removed: the kernel finds nothing in a directory that was, however
+    /// often one of that name is made, as long as somebody holds the old one.
+    fn generation(&self, node: &Node, view: &View) -> u64 {
+        match node {
+            Node::File { content, .. } if content.form() == Form::Qcow2 && view.phase != Phase::Held => {
+                leased(view.upcoming()) - 1
+            }
+            Node::File { .. } => leased(view.upcoming()),
+            Node::Checkpoint(name) => self.removed().get(name).copied().unwrap_or(0),
+            _ => 0,
+        }
+    }
+
+    fn removed(&self) -> MutexGuard<'_, HashMap<Arc<str>, u64>> {
+        self.removed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn node(&self, ino: u64) -> Result<Node> {
         Ok(self.told(ino)?.node)
     }
@@ -220,7 +233,7 @@ impl Fs {
             .ok_or_else(|| Error::new(Kind::NotFound, format!("there is no {}", name.display())))?;
         // One look for both: a size that was estimated must not be told of a node whose size is exact.
         let view = self.points.view();
-        let generation = generation(&node, &view);
+        let generation = self.generation(&node, &view);
         let attr = self.attr(&node, &inventory, view.held).await?;
         self.inodes.tell(&node, generation, attr.size);
         Ok(Entry { attr, generation })

@@ -161,7 +161,8 @@ impl Filesystem for Adapter {
             match fs.lookup(parent.0, &name).await {
                 Ok(entry) => {
                     let attr = file_attr(&entry.attr);
-                    let name = if entry.generation > 0 { FILE_TTL } else { TTL };
+                    let of_disk = entry.generation > 0 && !entry.attr.directory;
+                    let name = if of_disk { FILE_TTL } else { TTL };
                     reply.entry_with_ttls(&ttl(&entry.attr), &name, &attr, Generation(entry.generation));
                 }
                 Err(error) => reply.error(errno(&error)),

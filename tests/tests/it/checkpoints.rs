@@ -133,6 +133,23 @@ fn names_and_busy_files_are_refused(flavor: Flavor) {
     assert!(mount.unmount().success());
 }
 
+on!(a_name_is_new_again_though_somebody_is_still_in_the_old_directory: new = New);
+fn a_name_is_new_again_though_somebody_is_still_in_the_old_directory(flavor: Flavor) {
+    let machine = machine(flavor);
+    let mount = Mount::of(&machine);
+    for _ in 0..2 {
+        assert_eq!(mkdir(&mount, "again"), None);
+        // As the shell of somebody who has gone there.
+        let inside = File::open(mount.path("checkpoints/again")).expect("the checkpoint's directory");
+        assert_eq!(rmdir(&mount, "again"), None);
+        assert_eq!(mkdir(&mount, "again"), None);
+        assert_eq!(dirty(&mount, "again", "vda"), []);
+        drop(inside);
+        assert_eq!(rmdir(&mount, "again"), None);
+    }
+    assert!(mount.unmount().success());
+}
+
 on!(a_checkpoint_whose_point_in_time_fails_is_not_made: new = New, old = Old);
 fn a_checkpoint_whose_point_in_time_fails_is_not_made(flavor: Flavor) {
     let machine = machine(flavor);
