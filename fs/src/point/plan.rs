@@ -116,7 +116,9 @@ impl<U: Undo> Ledger<U> {
             match note.undo(context).await {
                 Ok(()) => self.strike(number),
                 // Nobody answers: what is below cannot be undone now either.
-                Err(error) if matches!(error.kind(), Kind::Gone | Kind::Busy) => return Err(error),
+                Err(error) if matches!(error.kind(), Kind::Gone | Kind::Busy | Kind::Timeout) => {
+                    return Err(error.context(format!("cannot undo: {note}")));
+                }
                 Err(error) if outcome.is_ok() => outcome = Err(error.context(format!("cannot undo: {note}"))),
                 Err(error) => tracing::warn!("cannot undo: {note}: {}", chain(&error)),
             }
