@@ -52,8 +52,6 @@ impl Fs {
             return Err(Error::new(Kind::Denied, "only checkpoints can be deleted"));
         }
         let name = name.to_str().ok_or_else(|| Error::new(Kind::NotFound, "a checkpoint's name is UTF-8"))?;
-        self.noted(self.delete_checkpoint(name).await)?;
-        *self.removed().entry(name.into()).or_default() += 1;
-        Ok(())
+        self.noted(self.delete_checkpoint(name).await)
     }
 }

@@ -16,10 +16,9 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -105,6 +104,30 @@ fn leased(number: u64) -> u64 {
     number * 2
 }
 
+/// Tells nodes of one name apart.
+///
+/// For a file that shows a disk it is twice the number of the point in time that opening it will lease, and one less if
+/// its size is an estimate, as that of a qcow2 file is before its point in time is taken. Answers of the time before may
+/// reach the kernel late; with a generation of their own they cannot make the exact node shorter again, and copies of it
+/// end too early.
+///
+/// For a checkpoint it is when that was made: the kernel finds nothing in a directory that was removed, as long as somebody
+/// holds it, also if one of that name is made again.
+fn generation(node: &Node, view: &View, inventory: &Inventory) -> u64 {
+    match node {
+        Node::File { content, .. } if content.form() == Form::Qcow2 && view.phase != Phase::Held => {
+            leased(view.upcoming()) - 1
+        }
+        Node::File { .. } => leased(view.upcoming()),
+        Node::Checkpoint(name) => {
+            let made = inventory.disks.iter().filter_map(|disk| disk.bitmaps.get(name)?.made);
+            let since = made.filter_map(|made| made.time.duration_since(SystemTime::UNIX_EPOCH).ok()).min();
+            since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0))
+        }
+        _ => 0,
+    }
+}
+
 /// The file system of one mounted machine.
 pub struct Fs {
     vm: Arc<dyn Vm>,
@@ -122,8 +145,6 @@ pub struct Fs {
     /// The size of `status.json` when it was last written.
     status_size: AtomicU64,
     last_error: Mutex<Option<Noted>>,
-    /// How often each checkpoint was removed as a directory. Held for look-ups only.
-    removed: Mutex<HashMap<Arc<str>, u64>>,
 }
 
 impl Fs {
@@ -155,7 +176,6 @@ impl Fs {
             counters: Counters::default(),
             status_size: AtomicU64::new(0),
             last_error: Mutex::default(),
-            removed: Mutex::default(),
             vm,
             options,
         }
@@ -188,30 +208,6 @@ impl Fs {
         }
     }
 
-    /// Tells nodes of one name apart.
-    ///
-    /// For a file that shows a disk it is twice the number of the point in time that opening it will lease, and one less if
-    /// its size is an estimate, as that of a qcow2 file is before its point in time is taken. Answers of the time before may
-    /// reach the kernel late; with a generation of their own they cannot make the exact node shorter again, and copies of it
-    /// end too early.
-    ///
-    /// For a checkpoint it says how often its name was removed: the kernel finds nothing in a directory that was, however
-    /// often one of that name is made, as long as somebody holds the old one.
-    fn generation(&self, node: &Node, view: &View) -> u64 {
-        match node {
-            Node::File { content, .. } if content.form() == Form::Qcow2 && view.phase != Phase::Held => {
-                leased(view.upcoming()) - 1
-            }
-            Node::File { .. } => leased(view.upcoming()),
-            Node::Checkpoint(name) => self.removed().get(name).copied().unwrap_or(0),
-            _ => 0,
-        }
-    }
-
-    fn removed(&self) -> MutexGuard<'_, HashMap<Arc<str>, u64>> {
-        self.removed.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     fn node(&self, ino: u64) -> Result<Node> {
         Ok(self.told(ino)?.node)
     }
@@ -233,7 +229,7 @@ impl Fs {
             .ok_or_else(|| Error::new(Kind::NotFound, format!("there is no {}", name.display())))?;
         // One look for both: a size that was estimated must not be told of a node whose size is exact.
         let view = self.points.view();
-        let generation = self.generation(&node, &view);
+        let generation = generation(&node, &view, &inventory);
         let attr = self.attr(&node, &inventory, view.held).await?;
         self.inodes.tell(&node, generation, attr.size);
         Ok(Entry { attr, generation })
