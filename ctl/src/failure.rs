@@ -72,7 +72,8 @@ impl From<Error> for Failure {
             | Kind::Exists
             | Kind::Timeout
             | Kind::Gone
-            | Kind::TooLarge => Code::System,
+            | Kind::TooLarge
+            | Kind::NoSpace => Code::System,
         };
         Self::new(code, error)
     }

@@ -38,6 +38,8 @@ pub enum Kind {
     Gone,
     /// A bound of ours was reached.
     TooLarge,
+    /// There is not enough scratch space.
+    NoSpace,
 }
 
 impl Kind {
@@ -58,6 +60,7 @@ impl Kind {
             Self::Timeout => Errno::TIMEDOUT,
             Self::Gone => Errno::NOTCONN,
             Self::TooLarge => Errno::FBIG,
+            Self::NoSpace => Errno::NOSPC,
         }
     }
 }

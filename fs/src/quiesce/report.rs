@@ -77,7 +77,8 @@ impl Report {
             | Kind::Exists
             | Kind::Invalid
             | Kind::NoSuchData
-            | Kind::TooLarge => Cause::Other,
+            | Kind::TooLarge
+            | Kind::NoSpace => Cause::Other,
         };
         Self::Failed { cause, why: chain(error) }
     }

@@ -112,7 +112,7 @@ impl Warden {
     /// Watches from now on; to be called before the guest's writes are held up.
     ///
     /// # Errors
-    /// [`Kind::TooLarge`] when there is no room to begin with; when QEMU does not take the marks.
+    /// [`Kind::NoSpace`] when there is no room to begin with; when QEMU does not take the marks.
     pub(super) async fn hold(&self, held: Held) -> Result<()> {
         let ended = || Error::new(Kind::Gone, "nobody watches over the scratch space");
         let (reply, answer) = oneshot::channel();
@@ -146,6 +146,8 @@ struct Marked {
     marks: Marks,
     /// By scratch image: the mark, in bytes from its start; 0 if QEMU has told of it and it is gone.
     warned: Vec<u64>,
+    /// What was left when the marks were set, in bytes.
+    granted: u64,
     last: Room,
     next: Instant,
     /// When migration is asked for next.
@@ -185,7 +187,7 @@ impl Watching {
         let least = LEAST.saturating_mul(u64::try_from(held.scratch.len()).unwrap_or(u64::MAX));
         if room.free < least || held.limit.is_some_and(|limit| limit < least) {
             return Err(Error::new(
-                Kind::TooLarge,
+                Kind::NoSpace,
                 format!(
                     "the scratch directory has {} KiB of room, {} KiB are needed at least; make room, choose another \
                      one with -o scratch=, or raise scratch_limit=",
@@ -198,7 +200,7 @@ impl Watching {
         let now = Instant::now();
         let warned = vec![0; held.scratch.len()];
         self.show(Some((Arc::clone(&held.scratch), held.limit)));
-        self.held = Some(Marked { held, marks, warned, last: room, next: now + PERIOD, migration: now });
+        self.held = Some(Marked { held, marks, warned, granted: 0, last: room, next: now + PERIOD, migration: now });
         self.mark(room).await
     }
 
@@ -232,7 +234,11 @@ impl Watching {
         };
         let fast = shrunk.saturating_mul(FEW_PERIODS) > left;
         marked.next = Instant::now() + if fast { HURRY } else { PERIOD };
-        if grew && let Err(error) = self.mark(room).await {
+        // Others may have taken what the marks allow for.
+        let outdated = left < marked.granted / 2;
+        if (grew || outdated)
+            && let Err(error) = self.mark(room).await
+        {
             tracing::warn!("the scratch space is looked at, but QEMU does not tell of it: {}", chain(&error));
         }
         self.ask_for_migration().await;
@@ -242,7 +248,8 @@ impl Watching {
     async fn mark(&mut self, room: Room) -> Result<()> {
         let Some(marked) = &mut self.held else { return Ok(()) };
         let disks = u64::try_from(marked.held.scratch.len().max(1)).unwrap_or(u64::MAX);
-        let share = marked.marks.left(room).unwrap_or(0) / disks;
+        marked.granted = marked.marks.left(room).unwrap_or(0);
+        let share = marked.granted / disks;
         for (scratch, warned) in marked.held.scratch.iter().zip(&mut marked.warned) {
             let size = scratch.file.metadata().map_err(unmeasured)?.len();
             let mark = size.saturating_add(share).max(1);
