@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 
 use super::policy::{Decision, Due, Terms, Wish, decide, due};
@@ -20,6 +21,9 @@ const MAX_QUEUED: usize = 1024;
 /// After a failure, how long further opens get its error at once: a tool that walks the tree opens every file, and the
 /// machine is not to be bothered for each.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// How long NBD connections may take leave before the machine is told to let go, where the guest may be waiting.
+const CLOSE_LIMIT: Duration = Duration::from_millis(500);
 
 /// How long dropping the kernel's pages may take; a page that is just being read is waited for.
 const INVALIDATE_LIMIT: Duration = Duration::from_secs(10);
@@ -342,10 +346,16 @@ impl Owner {
             view.phase = Phase::Releasing;
             view.held = None;
         });
-        let released = self.vm.release().await;
+        // QEMU 10.0 waits, and the guest with it, for a client that shakes hands while a job ends: nobody is to be left.
+        let mut closing = JoinSet::new();
         for disk in &point.disks {
-            disk.source.close().await;
+            let source = disk.source.clone();
+            closing.spawn(async move { source.close().await });
         }
+        if tokio::time::timeout(CLOSE_LIMIT, closing.join_all()).await.is_err() {
+            tracing::debug!("an NBD connection does not end by itself; it was hung up");
+        }
+        let released = self.vm.release().await;
         let invalidate = self.invalidate.clone();
         let forgotten = tokio::task::spawn_blocking(move || invalidate());
         if tokio::time::timeout(INVALIDATE_LIMIT, forgotten).await.is_err() {
