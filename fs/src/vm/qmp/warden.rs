@@ -5,12 +5,16 @@
 //! QEMU: a scratch image grows past its mark ─┐
 //! every quarter of a second ─────────────────┼─▶ look: [`Marks::left`] ──▶ new marks, or
 //!                                            │                             give up: cancel the jobs, tell
-//! QEMU: a write under our filter failed ─────┴───────────────────────────▶ give up, and let the guest go on
+//! QEMU: a write under our filter failed ─────┼───────────────────────────▶ give up, and let the guest go on
+//! QEMU does not answer for ten seconds ──────┘
 //! ```
 //! The marks are `block-set-write-threshold` on the files below the scratch images: qcow2 grows at its end, so QEMU itself
 //! says at once when the guest has overwritten more than is left. Looking again and again is for what others write into
 //! the file system. With `fleece=job` and `backing` a guest's write waits until the old data is in the scratch image, and
 //! QEMU stops the guest where there is no room for it; once the job is cancelled the write goes on without.
+//!
+//! While it drains the requests of its disks, QEMU waits for NBD clients that do not read, or just shake hands, and with it
+//! the guest waits. So a QEMU that is silent loses its clients: the owner of the point in time hangs them up first of all.
 //!
 //! One task does it, which neither readers nor the owner of the point in time can hold up.
 
@@ -20,7 +24,7 @@ use std::time::Duration;
 
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout};
 
 use super::room::{Full, LEAST, Marks, Room};
 use super::session::Session;
@@ -38,6 +42,9 @@ const FEW_PERIODS: u64 = 16;
 
 /// How often it is asked whether the machine migrates: QEMU tells of it only where somebody has asked for that.
 const MIGRATION_PERIOD: Duration = Duration::from_secs(1);
+
+/// A QEMU that does not answer for so long may be waiting for us.
+const SILENCE_LIMIT: Duration = Duration::from_secs(10);
 
 /// Signals that wait; what does not fit is seen by the next look.
 const MAX_SIGNALS: usize = 64;
@@ -268,8 +275,14 @@ impl Watching {
             return;
         }
         marked.migration = Instant::now() + MIGRATION_PERIOD;
-        if let Ok(true) = self.session.migrates().await {
-            self.give_up("the machine is being migrated").await;
+        match timeout(SILENCE_LIMIT, self.session.migrates()).await {
+            Ok(Ok(true)) => self.give_up("the machine is being migrated").await,
+            // The end of the connection is heard of by others.
+            Ok(_) => {}
+            Err(_) => {
+                let why = format!("QEMU did not answer for {} s", SILENCE_LIMIT.as_secs());
+                self.give_up(&why).await;
+            }
         }
     }
 
@@ -305,4 +318,76 @@ fn measure(scratch: &[ScratchFile]) -> Result<Room> {
 
 fn unmeasured(error: std::io::Error) -> Error {
     Error::with_source(Kind::Io, "its scratch space cannot be measured", error)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::UnixListener;
+
+    use super::*;
+    use crate::vm::qmp::monitor::Monitor;
+    use crate::vm::qmp::transport::Qmp;
+
+    /// A QEMU that answers `{}` to all commands but `silent`, and to none after it; the commands that it got.
+    async fn qemu(listener: UnixListener, silent: &'static str, heard: mpsc::Sender<String>) {
+        let (stream, _) = listener.accept().await.unwrap();
+        let (reader, mut writer) = stream.into_split();
+        let mut lines = BufReader::new(reader).lines();
+        writer.write_all(b"{\"QMP\": {}}\n").await.unwrap();
+        let mut mute = false;
+        while let Some(line) = lines.next_line().await.unwrap() {
+            let command: Value = serde_json::from_str(&line).unwrap();
+            let name = command["execute"].as_str().unwrap();
+            heard.send(name.to_owned()).await.unwrap();
+            mute |= name == silent;
+            if !mute {
+                let answer =
+                    json!({"return": if name == "query-block" { json!([]) } else { json!({}) }, "id": command["id"]});
+                writer.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
+            }
+        }
+    }
+
+    async fn watched(silent: &'static str) -> (Warden, broadcast::Receiver<Event>, mpsc::Receiver<String>) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("qmp");
+        let (tell, mut heard) = mpsc::channel(64);
+        tokio::spawn(qemu(UnixListener::bind(&path).unwrap(), silent, tell));
+        let qmp = Qmp::connect(&Monitor::unix(&path)).await.unwrap();
+        let (events, told) = broadcast::channel(4);
+        let warden = Warden::start(Session { qmp }, events);
+        let file = tempfile::tempfile().unwrap();
+        let scratch = Arc::new(vec![ScratchFile { node: "scratch".to_owned(), file }]);
+        let held = Held { number: 5, jobs: vec!["job".to_owned()], scratch, limit: None };
+        warden.hold(held).await.unwrap();
+        assert_eq!(heard.recv().await.unwrap(), "qmp_capabilities");
+        assert_eq!(heard.recv().await.unwrap(), "block-set-write-threshold", "before the guest's writes are held up");
+        (warden, told, heard)
+    }
+
+    #[tokio::test]
+    async fn a_write_that_failed_lets_go_of_the_guest_at_once() {
+        let (warden, mut told, mut heard) = watched("none").await;
+        warden.alarm().failed().await;
+        let Event::Lost { number: 5, reason } = told.recv().await.unwrap() else { panic!("it is given up") };
+        assert!(reason.contains("scratch space"), "{reason}");
+        loop {
+            let command = heard.recv().await.unwrap();
+            if command == "job-cancel" {
+                break;
+            }
+            assert!(command.starts_with("query-"), "{command} comes before the guest");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_qemu_that_is_silent_loses_its_clients() {
+        let began = Instant::now();
+        let (_warden, mut told, _heard) = watched("query-migrate").await;
+        let Event::Lost { number: 5, reason } = told.recv().await.unwrap() else { panic!("it is given up") };
+        assert!(reason.contains("did not answer"), "{reason}");
+        assert!(began.elapsed() < 2 * SILENCE_LIMIT, "before the command's own limit");
+    }
 }
