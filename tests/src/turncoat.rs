@@ -1,4 +1,4 @@
-//! A relay between pullfs and a machine's monitor that turns hostile when it is told to.
+//! A relay between pullfs and a machine's monitor that turns hostile when it is told to, and back.
 //!
 //! It passes lines, not descriptors, so it is for monitors that take none (qemu-storage-daemon's).
 
@@ -27,6 +27,8 @@ pub enum Hostility {
 struct State {
     hostile: Option<Hostility>,
     clients: Vec<UnixStream>,
+    /// Those who are told nothing.
+    ignored: Vec<UnixStream>,
 }
 
 /// A listening relay; its threads end with the process.
@@ -47,7 +49,7 @@ impl Turncoat {
             for client in listener.incoming().flatten() {
                 let mut state = known.lock().unwrap_or_else(PoisonError::into_inner);
                 if let Some(how) = state.hostile {
-                    torment(client, how);
+                    state.torment(client, how);
                     continue;
                 }
                 let server = UnixStream::connect(&socket).expect("the monitor");
@@ -71,7 +73,18 @@ impl Turncoat {
     pub fn turn(&self, how: Hostility) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.hostile = Some(how);
-        state.clients.drain(..).for_each(|client| torment(client, how));
+        for client in std::mem::take(&mut state.clients) {
+            state.torment(client, how);
+        }
+    }
+
+    /// From now on it is a relay again, to those who come.
+    pub fn relent(&self) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        state.hostile = None;
+        for client in state.ignored.drain(..) {
+            let _ = client.shutdown(std::net::Shutdown::Both);
+        }
     }
 }
 
@@ -87,22 +100,23 @@ fn relay(from: &UnixStream, mut to: UnixStream, state: &Mutex<State>) {
     let _ = to.shutdown(std::net::Shutdown::Write);
 }
 
-/// Does to a client what it is there for, until that hangs up.
-fn torment(mut client: UnixStream, how: Hostility) {
-    let (once, forever): (&str, &str) = match how {
-        // The socket stays open as long as the process lives.
-        Hostility::Silence => return std::mem::forget(client),
-        Hostility::EndlessLine => ("{\"return\": \"", "x"),
-        Hostility::Events => {
-            ("", "{\"event\": \"JOB_STATUS_CHANGE\", \"data\": {\"id\": \"x\", \"status\": \"running\"}}\n")
-        }
-        Hostility::Garbage => ("this is not JSON\n", "\u{7}\n"),
-    };
-    let forever = forever.repeat(1000);
-    thread::spawn(move || {
-        // A client that hangs up is what is hoped for.
-        if client.write_all(once.as_bytes()).is_ok() {
-            while client.write_all(forever.as_bytes()).is_ok() {}
-        }
-    });
+impl State {
+    /// Does to a client what it is there for, until that hangs up.
+    fn torment(&mut self, mut client: UnixStream, how: Hostility) {
+        let (once, forever): (&str, &str) = match how {
+            Hostility::Silence => return self.ignored.push(client),
+            Hostility::EndlessLine => ("{\"return\": \"", "x"),
+            Hostility::Events => {
+                ("", "{\"event\": \"JOB_STATUS_CHANGE\", \"data\": {\"id\": \"x\", \"status\": \"running\"}}\n")
+            }
+            Hostility::Garbage => ("this is not JSON\n", "\u{7}\n"),
+        };
+        let forever = forever.repeat(1000);
+        thread::spawn(move || {
+            // A client that hangs up is what is hoped for.
+            if client.write_all(once.as_bytes()).is_ok() {
+                while client.write_all(forever.as_bytes()).is_ok() {}
+            }
+        });
+    }
 }
