@@ -153,7 +153,7 @@ pub(crate) fn linux(word: &str, serial: &Path) -> Vec<String> {
         ("-m", "256".into()),
         ("-kernel", kernel.display().to_string()),
         ("-initrd", initramfs.display().to_string()),
-        ("-append", format!("console=ttyS0 quiet panic=-1 {word}")),
+        ("-append", format!("console=ttyS0 quiet panic=-1 no_timer_check {word}")),
         ("-serial", format!("file:{}", serial.display())),
     ];
     arguments.into_iter().flat_map(|(option, value)| [option.to_owned(), value]).collect()

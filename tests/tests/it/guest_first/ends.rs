@@ -121,7 +121,8 @@ fn migrates(flavor: Flavor, events: bool) {
         assert_ne!(status["status"], "failed", "{status}");
         status["status"] == "completed"
     });
-    machine.qmp().must("cont", json!({}));
+    // It is not over yet when it is complete.
+    wait_until("a machine that goes on", NOTICE_LIMIT, || machine.qmp().execute("cont", json!({})).is_ok());
     if flavor == Flavor::Old {
         // QEMU before 9.1 closes descriptors only while a machine runs, when one of its clients leaves.
         mount.command(&["begin"]).success();
