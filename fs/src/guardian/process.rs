@@ -10,7 +10,7 @@
 //! the kernel not to be killed first when memory runs out.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as Socket;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -24,7 +24,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::{Answer, Order, hear, tell};
 use crate::error::{Error, Kind, Result, chain};
 use crate::fuse::mount::Mount;
-use crate::lines::Lines;
+use crate::lines::{Lines, socket_at_stdin};
 use crate::point::journal;
 use crate::recovery::Dead;
 
@@ -52,11 +52,7 @@ pub fn run() -> ExitCode {
 
 fn live() -> Result<()> {
     let unable = |what: &'static str| move |error| Error::with_source(Kind::Io, what, error);
-    let socket = std::io::stdin().as_fd().try_clone_to_owned().map(Socket::from);
-    let socket = socket
-        .and_then(|socket| socket.peer_addr().map(|_| socket))
-        .map_err(|error| Error::with_source(Kind::Invalid, "guardian is for pullfs itself to start", error))?;
-    socket.set_nonblocking(true).map_err(unable("cannot use standard input"))?;
+    let socket = socket_at_stdin(super::SUBCOMMAND)?;
     // What ends the daemon's session or terminal is not to end this. It fails where it is not needed.
     rustix::process::setsid().ok();
     std::env::set_current_dir("/").map_err(unable("cannot leave the current directory"))?;

@@ -13,8 +13,6 @@
 #[cfg(test)]
 mod tests;
 
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream as Socket;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -27,7 +25,7 @@ use super::agent::{Agent, FREEZE, THAW};
 use super::report::{Report, is_asked};
 use super::thaw::Thawing;
 use crate::error::{Error, Kind, Result, chain};
-use crate::lines::Lines;
+use crate::lines::{Lines, socket_at_stdin};
 
 /// The process: freezes, and thaws when the daemon at standard input says so, is gone, or takes too long.
 pub fn run(agent: &Path) -> ExitCode {
@@ -42,11 +40,7 @@ pub fn run(agent: &Path) -> ExitCode {
 
 fn live(agent: &Path) -> Result<()> {
     let unable = |what: &'static str| move |error| Error::with_source(Kind::Io, what, error);
-    let socket = std::io::stdin().as_fd().try_clone_to_owned().map(Socket::from);
-    let socket = socket
-        .and_then(|socket| socket.peer_addr().map(|_| socket))
-        .map_err(|error| Error::with_source(Kind::Invalid, "thaw-guard is for pullfs itself to start", error))?;
-    socket.set_nonblocking(true).map_err(unable("cannot use standard input"))?;
+    let socket = socket_at_stdin(super::SUBCOMMAND)?;
     let agent = std::path::absolute(agent).map_err(unable("there is no current directory"))?;
     // What ends the daemon's session or terminal is not to end this. It fails where it is not needed.
     rustix::process::setsid().ok();
