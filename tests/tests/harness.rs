@@ -16,10 +16,12 @@ use pullfs_tests::guest::Guest;
 use pullfs_tests::leftovers::Leftovers;
 use pullfs_tests::machine::{MIB, Machine};
 use pullfs_tests::mount::Mount;
-use pullfs_tests::process::{ok, run};
+use pullfs_tests::process::{ok, run, wait_until};
 use pullfs_tests::proxy::Proxy;
 use pullfs_tests::qmp::Qmp;
 use pullfs_tests::relay::{MOMENTS, Relay};
+use pullfs_tests::stalls::Stalls;
+use pullfs_tests::tmpfs::Tmpfs;
 use pullfs_tests::{guest, oracle, scattered, snapshot, tools};
 use serde_json::json;
 
@@ -153,7 +155,9 @@ fn a_relay_passes_all_and_counts_what_changes_something() {
     }
     relay.count();
     mount.command(&["release"]).success();
-    assert_eq!(relay.commands().first().map(String::as_str), Some("block-export-del"));
+    let commands = relay.commands();
+    assert!(commands.iter().any(|one| one == "block-export-del"), "{commands:?}");
+    assert!(!commands.iter().any(|one| one == "transaction"), "counted anew: {commands:?}");
     assert!(mount.unmount().success());
     before.come_back(&machine, Duration::from_secs(5));
     // The next client gets through as well.
@@ -320,6 +324,41 @@ fn a_guest_says_what_is_on_copies() {
         assert_eq!(days.iter().copied().collect::<Vec<_>>(), (1..=newest.unwrap_or(0)).collect::<Vec<_>>());
     }
     assert!(known[0] + 3 <= known[1], "{known:?}");
+}
+
+/// Its clock stands still when the machine does, so that is for the machine's events to tell.
+#[test]
+fn a_guest_tells_its_slowest_write_and_when_it_stood_still() {
+    if !Flavor::New.available() {
+        return;
+    }
+    let guest = Stalls::boot(Flavor::New, 16);
+    guest.wait_more(40);
+    assert!(guest.said().contains("pass=1 verified"), "{}", guest.said());
+    assert_eq!(guest.stops(), [json!(null); 0]);
+    let throttle = |bytes: u64| {
+        let limits = json!({
+            "id": "/machine/peripheral/vda/virtio-backend", "bps": 0, "bps_rd": 0, "bps_wr": bytes,
+            "iops": 0, "iops_rd": 0, "iops_wr": 0,
+        });
+        guest.machine().qmp().must("block_set_io_throttle", limits);
+    };
+    // Each write is of 64 KiB.
+    throttle(128 << 10);
+    wait_until("a slow write", Duration::from_secs(60), || guest.longest() > Duration::from_millis(400));
+    throttle(0);
+    guest.machine().qmp().must("stop", json!({}));
+    guest.machine().qmp().must("cont", json!({}));
+    assert_eq!(guest.stops().len(), 1);
+    assert_eq!(guest.status(), "running");
+}
+
+#[test]
+fn a_tmpfs_fills_up() {
+    let small = Tmpfs::new("1m");
+    assert!(small.is_empty() && small.free() == 1 << 20);
+    fs::remove_file(small.fill()).expect("the file that filled it");
+    assert!(small.is_empty() && small.free() == 1 << 20);
 }
 
 #[test]

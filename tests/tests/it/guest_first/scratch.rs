@@ -6,6 +6,7 @@ use std::os::unix::fs::FileExt;
 use pullfs_tests::flavor::Flavor;
 use pullfs_tests::leftovers::Leftovers;
 use pullfs_tests::mount::{Mount, open_direct};
+use pullfs_tests::oracle;
 use pullfs_tests::process::{signal_pid, wait_until};
 use pullfs_tests::stalls::Stalls;
 use pullfs_tests::tmpfs::Tmpfs;
@@ -167,4 +168,26 @@ fn a_machine_that_somebody_paused_stays_paused(flavor: Flavor) {
     assert_eq!(guest.status(), "paused");
     guest.machine().qmp().must("cont", json!({}));
     goes_on(&guest, "paused by somebody, and pullfs killed");
+}
+
+// A filter is put in while the machine stands still, which is not to let a paused one go on.
+on!(a_paused_machine_gets_a_filter_and_stays_paused: new = New);
+fn a_paused_machine_gets_a_filter_and_stays_paused(flavor: Flavor) {
+    let guest = Stalls::boot(flavor, 64);
+    let nothing = Leftovers::of(guest.machine());
+    let mount = Mount::with(guest.machine(), "fleece=filter");
+    guest.machine().qmp().must("stop", json!({}));
+    mount.command(&["begin"]).success();
+    assert_eq!(guest.status(), "paused");
+    let before = guest.machine().copy("vda", "before");
+    guest.machine().qmp().must("cont", json!({}));
+    guest.wait_more(64);
+    oracle::same(&mount.disk("vda"), &before);
+    guest.machine().qmp().must("stop", json!({}));
+    mount.command(&["release"]).success();
+    assert_eq!(guest.status(), "paused");
+    guest.machine().qmp().must("cont", json!({}));
+    goes_on(&guest, "paused with a filter");
+    assert!(mount.unmount().success());
+    nothing.come_back(guest.machine(), NOTICE_LIMIT);
 }
