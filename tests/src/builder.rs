@@ -10,7 +10,7 @@ use tempfile::TempDir;
 use crate::disk::Disk;
 use crate::flavor::Flavor;
 use crate::machine::Machine;
-use crate::network::Network;
+use crate::network::{self, Network};
 use crate::process::{Running, wait_until};
 use crate::qmp::Qmp;
 use crate::tools;
@@ -149,8 +149,8 @@ impl Builder {
 
 /// The same command in a network namespace.
 fn inside(namespace: &str, command: &Command) -> Command {
-    let mut inside = tools::tool("ip");
-    inside.args(["netns", "exec", namespace]).arg(command.get_program()).args(command.get_args());
+    let mut inside = network::entering(namespace, command.get_program());
+    inside.args(command.get_args());
     for (key, value) in command.get_envs() {
         inside.env(key, value.unwrap_or_default());
     }

@@ -4,6 +4,7 @@
 //! lost by a rule of nftables that counts at random, and delayed by the queue of a token bucket, which also loses what does
 //! not fit.
 
+use std::ffi::OsStr;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -70,9 +71,7 @@ impl Network {
     /// A command at the far end.
     #[track_caller]
     pub fn inside(&self, program: &str) -> Command {
-        let mut command = tool("ip");
-        command.args(["netns", "exec", &self.name, program]);
-        command
+        entering(&self.name, program.as_ref())
     }
 
     /// Resets all connections to a port of the far end.
@@ -120,6 +119,14 @@ impl Network {
     fn device(&self) -> String {
         format!("{}f", self.name)
     }
+}
+
+/// A command of `program` in a network namespace. `ip netns exec` would give it a mount namespace as well, with copies of all
+/// mounts of other tests: unmounted here, they would be served on there.
+pub(crate) fn entering(namespace: &str, program: &OsStr) -> Command {
+    let mut command = tool("nsenter");
+    command.arg(format!("--net=/run/netns/{namespace}")).arg(program);
+    command
 }
 
 impl Drop for Network {
