@@ -86,7 +86,8 @@ async fn wait(mut lines: Lines, daemon: Option<OwnedFd>) -> Result<Option<PathBu
     let Some(Order::Guard { dir }) = hear(&mut lines).await? else {
         return Err(Error::new(Kind::Invalid, "the guardian was not told what to guard"));
     };
-    tell(&mut lines, &Answer::Ready).await?;
+    // A daemon that died since then is noticed below, and cleaned up after.
+    tell(&mut lines, &Answer::Ready).await.ok();
     let mut last = Instant::now();
     loop {
         let order = tokio::select! {
