@@ -3,16 +3,46 @@
 //! A line that begins with `>` is what pullfs sent, one with `<` what QEMU did: connecting, a point in time with a new
 //! checkpoint, its release, the deletion of the checkpoint. The schema and the list of commands are cut down to what is
 //! asked of them. The mount id that was recorded stands for that of the mount.
+//!
+//! When pullfs comes to send something else, record again, with a QEMU of each version (`tests/src/flavor.rs` tells how
+//! the old one is started) whose only disk has the bitmap `foreign`, and whose monitor nobody else uses:
+//!
+//! ```sh
+//! qemu-img create -f qcow2 vda.qcow2 1M && qemu-img bitmap --add vda.qcow2 foreign
+//! qemu-system-x86_64 -name vm1 -nodefaults -display none -accel tcg -m 64 -qmp unix:/tmp/qmp,server=on,wait=off \
+//!     -blockdev qcow2,node-name=fmt-vda,discard=unmap,file.driver=file,file.node-name=file-vda,file.filename=vda.qcow2 \
+//!     -device virtio-blk-pci,id=vda,drive=fmt-vda &
+//! PULLFS_RECORD_FROM=/tmp/qmp PULLFS_RECORD_TO=$PWD/fs/tests/hostile_qmp/qemu-10.session \
+//!     cargo test -p pullfs-fs --all-features --test hostile_qmp -- --ignored record_a_session
+//! ```
+//! What is asked by the clock ([`POLLED`]) is left out of the recording, and answered whenever it is asked.
 
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::{UnixListener, UnixStream};
 
 /// The mount id of the recordings.
 const RECORDED: &str = "pullfs-000000";
+
+/// Asked again and again while a point in time is held, wherever the session has got to by then; nothing migrates.
+const POLLED: &str = "query-migrate";
+
+/// The text of a session that was recorded by `mount`.
+pub(crate) fn recorded(said: &str, mount: &str) -> String {
+    let said = said.replace(mount, RECORDED);
+    let message = |line: &str| serde_json::from_str::<Value>(&line[2..]).expect("a recorded line");
+    let polled: Vec<Value> =
+        said.lines().map(message).filter(|line| line["execute"] == POLLED).map(|line| line["id"].clone()).collect();
+    let keep = |line: &&str| !polled.contains(&message(line)["id"]);
+    said.lines().filter(keep).flat_map(|line| [line, "\n"]).collect()
+}
 
 /// A session: its lines, with what each begins with.
 #[derive(Debug)]
@@ -98,65 +128,112 @@ async fn converse(
     act: impl Fn(usize, &str) -> Act,
     socket: &Path,
 ) -> std::io::Result<bool> {
-    let mut stream = BufReader::new(stream);
-    let (mut said, mut id) = (0, Value::Null);
+    let mut client = Client { stream, pending: Vec::new(), descriptors: Vec::new() };
+    let mut said = 0;
+    // After a reconnect the ids are others, and what is sent at once is answered in order.
+    let mut ids: Vec<(Value, Value)> = Vec::new();
     for (who, line) in &session.0 {
         if *who == '>' {
-            let Some(command) = command(&mut stream).await? else { return Ok(false) };
-            id = command["id"].clone();
             let expected: Value = serde_json::from_str(line).expect("a recorded command");
+            let command = loop {
+                let Some(command) = client.command().await? else { return Ok(false) };
+                if command["execute"] != POLLED {
+                    break command;
+                }
+                let answer = json!({"return": {}, "id": command["id"]});
+                client.stream.write_all(&crate::say(&answer.to_string())).await?;
+            };
             if command["execute"] != expected["execute"] {
-                return improvise(stream, command).await;
+                return improvise(client, command).await;
             }
+            ids.push((expected["id"].clone(), command["id"].clone()));
             continue;
         }
         let mut line: Value = serde_json::from_str(line).expect("a recorded line");
-        // After a reconnect the ids are others.
-        if line.get("id").is_some() {
-            line["id"] = id.clone();
+        if let Some(id) = line.get_mut("id") {
+            let asked = ids.iter().find(|(recorded, _)| recorded == id).expect("an answer to what was asked");
+            *id = asked.1.clone();
         }
         match act(said, &line.to_string()) {
-            Act::Say(bytes) => stream.write_all(&bytes).await?,
+            Act::Say(bytes) => client.stream.write_all(&bytes).await?,
             Act::Cut(bytes) => {
                 // Whoever comes from now on finds nobody.
                 std::fs::remove_file(socket)?;
-                stream.write_all(&bytes).await?;
+                client.stream.write_all(&bytes).await?;
                 return Ok(true);
             }
             Act::Mute(bytes) => {
-                stream.write_all(&bytes).await?;
+                client.stream.write_all(&bytes).await?;
                 tokio::time::pause();
                 std::future::pending::<()>().await;
             }
         }
         said += 1;
     }
-    match command(&mut stream).await? {
-        Some(command) => improvise(stream, command).await,
+    match client.command().await? {
+        Some(command) => improvise(client, command).await,
         None => Ok(false),
     }
 }
 
 /// Answers what was never asked in the recording: there is nothing of anything, and nothing can be done.
-async fn improvise(mut stream: BufReader<UnixStream>, mut next: Value) -> std::io::Result<bool> {
+async fn improvise(mut client: Client, mut next: Value) -> std::io::Result<bool> {
     loop {
         let refused = json!({"class": "GenericError", "desc": "this is not as it was recorded"});
         let answer = match next["execute"].as_str() {
             Some(query) if query.starts_with("query-") => json!({"return": [], "id": next["id"]}),
             _ => json!({"error": refused, "id": next["id"]}),
         };
-        stream.write_all(format!("{answer}\n").as_bytes()).await?;
-        next = match command(&mut stream).await? {
+        client.stream.write_all(format!("{answer}\n").as_bytes()).await?;
+        next = match client.command().await? {
             Some(command) => command,
             None => return Ok(false),
         };
     }
 }
 
-async fn command(stream: &mut BufReader<UnixStream>) -> std::io::Result<Option<Value>> {
-    let mut line = String::new();
-    if stream.read_line(&mut line).await? == 0 {
-        return Ok(None);
+/// A client, and what it has given to QEMU.
+struct Client {
+    stream: UnixStream,
+    pending: Vec<u8>,
+    /// The socket of the NBD server is among them: as long as they are here, somebody listens.
+    descriptors: Vec<OwnedFd>,
+}
+
+impl Client {
+    /// Its next command; none when it has hung up.
+    async fn command(&mut self) -> std::io::Result<Option<Value>> {
+        loop {
+            if let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.pending.drain(..=end).collect();
+                let command: Value = serde_json::from_slice(&line).expect("pullfs sends JSON");
+                if command["execute"] == "nbd-server-stop" {
+                    self.descriptors.clear();
+                }
+                return Ok(Some(command));
+            }
+            let stream = &self.stream;
+            let (bytes, fds) = stream.async_io(Interest::READABLE, || receive(stream)).await?;
+            if bytes.is_empty() {
+                return Ok(None);
+            }
+            self.pending.extend(bytes);
+            self.descriptors.extend(fds);
+        }
     }
-    Ok(Some(serde_json::from_str(&line).expect("pullfs sends JSON")))
+}
+
+/// What can be read at once, with the descriptors beside it; no bytes at the end.
+pub(crate) fn receive(stream: impl AsFd) -> std::io::Result<(Vec<u8>, Vec<OwnedFd>)> {
+    let mut bytes = vec![0; 1 << 16];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let parts = &mut [IoSliceMut::new(&mut bytes)];
+    let received = rustix::net::recvmsg(stream, parts, &mut control, RecvFlags::CMSG_CLOEXEC)?.bytes;
+    bytes.truncate(received);
+    let fds = control.drain().flat_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => fds.collect(),
+        _ => Vec::new(),
+    });
+    Ok((bytes, fds.collect()))
 }
