@@ -153,8 +153,11 @@ fn a_job_that_somebody_cancels_shows_no_live_data(flavor: Flavor) {
         machine.write("vda", 0, SIZE, 0x99);
         wait_until("the loss to be noticed", Duration::from_secs(20), || mount.state() == "none");
         thread::sleep(Duration::from_millis(200));
-        assert!(direct.read_exact_at(&mut [0; 4096], 0).is_err(), "it is lost for good");
+        let counted = mount.status()["reads"]["failed"].as_u64().expect("a count");
+        let lost = direct.read_exact_at(&mut [0; 4096], 0).expect_err("it is lost for good");
+        assert_eq!(Errno::from_io_error(&lost), Some(Errno::IO), "{lost}");
         let status = mount.status();
+        assert!(status["reads"]["failed"].as_u64() > Some(counted), "a read that fails is counted: {status}");
         assert!(status["last_end"]["reason"].as_str().is_some_and(|why| why.contains("cancelled")), "{status}");
     });
     // A new point in time is possible, and has the new bytes.
