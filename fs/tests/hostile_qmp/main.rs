@@ -25,7 +25,8 @@ use tokio::time::Instant;
 const MAX_LINE: usize = 2000;
 
 /// A server that does not answer costs the time limit of a command (30 s), and 5 s for each step that is then undone in
-/// vain: eight of them, when the point in time fails, when that is given up, and at the end of the mount.
+/// vain: eight of them at most (the guest is let go first, in one burst that is waited for once), when the point in time
+/// fails, when that is given up, and at the end of the mount. The longest that these sessions take is 120 s.
 const STALLED: Duration = Duration::from_secs(30 + 3 * 8 * 5);
 
 /// Sessions are played by so many threads: waiting for each other is most of what both sides do.

@@ -112,3 +112,15 @@ fn the_list_of_extents_is_checked_before_it_is_read() {
     assert_eq!(count(Headers::Extended, extended, 4 + 16), None);
     assert_eq!(count(Headers::Extended, compact, 4 + 8), None);
 }
+
+#[test]
+fn a_trim_is_answered_by_its_success_or_by_an_error() {
+    let mut reply = PlainReply::new(4096, 512);
+    assert!(matches!(reply.finish(), Verdict::Whole(())));
+    let error = |offset| ErrorChunk { errno: 28, message: "full".to_owned(), offset };
+    assert_eq!(reply.fail(error(Some(0))).unwrap_err().kind(), ErrorKind::Protocol, "an error elsewhere");
+    reply.fail(error(Some(4100))).unwrap();
+    let Verdict::Refused(error) = reply.finish() else { panic!("it was refused") };
+    assert_eq!(error.kind(), ErrorKind::Server(28));
+    assert!(error.to_string().contains("trim of 512 bytes at 4096: full"), "{error}");
+}
