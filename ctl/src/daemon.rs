@@ -192,19 +192,20 @@ async fn live(task: Task, start: Start) -> Outcome {
         _ = interrupt.recv() => tracing::info!("interrupted"),
     }
     // Detached first, so that nobody begins anything new; a mount that was unmounted is not there any more.
-    if let Err(error) = guardian.detach(&mount).await {
-        tracing::warn!("{}", chain(&error));
+    let detached = guardian.detach(&mount).await;
+    if let Err(error) = &detached {
+        tracing::warn!("{}", chain(error));
     }
     let released = timeout(END_LIMIT, fs.points().end()).await;
     vm.disconnect().await;
     if !session.is_terminated() && timeout(SESSION_LIMIT, session).await.is_err() {
         tracing::info!("files are still open; their readers get errors from now on");
     }
-    if machine.is_clean() {
+    if machine.is_clean() && detached.is_ok() {
         drop(runtime_dir);
         guardian.dismiss().await;
     } else {
-        // The guardian tries on when this process has ended.
+        // The guardian tries on when this process has ended, and `recover` may do what it may not.
         runtime_dir.keep();
     }
     match released {

@@ -138,6 +138,26 @@ fn a_guardian_that_is_killed_is_replaced(flavor: Flavor) {
     scene.is_as_before(&before, &traces, Duration::ZERO);
 }
 
+on!(a_mount_that_nobody_may_take_away_is_left_to_recover: new = New);
+fn a_mount_that_nobody_may_take_away_is_left_to_recover(flavor: Flavor) {
+    let scene = Scene::new(flavor);
+    let before = Leftovers::of(&scene.machine);
+    let mut mount = scene.mount();
+    let traces = Traces::of(&mount);
+    scene.monday_tells(&mount);
+    let first = u64::from(mount.guardian());
+    signal_pid(mount.guardian(), Signal::KILL);
+    wait_until("a new guardian", RESCUE_LIMIT, || {
+        mount.status()["guard"]["pid"].as_u64().is_some_and(|pid| pid != 0 && pid != first)
+    });
+    // In good order; but neither the daemon nor its new guardian has the privileges to unmount.
+    signal_pid(mount.pid(), Signal::TERM);
+    mount.ended();
+    before.come_back(&scene.machine, RESCUE_LIMIT);
+    scene.recover().success();
+    scene.is_as_before(&before, &traces, Duration::ZERO);
+}
+
 on!(a_checkpoint_that_was_made_survives: new = New, old = Old);
 fn a_checkpoint_that_was_made_survives(flavor: Flavor) {
     let scene = Scene::new(flavor);
