@@ -92,9 +92,14 @@ impl Connection {
 
     async fn negotiate(&mut self) -> Result<()> {
         let invalid = |why: &str| Error::new(Kind::Invalid, why);
-        let greeting = self.next().await.map_err(|why| Error::new(Kind::Gone, why))?;
-        if !matches!(Incoming::parse(&greeting).map_err(|why| invalid(&why))?, Incoming::Greeting) {
-            return Err(invalid("no QMP greeting; is this a QMP socket?"));
+        loop {
+            let line = self.next().await.map_err(|why| Error::new(Kind::Gone, why))?;
+            match Incoming::parse(&line).map_err(|why| invalid(&why))? {
+                Incoming::Greeting => break,
+                // What a client that died did not read any more, QEMU may say to the next one first.
+                Incoming::Event { .. } | Incoming::Answer { .. } => {}
+                Incoming::Other => return Err(invalid("no QMP greeting; is this a QMP socket?")),
+            }
         }
         self.write(&json!({"execute": "qmp_capabilities"}), None).await?;
         loop {
