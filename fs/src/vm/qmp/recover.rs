@@ -21,6 +21,9 @@ use crate::point::plan::Ledger;
 /// How long the monitor may stay busy: QEMU needs a moment to notice that a client is dead.
 const BUSY_LIMIT: Duration = Duration::from_secs(20);
 
+/// How often something that is no QMP is taken for the rest of what a dead client was told.
+const MOST_GARBLED: u32 = 3;
+
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -71,17 +74,21 @@ impl Remains {
     }
 }
 
-/// Connects to a machine whose monitor a dead client may still occupy for a moment.
+/// Connects to a machine whose monitor a dead client may still occupy for a moment. What QEMU had still to say to that one
+/// comes first then, and may begin in the middle of a line: who connects again hears a greeting.
 ///
 /// # Errors
 /// As [`Qmp::connect`].
 pub async fn connect(monitor: &Monitor) -> Result<Qmp> {
     let deadline = Instant::now() + BUSY_LIMIT;
+    let mut garbled = 0;
     loop {
         match Qmp::connect(monitor).await {
-            Err(error) if error.kind() == Kind::Busy && Instant::now() < deadline => sleep(PAUSE).await,
+            Err(error) if error.kind() == Kind::Busy && Instant::now() < deadline => {}
+            Err(error) if error.kind() == Kind::Invalid && garbled < MOST_GARBLED => garbled += 1,
             other => return other,
         }
+        sleep(PAUSE).await;
     }
 }
 
