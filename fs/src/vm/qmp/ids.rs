@@ -36,8 +36,6 @@ impl fmt::Display for MountId {
 pub(super) enum Role {
     /// The scratch file.
     File,
-    /// The job that formats it.
-    Format,
     /// The scratch image in it.
     Scratch,
     /// The filter that copies before the guest writes.
@@ -53,7 +51,6 @@ impl Role {
     pub(super) fn letter(self) -> &'static str {
         match self {
             Self::File => "p",
-            Self::Format => "c",
             Self::Scratch => "s",
             Self::Filter => "f",
             Self::Access => "x",
@@ -93,7 +90,7 @@ mod tests {
     fn names_fit_and_tell_their_number() {
         let mount = MountId::random();
         let ids = DiskIds::new(&mount, 9_999_999_999, 9_999);
-        for role in [Role::File, Role::Format, Role::Scratch, Role::Filter, Role::Access, Role::Point] {
+        for role in [Role::File, Role::Scratch, Role::Filter, Role::Access, Role::Point] {
             let id = ids.of(role);
             assert!(id.len() <= 31, "{id} is too long for a node name");
             assert_eq!(number_of(&mount, &id), Some(9_999_999_999));

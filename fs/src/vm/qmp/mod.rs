@@ -19,6 +19,7 @@ pub mod monitor;
 mod note;
 pub mod recover;
 mod room;
+mod scratch;
 mod server;
 mod session;
 mod steps;

@@ -28,7 +28,6 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 pub(super) struct Job {
     pub(super) id: String,
     pub(super) status: String,
-    pub(super) error: Option<String>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -114,25 +113,6 @@ impl Session {
             }
         }
         Ok(())
-    }
-
-    /// Formats a node as qcow2 and waits until that is done.
-    pub(super) async fn format(&self, job: &str, node: &str, size: u64) -> Result<()> {
-        let options = json!({"driver": "qcow2", "file": node, "size": size});
-        self.run("blockdev-create", json!({"job-id": job, "options": options})).await?;
-        let mut patience = Patience::new();
-        let error = loop {
-            match self.job(job).await? {
-                Some(found) if found.status == "concluded" => break found.error,
-                Some(_) => patience.pause(job).await?,
-                None => break Some("the job vanished".to_owned()),
-            }
-        };
-        self.end_job(job).await?;
-        match error {
-            None => Ok(()),
-            Some(why) => Err(Error::new(Kind::Io, format!("QEMU cannot format its scratch image: {why}"))),
-        }
     }
 
     async fn job(&self, id: &str) -> Result<Option<Job>> {

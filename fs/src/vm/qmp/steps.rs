@@ -1,7 +1,7 @@
 //! The steps of taking a point in time, each with what it may leave ([`Leftover`]), in the order of the plan:
 //!
 //! ```text
-//! per disk: File ── Format ── Scratch        where old clusters will go
+//! per disk: File ── Scratch                  where old clusters will go
 //! all:      Checkpoint                       if one begins: until all is done it does not count
 //!           Freeze                           THE INSTANT: one transaction, all disks, all recording bitmaps
 //!           Merge                            bitmaps that recorded no more
@@ -16,20 +16,17 @@
 //! device goes on top of the filter, for each disk ── `Resume`.
 
 use std::fmt;
-use std::fs::File;
-use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde_json::{Value, json};
 
-use super::by_path;
 use super::ids::{DiskIds, Role};
+use super::scratch;
 use super::server;
 use super::transport::refused;
-use super::undo::{Context, Leftover, SCRATCH_NAME, SCRATCH_SUFFIX, remove_scratch};
+use super::undo::{Context, Leftover};
 use crate::error::{Error, Kind, Result};
 use crate::point::plan;
 use crate::vm::{Fleece, Part};
@@ -84,7 +81,6 @@ pub(super) struct NewBitmap {
 pub(super) enum Step {
     /// Adds a scratch file in a directory.
     File(PlannedDisk, PathBuf),
-    Format(PlannedDisk),
     Scratch(PlannedDisk, Fleece),
     /// (fleece=filter) The filter, which nothing goes through yet.
     Filter(PlannedDisk),
@@ -154,7 +150,7 @@ pub(super) fn plan(disks: &[PlannedDisk], keeping: Keeping, places: Places) -> P
     let mut before = Vec::new();
     for disk in disks {
         before.push(Step::File(disk.clone(), places.scratch.clone()));
-        before.extend([Step::Format(disk.clone()), Step::Scratch(disk.clone(), fleece)]);
+        before.push(Step::Scratch(disk.clone(), fleece));
         if fleece == Fleece::Filter {
             before.push(Step::Filter(disk.clone()));
         }
@@ -200,7 +196,6 @@ impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(disk, _) => write!(f, "adding a scratch file for {}", disk.name),
-            Self::Format(disk) => write!(f, "formatting the scratch file of {}", disk.name),
             Self::Scratch(disk, _) => write!(f, "opening the scratch image of {}", disk.name),
             Self::Filter(disk) => write!(f, "adding a filter for {}", disk.name),
             Self::Checkpoint { name, .. } => write!(f, "beginning checkpoint {name}"),
@@ -223,9 +218,8 @@ impl plan::Step for Step {
     fn leaves(&self) -> Option<Leftover> {
         Some(match self {
             Self::File(disk, dir) => {
-                Leftover::File { node: disk.ids.of(Role::File), place: scratch_place(dir, &disk.ids) }
+                Leftover::File { node: disk.ids.of(Role::File), place: scratch::place(dir, &disk.ids) }
             }
-            Self::Format(disk) => Leftover::Job { id: disk.ids.of(Role::Format) },
             Self::Scratch(disk, _) => Leftover::Node { name: disk.ids.of(Role::Scratch) },
             Self::Filter(disk) => Leftover::Node { name: disk.ids.of(Role::Filter) },
             Self::Checkpoint { name, note } => Leftover::Checkpoint { name: name.clone(), note: note.clone() },
@@ -247,9 +241,8 @@ impl plan::Step for Step {
     async fn apply(&self, context: &Context) -> Result<()> {
         let session = &context.session;
         match self {
-            Self::File(disk, dir) => add_file(context, dir, &disk.ids).await,
-            Self::Format(disk) => session.format(&disk.ids.of(Role::Format), &disk.ids.of(Role::File), disk.size).await,
-            Self::Scratch(disk, fleece) => session.add_node(scratch(disk, *fleece)).await,
+            Self::File(disk, dir) => scratch::add_file(context, dir, disk).await,
+            Self::Scratch(disk, fleece) => session.add_node(scratch::image(disk, *fleece)).await,
             Self::Filter(disk) => session.add_node(filter(disk)).await,
             Self::Checkpoint { .. } => Ok(()),
             Self::Pause => session.pause().await,
@@ -279,50 +272,6 @@ impl plan::Step for Step {
             Self::Export(disk, keeping) => session.add_export(export(disk, *keeping)).await,
         }
     }
-}
-
-/// A directory of our own, for as long as a scratch file has a name.
-fn scratch_place(dir: &Path, ids: &DiskIds) -> PathBuf {
-    dir.join(format!("{}{SCRATCH_SUFFIX}", ids.of(Role::File)))
-}
-
-/// A file that has no name, or loses it as soon as QEMU has opened it: whoever dies, nothing of it stays on disk.
-async fn add_file(context: &Context, dir: &Path, ids: &DiskIds) -> Result<()> {
-    let node = ids.of(Role::File);
-    let open = |filename: String| json!({"driver": "file", "node-name": node, "filename": filename, "discard": "unmap", "auto-read-only": false});
-    let failed = |error| {
-        Error::with_source(
-            Kind::Io,
-            format!("cannot make a scratch file in {} (option scratch=)", dir.display()),
-            error,
-        )
-    };
-    if context.descriptors {
-        let file = tempfile::tempfile_in(dir).map_err(failed)?;
-        context.files().insert(node.clone(), file.try_clone().map_err(failed)?);
-        let set = context.session.add_descriptor(OwnedFd::from(file), &node).await?;
-        return context.session.add_node(open(format!("/dev/fdset/{set}"))).await;
-    }
-    let place = scratch_place(dir, ids);
-    std::fs::DirBuilder::new().mode(0o700).create(&place).map_err(failed)?;
-    let path = place.join(SCRATCH_NAME);
-    let name = path.to_str().ok_or_else(|| {
-        Error::new(Kind::Invalid, format!("{} is not UTF-8, which QEMU needs for scratch=", dir.display()))
-    })?;
-    let file = File::create_new(&path).map_err(failed)?;
-    context.files().insert(node.clone(), file);
-    let added = context.session.add_node(open(name.to_owned())).await;
-    remove_scratch(&place)?;
-    added.map_err(|error| by_path::explain(error, &path))
-}
-
-fn scratch(disk: &PlannedDisk, fleece: Fleece) -> Value {
-    let (name, file) = (disk.ids.of(Role::Scratch), disk.ids.of(Role::File));
-    let mut options = json!({"driver": "qcow2", "node-name": name, "file": file, "discard": "unmap"});
-    if fleece == Fleece::Backing {
-        options["backing"] = json!(disk.node);
-    }
-    options
 }
 
 /// A filter that rather breaks the point in time than the guest's write, when the scratch image fails or is slow.

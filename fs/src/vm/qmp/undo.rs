@@ -57,8 +57,6 @@ impl Context {
 pub(super) enum Leftover {
     /// The scratch file of a node, its descriptor in QEMU, and the directory where it has a name for a moment.
     File { node: String, place: PathBuf },
-    /// A job that ends by itself.
-    Job { id: String },
     /// A block node.
     Node { name: String },
     /// The jobs that keep a point in time: the guest's writes wait for them.
@@ -90,7 +88,6 @@ impl fmt::Display for Leftover {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File { node, .. } => write!(f, "scratch file {node}"),
-            Self::Job { id } => write!(f, "job {id}"),
             Self::Node { name } => write!(f, "block node {name}"),
             Self::Jobs { ids } => write!(f, "backup jobs {}", ids.join(", ")),
             Self::Checkpoint { name, .. } => write!(f, "unfinished checkpoint {name}"),
@@ -130,7 +127,6 @@ impl plan::Undo for Leftover {
                 }
                 remove_scratch(place)
             }
-            Self::Job { id } => session.end_job(id).await,
             Self::Node { name } => session.remove_node(name).await,
             Self::Jobs { ids } => {
                 for id in ids {

@@ -236,7 +236,6 @@ mod tests {
         let change = |id: &str, status: &str| said("JOB_STATUS_CHANGE", json!({"id": id, "status": status}));
         assert!(matches!(change(&ids.of(Role::Point), "aborting"), Some(Event::Lost { number: 7, .. })));
         assert_eq!(change(&ids.of(Role::Point), "paused"), None);
-        assert_eq!(change(&ids.of(Role::Format), "concluded"), None);
         assert_eq!(change("somebody-1-0", "concluded"), None);
         let deleted = said("BLOCK_EXPORT_DELETED", json!({"id": ids.of(Role::Point)}));
         assert!(matches!(deleted, Some(Event::Lost { number: 7, .. })));

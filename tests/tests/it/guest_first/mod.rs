@@ -3,6 +3,7 @@
 //! The guest overwrites its disk with `O_DIRECT` all the time and says how long its slowest write took.
 
 mod ends;
+mod monitors;
 mod readers;
 mod scratch;
 
