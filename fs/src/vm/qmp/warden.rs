@@ -371,10 +371,11 @@ mod tests {
     async fn a_write_that_failed_lets_go_of_the_guest_at_once() {
         let (warden, mut told, mut heard) = watched("none").await;
         warden.alarm().failed().await;
-        let Event::Lost { number: 5, reason } = told.recv().await.unwrap() else { panic!("it is given up") };
+        let told = timeout(SILENCE_LIMIT, told.recv()).await.expect("it is told");
+        let Event::Lost { number: 5, reason } = told.unwrap() else { panic!("it is given up") };
         assert!(reason.contains("scratch space"), "{reason}");
         loop {
-            let command = heard.recv().await.unwrap();
+            let command = timeout(SILENCE_LIMIT, heard.recv()).await.expect("the jobs are cancelled").unwrap();
             if command == "job-cancel" {
                 break;
             }
