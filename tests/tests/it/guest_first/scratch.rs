@@ -83,6 +83,16 @@ fn no_more_scratch_than_its_limit(flavor: Flavor) {
     assert!(mount.unmount().success());
 }
 
+/// Takes a point in time and stops the daemon, before the guest overwrites so much that it is given up.
+#[track_caller]
+fn open_and_stop(guest: &Stalls, mount: &Mount) -> File {
+    guest.machine().qmp().must("stop", json!({}));
+    let open = File::open(mount.disk("vda")).expect("a disk");
+    signal_pid(mount.pid(), Signal::STOP);
+    guest.machine().qmp().must("cont", json!({}));
+    open
+}
+
 // A daemon that does not run gives nothing up, so the machine stops; what was missed is made good as soon as it runs.
 on!(a_guest_that_was_stopped_by_full_scratch_goes_on: new = New, old = Old);
 fn a_guest_that_was_stopped_by_full_scratch_goes_on(flavor: Flavor) {
@@ -90,8 +100,7 @@ fn a_guest_that_was_stopped_by_full_scratch_goes_on(flavor: Flavor) {
     let nothing = Leftovers::of(guest.machine());
     let small = Tmpfs::new("8m");
     let mount = Mount::with(guest.machine(), &small.scratch());
-    let open = File::open(mount.disk("vda")).expect("a disk");
-    signal_pid(mount.pid(), Signal::STOP);
+    let open = open_and_stop(&guest, &mount);
     wait_until("a machine that stands still", NOTICE_LIMIT, || guest.status() == "io-error");
     signal_pid(mount.pid(), Signal::CONT);
     wait_until("a machine that runs", NOTICE_LIMIT, || guest.status() == "running");
@@ -111,8 +120,7 @@ fn a_guest_that_was_stopped_goes_on_even_if_the_daemon_does_not(flavor: Flavor) 
     for signal in [Signal::STOP, Signal::KILL] {
         let small = Tmpfs::new("8m");
         let mut mount = Mount::with(guest.machine(), &small.scratch());
-        let open = File::open(mount.disk("vda")).expect("a disk");
-        signal_pid(mount.pid(), Signal::STOP);
+        let open = open_and_stop(&guest, &mount);
         wait_until("a machine that stands still", NOTICE_LIMIT, || guest.status() == "io-error");
         signal_pid(mount.pid(), signal);
         wait_until("a machine that runs", NOTICE_LIMIT, || guest.status() == "running");
