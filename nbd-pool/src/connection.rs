@@ -12,11 +12,18 @@
 //! its buffer, and may be issued again on another connection.
 //!
 //! A soft end (`NBD_CMD_DISC`) is the queue running dry with no sender left; a fault ends hard.
+//!
+//! A plain socket needs neither task: whoever asks writes the request into the socket, and a thread of its own ([`blocking`])
+//! reads the replies with the same code. A payload goes from the kernel into the buffer of the one who asked, and that
+//! thread tells them, so no other has to wake up. TLS has state that both directions share; it stays with the tasks.
 
+mod blocking;
 mod reader;
 mod tasks;
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -24,13 +31,14 @@ use std::time::Duration;
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot};
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
+
+pub(crate) use self::blocking::Socket;
 
 use crate::error::{Error, ErrorKind};
 use crate::extent::Extent;
 use crate::handshake::Negotiated;
-use crate::proto::{Command, Request};
+use crate::proto::{Command, Headers, Request};
 use crate::reply::{PlainReply, ReadReply, StatusReply, StatusTerms};
 use crate::wide;
 
@@ -66,6 +74,25 @@ pub(crate) type ReadOutcome = Outcome<BytesMut, BytesMut>;
 pub(crate) type StatusOutcome = Outcome<Vec<Extent>, ()>;
 pub(crate) type PlainOutcome = Outcome<(), ()>;
 
+/// Is told how a read ended, on whatever thread finds out: it must not wait.
+pub(crate) struct ReadDone(Box<dyn FnOnce(ReadOutcome) + Send>);
+
+impl ReadDone {
+    pub(crate) fn new(done: impl FnOnce(ReadOutcome) + Send + 'static) -> Self {
+        Self(Box::new(done))
+    }
+
+    pub(crate) fn tell(self, outcome: ReadOutcome) {
+        (self.0)(outcome);
+    }
+}
+
+impl fmt::Debug for ReadDone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("ReadDone")
+    }
+}
+
 /// Shares of the pool's bounds; given back on drop.
 #[derive(Debug)]
 pub(crate) struct Permits {
@@ -77,8 +104,8 @@ pub(crate) struct Permits {
 #[derive(Debug)]
 pub(crate) struct Connection {
     shared: Arc<Shared>,
-    /// The reader task, until somebody waits for its end. Taken, never held over an await.
-    task: Mutex<Option<JoinHandle<()>>>,
+    /// Ends with the reader, until somebody waits for that. Taken, never held over an await.
+    ended: Mutex<Option<oneshot::Receiver<()>>>,
 }
 
 #[derive(Debug)]
@@ -98,10 +125,33 @@ struct Table {
     /// Cookies ascend, and every request has the same limit: the first entry is the oldest.
     entries: BTreeMap<u64, Entry>,
     last_cookie: u64,
-    queue: Option<mpsc::Sender<Request>>,
+    queue: Option<Outlet>,
     death: Option<Arc<Error>>,
     /// The server gave a whole reply on this connection.
     proven: bool,
+}
+
+/// Where requests go.
+#[derive(Debug)]
+enum Outlet {
+    /// To the writer task.
+    Task(mpsc::Sender<Request>),
+    /// Into the socket; the buffer is used again for each request.
+    Socket(Arc<Socket>, BytesMut),
+}
+
+impl Outlet {
+    /// Whether the request goes out; it does not wait.
+    fn send(&mut self, request: Request, headers: Headers) -> bool {
+        match self {
+            Self::Task(queue) => queue.try_send(request).is_ok(),
+            Self::Socket(socket, bytes) => {
+                bytes.clear();
+                request.encode(headers, bytes);
+                socket.send(bytes)
+            }
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -115,7 +165,7 @@ struct Entry {
 /// What is asked for, and who waits.
 #[derive(Debug)]
 enum Body {
-    Read(ReadReply, oneshot::Sender<ReadOutcome>),
+    Read(ReadReply, ReadDone),
     Status(StatusReply, oneshot::Sender<StatusOutcome>),
     Plain(PlainReply, oneshot::Sender<PlainOutcome>),
 }
@@ -132,9 +182,7 @@ impl Body {
     /// Answers `Lost`. Whoever waited may have gone; that is no matter.
     fn lose(self, cause: &Arc<Error>) {
         match self {
-            Body::Read(reply, waiter) => {
-                let _ = waiter.send(Outcome::Lost(reply.into_buf(), Arc::clone(cause)));
-            }
+            Body::Read(reply, done) => done.tell(Outcome::Lost(reply.into_buf(), Arc::clone(cause))),
             Body::Status(_, waiter) => {
                 let _ = waiter.send(Outcome::Lost((), Arc::clone(cause)));
             }
@@ -161,11 +209,31 @@ impl Connection {
         // Each queued request holds a permit of the pool, so the queue is never the bound.
         let (queue, requests) = mpsc::channel(limits.requests);
         let writer = tokio::spawn(tasks::write(writer, requests, negotiated.headers));
-        let table = Table { queue: Some(queue), ..Table::default() };
-        let shared =
-            Arc::new(Shared { negotiated, limits, counters, table: Mutex::new(table), hung_up: Notify::new() });
-        let task = tokio::spawn(tasks::run(reader, writer, Arc::clone(&shared)));
-        Self { shared, task: Mutex::new(Some(task)) }
+        let shared = Arc::new(Shared::new(Outlet::Task(queue), negotiated, limits, counters));
+        let (end, ended) = oneshot::channel::<()>();
+        let run = tasks::run(reader, writer, Arc::clone(&shared));
+        tokio::spawn(async move {
+            let _end = end;
+            run.await;
+        });
+        Self { shared, ended: Mutex::new(Some(ended)) }
+    }
+
+    /// Starts the thread of a connection over a plain socket whose handshake is over.
+    ///
+    /// # Errors
+    /// When the system has no thread for it.
+    pub(crate) fn start_on_thread(
+        socket: Socket,
+        negotiated: Negotiated,
+        limits: Limits,
+        counters: Arc<Counters>,
+    ) -> io::Result<Self> {
+        let socket = Arc::new(socket);
+        let outlet = Outlet::Socket(Arc::clone(&socket), BytesMut::new());
+        let shared = Arc::new(Shared::new(outlet, negotiated, limits, counters));
+        let ended = blocking::start(socket, Arc::clone(&shared))?;
+        Ok(Self { shared, ended: Mutex::new(Some(ended)) })
     }
 
     pub(crate) fn negotiated(&self) -> &Negotiated {
@@ -193,16 +261,29 @@ impl Connection {
         buf: BytesMut,
         permits: Permits,
     ) -> Result<oneshot::Receiver<ReadOutcome>, (BytesMut, Permits)> {
-        let length = wide(buf.len());
         let (sender, outcome) = oneshot::channel();
-        let body = Box::new(Body::Read(ReadReply::new(offset, buf), sender));
-        match self.shared.submit(Command::Read, offset, length, body, permits) {
-            Ok(()) => Ok(outcome),
-            Err((body, permits)) => match *body {
-                Body::Read(reply, _) => Err((reply.into_buf(), permits)),
-                Body::Status(..) | Body::Plain(..) => unreachable!("a read comes back as a read"),
-            },
-        }
+        // Whoever waited may have gone; that is no matter.
+        let done = ReadDone::new(move |outcome| drop(sender.send(outcome)));
+        self.begin_read(offset, buf, permits, done).map(|()| outcome).map_err(|(buf, permits, _)| (buf, permits))
+    }
+
+    /// The same; `done` is told how it ends.
+    ///
+    /// # Errors
+    /// Everything comes back when the connection has ended.
+    pub(crate) fn begin_read(
+        &self,
+        offset: u64,
+        buf: BytesMut,
+        permits: Permits,
+        done: ReadDone,
+    ) -> Result<(), (BytesMut, Permits, ReadDone)> {
+        let length = wide(buf.len());
+        let body = Box::new(Body::Read(ReadReply::new(offset, buf), done));
+        self.shared.submit(Command::Read, offset, length, body, permits).map_err(|(body, permits)| match *body {
+            Body::Read(reply, done) => (reply.into_buf(), permits, done),
+            Body::Status(..) | Body::Plain(..) => unreachable!("a read comes back as a read"),
+        })
     }
 
     /// Asks for the status of `length` bytes at `offset`, or of as many as one request can name,
@@ -259,16 +340,16 @@ impl Connection {
     /// Ends the connection: what is in flight is lost, the server hears `NBD_CMD_DISC`.
     pub(crate) fn hang_up(&self) {
         let cause = Error::new(ErrorKind::Closed, "the connection was given up");
-        self.shared.bury(None, &Arc::new(cause));
+        self.shared.bury(None, &Arc::new(cause), true);
         self.shared.hung_up.notify_one();
     }
 
     /// Waits until nothing is left of the connection, after [`Connection::hang_up`].
     pub(crate) async fn gone(&self) {
-        let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
-        if let Some(task) = task {
-            // The task bounds itself by `GOODBYE`; a panic in it has been reported by tokio.
-            let _ = task.await;
+        let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(ended) = ended {
+            // A task bounds itself by `GOODBYE`, a thread by the end of its socket. Nothing is ever sent.
+            let _ = ended.await;
         }
     }
 }
@@ -280,6 +361,18 @@ impl Drop for Connection {
 }
 
 impl Shared {
+    fn new(outlet: Outlet, negotiated: Negotiated, limits: Limits, counters: Arc<Counters>) -> Self {
+        let table = Table { queue: Some(outlet), ..Table::default() };
+        Self { negotiated, limits, counters, table: Mutex::new(table), hung_up: Notify::new() }
+    }
+
+    /// The error of a connection whose oldest request is older than it may be.
+    fn overdue(&self) -> Option<Error> {
+        let oldest = self.table().entries.first_key_value().map(|(_, entry)| entry.deadline)?;
+        let limit = self.limits.request_timeout;
+        (oldest <= Instant::now()).then(|| Error::new(ErrorKind::Timeout, format!("no answer within {limit:?}")))
+    }
+
     fn table(&self) -> MutexGuard<'_, Table> {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -296,14 +389,14 @@ impl Shared {
         let mut table = self.table();
         let cookie = table.last_cookie + 1;
         let request = Request { command, cookie, offset, length };
-        let queued = table.queue.as_ref().map(|queue| queue.try_send(request));
-        if !matches!(queued, Some(Ok(()))) {
+        let headers = self.negotiated.headers;
+        if !table.queue.as_mut().is_some_and(|outlet| outlet.send(request, headers)) {
             drop(table);
-            // Closed: the writer has ended, and the reader task did not get to say so yet. Full: the
-            // server answers requests that were not sent. Whoever asks again at once must not be
+            // Closed: the writer has ended, or the socket, and the reader did not get to say so yet. Full: the
+            // server answers requests that were not sent, or takes none. Whoever asks again at once must not be
             // given this connection, or it would ask for ever.
             let cause = Error::new(ErrorKind::Disconnected, "no request can be sent any more");
-            self.bury(None, &Arc::new(cause));
+            self.bury(None, &Arc::new(cause), false);
             self.hung_up.notify_one();
             return Err((body, permits));
         }
@@ -315,14 +408,16 @@ impl Shared {
     }
 
     /// Marks the connection dead and answers every request in flight `Lost`. The first cause
-    /// stays; `current` is the body that the reader had in hand.
-    fn bury(&self, current: Option<Box<Body>>, cause: &Arc<Error>) {
-        let entries = {
+    /// stays; `current` is the body that the reader had in hand, `soft` whether the server is to hear of it.
+    fn bury(&self, current: Option<Box<Body>>, cause: &Arc<Error>, soft: bool) {
+        let (outlet, entries) = {
             let mut table = self.table();
-            table.queue = None;
             table.death.get_or_insert_with(|| Arc::clone(cause));
-            std::mem::take(&mut table.entries)
+            (table.queue.take(), std::mem::take(&mut table.entries))
         };
+        if let Some(Outlet::Socket(socket, _)) = outlet {
+            socket.end(soft.then_some(self.negotiated.headers));
+        }
         let bodies = entries.into_values().filter_map(|entry| entry.body);
         bodies.chain(current).for_each(|body| body.lose(cause));
     }

@@ -40,7 +40,7 @@ pub use config::{Address, Config};
 pub use error::{Error, ErrorKind};
 pub use extent::Extent;
 pub use info::{BlockSize, ExportInfo, Stats};
-pub use pool::Pool;
+pub use pool::{Begun, Pool};
 
 /// A length in memory as a length on the wire.
 fn wide(length: usize) -> u64 {

@@ -9,6 +9,7 @@
 //! * What a lost connection owed is issued again, until the caller's time is up. Three protocol
 //!   faults on the same request are taken as the server's answer.
 
+mod begin;
 mod dial;
 mod read;
 mod slots;
@@ -21,6 +22,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::BytesMut;
+use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
@@ -55,7 +57,12 @@ impl fmt::Debug for Pool {
     }
 }
 
+/// Is told how a read ended, on whatever thread finds out: it must not wait.
+pub type Begun = Box<dyn FnOnce(Result<BytesMut, Error>) + Send>;
+
 struct Inner {
+    /// For what has to wait.
+    runtime: Handle,
     dialer: Arc<Dialer>,
     info: ExportInfo,
     /// Size of a read request in bytes: a multiple of the minimum block, within all bounds.
@@ -94,6 +101,7 @@ impl Pool {
         let bytes = usize::try_from(request_size).unwrap_or(usize::MAX);
         let bytes = bytes.max(config.max_in_flight_bytes).min(Semaphore::MAX_PERMITS);
         let inner = Inner {
+            runtime: Handle::current(),
             info,
             request_size,
             counters,
@@ -128,6 +136,14 @@ impl Pool {
         self.inner.check_range(offset, end)?;
         let what = || format!("read of {length} bytes at {offset}");
         self.inner.limited(what, self.inner.read_pieces(offset, buf)).await
+    }
+
+    /// Begins what [`Pool::read`] does, without waiting; any thread may. `begun` is told how it ends, as there, and gets the
+    /// buffer.
+    ///
+    /// The time limit is that of a request on its connection, and once more for what has to be issued again.
+    pub fn begin_read(&self, offset: u64, buf: BytesMut, begun: Begun) {
+        self.inner.begin(offset, buf, begun);
     }
 
     /// Gives the extents of `range` in one metadata context to `sink`, in order, without gaps,

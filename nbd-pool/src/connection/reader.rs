@@ -181,12 +181,12 @@ fn answer(body: Option<Box<Body>>, verdict: Finished, shared: &Shared) -> Next {
     };
     // Whoever waited may have gone; that is no matter.
     match (body.map(|body| *body), verdict) {
-        (Some(Body::Read(_, waiter)), Finished::Read(verdict)) => {
+        (Some(Body::Read(_, done)), Finished::Read(verdict)) => {
             if let Verdict::Whole(buf) = &verdict {
                 shared.counters.bytes.fetch_add(wide(buf.len()), Ordering::Relaxed);
             }
             let (outcome, next) = judged(verdict, leave);
-            let _ = waiter.send(outcome);
+            done.tell(outcome);
             next
         }
         (Some(Body::Status(_, waiter)), Finished::Status(verdict)) => {

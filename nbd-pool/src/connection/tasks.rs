@@ -16,9 +16,9 @@ use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinHandle};
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{sleep, sleep_until, timeout};
 
-use super::{Shared, reader};
+use super::{Body, Shared, reader};
 use crate::error::{Error, ErrorKind};
 use crate::proto::{Command, Headers, Request};
 
@@ -62,16 +62,21 @@ where
         Ending::Soft(cause) => (true, cause),
         Ending::Hard(cause) => (false, cause),
     };
+    end(&shared, current, cause, soft);
+    if soft && !written {
+        let _ = timeout(GOODBYE, &mut writer).await;
+    }
+}
+
+/// What follows the end of a connection, for `cause`.
+pub(super) fn end(shared: &Shared, current: Option<Box<Body>>, cause: Error, soft: bool) {
     if matches!(cause.kind(), ErrorKind::Protocol | ErrorKind::Timeout) {
         shared.counters.faults.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(error = %cause, "NBD connection killed");
     } else {
         tracing::debug!(reason = %cause, "NBD connection ended");
     }
-    shared.bury(current, &Arc::new(cause));
-    if soft && !written {
-        let _ = timeout(GOODBYE, &mut writer).await;
-    }
+    shared.bury(current, &Arc::new(cause), soft);
 }
 
 /// Ends the writer task with the reader task, however that one ends.
@@ -93,12 +98,11 @@ async fn stuck(shared: &Shared) -> Error {
 /// Ends when the oldest request is older than it may be.
 async fn watch(shared: &Shared) -> Error {
     loop {
+        if let Some(error) = shared.overdue() {
+            return error;
+        }
         let oldest = shared.table().entries.first_key_value().map(|(_, entry)| entry.deadline);
         match oldest {
-            Some(deadline) if deadline <= Instant::now() => {
-                let limit = shared.limits.request_timeout;
-                return Error::new(ErrorKind::Timeout, format!("no answer within {limit:?}"));
-            }
             Some(deadline) => sleep_until(deadline).await,
             // A request that comes now cannot be too old before this.
             None => sleep(shared.limits.request_timeout).await,

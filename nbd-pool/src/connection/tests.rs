@@ -181,7 +181,7 @@ async fn a_request_that_cannot_be_queued_ends_the_connection() {
     let (queue, requests) = mpsc::channel(1);
     drop(requests);
     let fixture = start(Framing::Structured);
-    fixture.connection.shared.table().queue = Some(queue);
+    fixture.connection.shared.table().queue = Some(Outlet::Task(queue));
     let buf = BytesMut::zeroed(7);
     let refused = fixture.connection.read(0, buf, fixture.permits());
     assert_eq!(refused.expect_err("no queue").0.len(), 7);

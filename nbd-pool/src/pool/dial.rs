@@ -1,6 +1,7 @@
 //! From an address to a connection that is ready for requests.
 
 use std::fmt;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -8,7 +9,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use crate::config::{Address, Config};
-use crate::connection::{Connection, Counters, Limits};
+use crate::connection::{Connection, Counters, Limits, Socket};
 use crate::error::{Error, ErrorKind, sanitise};
 use crate::handshake::{Negotiated, agree, negotiate, start_tls};
 use crate::tls;
@@ -55,8 +56,8 @@ impl Dialer {
                     return Box::pin(self.protected(stream, tls, tls::UNIX_NAME)).await;
                 }
                 let negotiated = self.shake_hands(&mut stream).await?;
-                let (reader, writer) = stream.into_split();
-                Ok(self.start(reader, writer, negotiated))
+                let stream = stream.into_std().map_err(|error| self.failed(error))?;
+                self.start_on_thread(stream.into(), negotiated)
             }
             Address::Tcp { host, port } => {
                 let mut stream = self.connect(TcpStream::connect((host.as_str(), *port))).await?;
@@ -66,8 +67,8 @@ impl Dialer {
                     return Box::pin(self.protected(stream, tls, host)).await;
                 }
                 let negotiated = self.shake_hands(&mut stream).await?;
-                let (reader, writer) = stream.into_split();
-                Ok(self.start(reader, writer, negotiated))
+                let stream = stream.into_std().map_err(|error| self.failed(error))?;
+                self.start_on_thread(stream.into(), negotiated)
             }
         }
     }
@@ -123,8 +124,18 @@ impl Dialer {
         R: AsyncRead + Unpin + Send + 'static,
         W: AsyncWrite + Unpin + Send + 'static,
     {
-        let limits =
-            Limits { requests: self.config.max_in_flight_requests, request_timeout: self.config.request_timeout };
-        Connection::start(reader, writer, negotiated, limits, Arc::clone(&self.counters))
+        Connection::start(reader, writer, negotiated, self.limits(), Arc::clone(&self.counters))
+    }
+
+    fn start_on_thread(&self, stream: OwnedFd, negotiated: Negotiated) -> Result<Connection, Error> {
+        let limits = self.limits();
+        let socket = Socket::new(stream, limits.request_timeout);
+        let started = socket
+            .and_then(|socket| Connection::start_on_thread(socket, negotiated, limits, Arc::clone(&self.counters)));
+        started.map_err(|error| self.failed(error))
+    }
+
+    fn limits(&self) -> Limits {
+        Limits { requests: self.config.max_in_flight_requests, request_timeout: self.config.request_timeout }
     }
 }

@@ -11,16 +11,16 @@ use crate::error::{Error, ErrorKind};
 use crate::wide;
 
 /// A part of the caller's buffer, and the request that fills it.
-struct Piece {
+pub(super) struct Piece {
     /// Its place among the pieces.
-    index: usize,
+    pub(super) index: usize,
     /// Where the request begins.
-    offset: u64,
+    pub(super) offset: u64,
     /// What the request fills: the piece itself, or a block-aligned stand-in for it.
-    buf: BytesMut,
+    pub(super) buf: BytesMut,
     /// With a stand-in, the piece itself and where it begins in the stand-in.
     unaligned: Option<(BytesMut, usize)>,
-    faults: u32,
+    pub(super) faults: u32,
 }
 
 impl Inner {
@@ -54,7 +54,7 @@ impl Inner {
     }
 
     /// Cuts a read at multiples of the request size, which the server can serve best.
-    fn cut(&self, mut offset: u64, mut buf: BytesMut) -> Vec<Piece> {
+    pub(super) fn cut(&self, mut offset: u64, mut buf: BytesMut) -> Vec<Piece> {
         let minimum = u64::from(self.info.block_size.minimum);
         let mut pieces = Vec::new();
         while !buf.is_empty() {
@@ -84,7 +84,10 @@ impl Inner {
     }
 
     /// Sends the request of a piece; the buffer comes back with the outcome.
-    async fn send(self: &Arc<Self>, mut piece: Piece) -> Result<(Piece, oneshot::Receiver<ReadOutcome>), Error> {
+    pub(super) async fn send(
+        self: &Arc<Self>,
+        mut piece: Piece,
+    ) -> Result<(Piece, oneshot::Receiver<ReadOutcome>), Error> {
         let mut buf = std::mem::take(&mut piece.buf);
         let mut permits = self.permits(wide(buf.len())).await?;
         loop {
@@ -100,7 +103,7 @@ impl Inner {
 
 impl Piece {
     /// The caller's part of the buffer, now that its request is answered.
-    fn complete(&mut self, buf: BytesMut) -> BytesMut {
+    pub(super) fn complete(&mut self, buf: BytesMut) -> BytesMut {
         match self.unaligned.take() {
             None => buf,
             Some((mut part, skip)) => {

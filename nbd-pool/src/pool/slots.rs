@@ -145,7 +145,7 @@ impl Inner {
     }
 
     /// The least-loaded connection; if even that is busy, one more is dialled beside the work.
-    fn pick(self: &Arc<Self>) -> Result<Option<Arc<Connection>>, Error> {
+    pub(super) fn pick(self: &Arc<Self>) -> Result<Option<Arc<Connection>>, Error> {
         let mut slots = self.slots();
         slots.check()?;
         slots.prune();
@@ -160,7 +160,7 @@ impl Inner {
             && slots.growing.is_none()
             && slots.grow_after <= Instant::now()
         {
-            let task = tokio::spawn(grow(Arc::downgrade(self), Arc::clone(&self.dialer)));
+            let task = self.runtime.spawn(grow(Arc::downgrade(self), Arc::clone(&self.dialer)));
             // The task locks the slots before it ends, so this comes before its `growing = None`.
             slots.growing = Some(task.abort_handle());
         }
