@@ -63,6 +63,9 @@ impl Default for Formats {
 /// Longest time that an option takes: ten years. Whoever wants more wants for ever.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
+/// Farthest that is read ahead of one reader, in bytes; more is of no use.
+const LONGEST_AHEAD: u64 = 64 << 20;
+
 /// All mount options with their defaults.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[expect(clippy::struct_excessive_bools, reason = "each is a mount option")]
@@ -101,6 +104,10 @@ pub struct Options {
     pub agent: Option<PathBuf>,
     /// NBD connections for each disk, at most.
     pub connections: usize,
+    /// What blocks of disks may take in the daemon's memory, in bytes.
+    pub cache: u64,
+    /// How far is read ahead of a reader that goes on, in bytes; 0 for not at all.
+    pub readahead: u64,
     /// Owner of the files; none for the mounting user.
     pub uid: Option<u32>,
     /// Group of the files; none for the mounting user's.
@@ -135,6 +142,8 @@ impl Default for Options {
             insecure: false,
             agent: None,
             connections: 2,
+            cache: 32 << 20,
+            readahead: 8 << 20,
             uid: None,
             gid: None,
             umask: 0o077,
@@ -248,6 +257,8 @@ impl Options {
                 }
             }
             "connections" => self.connections = number(name, value, 1, 16)?,
+            "cache" => self.cache = size(name, value)?,
+            "readahead" => self.readahead = if value == "0" { 0 } else { size(name, value)?.min(LONGEST_AHEAD) },
             "uid" => self.uid = Some(number(name, value, 0, u32::MAX - 1)?),
             "gid" => self.gid = Some(number(name, value, 0, u32::MAX - 1)?),
             "umask" => {

@@ -5,12 +5,15 @@
 //! stops the task. One that failed is an error for those who wait, and the next question starts another.
 
 use std::ops::{ControlFlow, Range};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
+use super::cache::Keeper;
 use super::extents::Extents;
 use super::{Map, Source};
 use crate::error::{Error, Kind, Result, chain};
@@ -29,8 +32,13 @@ enum Progress {
 
 /// The allocation of one disk at one point in time.
 pub struct Allocation {
+    runtime: Handle,
     source: Arc<dyn Source>,
     size: u64,
+    /// Confirms what was learnt, where that is needed before anything is concluded from it without asking the disk.
+    keeper: Option<Arc<dyn Keeper>>,
+    /// Somebody has read the disk.
+    asked: AtomicBool,
     /// The newest attempt. Held for look-ups only.
     learning: Mutex<Option<Arc<Learning>>>,
 }
@@ -42,6 +50,8 @@ struct Learning {
     /// is shared out when nothing more is added.
     known: Known,
     progress: watch::Receiver<Progress>,
+    /// All of it is known and confirmed.
+    confirmed: Arc<AtomicBool>,
     task: JoinHandle<()>,
 }
 
@@ -62,9 +72,17 @@ impl Drop for Learning {
 }
 
 impl Allocation {
-    /// Nothing is asked before the first question.
-    pub fn new(source: Arc<dyn Source>, size: u64) -> Self {
-        Self { source, size, learning: Mutex::default() }
+    /// Nothing is asked before the first question. Must be called in a runtime.
+    pub fn new(source: Arc<dyn Source>, size: u64, keeper: Option<Arc<dyn Keeper>>) -> Self {
+        let (runtime, asked) = (Handle::current(), AtomicBool::new(false));
+        Self { runtime, source, size, keeper, learning: Mutex::default(), asked }
+    }
+
+    /// Begins to learn, so that reads need not ask for what is known to be zeroes; any thread may call it, often.
+    pub fn learn(&self) {
+        if !self.asked.swap(true, Ordering::Relaxed) {
+            self.learning();
+        }
     }
 
     /// The first offset at or after `offset` that holds data, if any does.
@@ -107,9 +125,13 @@ impl Allocation {
         done.then(|| learning.extents().bytes())
     }
 
-    /// The extents inside a window that is already known, for reads that can skip holes; `None` if it is not.
+    /// The extents inside a window that is already known, and confirmed where there is a keeper, for reads that can skip
+    /// holes; `None` if it is not.
     pub fn within_if_known(&self, window: Range<u64>) -> Option<Vec<Range<u64>>> {
         let learning = self.lock().clone()?;
+        if self.keeper.is_some() && !learning.confirmed.load(Ordering::Acquire) {
+            return None;
+        }
         match *learning.progress.borrow() {
             Progress::Known(upto) if window.end <= upto => {}
             _ => return None,
@@ -150,16 +172,25 @@ impl Allocation {
             _ => {
                 let (tell, progress) = watch::channel(Progress::Known(0));
                 let known = Known::default();
-                let task = tokio::spawn(learn(self.source.clone(), self.size, known.clone(), tell));
-                newest.insert(Arc::new(Learning { known, progress, task })).clone()
+                let confirmed = Arc::new(AtomicBool::new(false));
+                let learn = learn(self.source.clone(), self.size, known.clone(), tell);
+                let (keeper, sure) = (self.keeper.clone(), confirmed.clone());
+                let task = self.runtime.spawn(async move {
+                    if learn.await
+                        && let Some(keeper) = keeper
+                    {
+                        sure.store(keeper.confirm().await.is_ok(), Ordering::Release);
+                    }
+                });
+                newest.insert(Arc::new(Learning { known, progress, confirmed, task })).clone()
             }
         }
     }
 }
 
 /// Walks the disk once. The sink cannot wait, so it works in steps: enough ranges or enough time, then those who wait
-/// are told.
-async fn learn(source: Arc<dyn Source>, size: u64, known: Known, tell: watch::Sender<Progress>) {
+/// are told. Whether it got to the end.
+async fn learn(source: Arc<dyn Source>, size: u64, known: Known, tell: watch::Sender<Progress>) -> bool {
     let mut step: Vec<Range<u64>> = Vec::with_capacity(EXTENTS_PER_STEP);
     let mut told = Instant::now();
     let mut fault = None;
@@ -193,7 +224,8 @@ async fn learn(source: Arc<dyn Source>, size: u64, known: Known, tell: watch::Se
         (Err(error), _) | (Ok(()), Some(error)) => Err(error),
         (Ok(()), None) => add(&mut step, size),
     };
-    if let Err(error) = outcome {
-        tell.send_replace(Progress::Failed(format!("cannot learn what the disk has allocated: {}", chain(&error))));
+    if let Err(error) = &outcome {
+        tell.send_replace(Progress::Failed(format!("cannot learn what the disk has allocated: {}", chain(error))));
     }
+    outcome.is_ok()
 }

@@ -4,7 +4,9 @@
 //! one in memory that the tests of the file system use. [`extents`] holds lists of ranges, [`changes`] what changed
 //! since a checkpoint, [`once`] gives back what was read, [`allocation`] learns in the background which ranges hold data.
 
+pub mod ahead;
 pub mod allocation;
+pub mod cache;
 pub mod changes;
 pub mod extents;
 pub mod nbd;
@@ -49,6 +51,9 @@ impl std::ops::AddAssign for Traffic {
     }
 }
 
+/// Is told how a read ended, on whatever thread finds out: it must not wait.
+pub type Begun = Box<dyn FnOnce(Result<BytesMut>) + Send>;
+
 /// One disk at one point in time.
 #[async_trait]
 pub trait Source: Send + Sync {
@@ -57,6 +62,12 @@ pub trait Source: Send + Sync {
     /// # Errors
     /// Any failure; no byte of a failed read is given out.
     async fn read(&self, offset: u64, buf: BytesMut) -> Result<BytesMut>;
+
+    /// Begins what [`Source::read`] does, without waiting; any thread may. Everything comes back where that cannot be done.
+    fn begin(&self, offset: u64, buf: BytesMut, begun: Begun) -> Option<(BytesMut, Begun)> {
+        let _ = offset;
+        Some((buf, begun))
+    }
 
     /// Tells `sink` all ranges of `window` in order, without gaps, until it breaks off.
     ///

@@ -6,6 +6,7 @@
 //! nothing until one is read.
 
 use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
@@ -14,7 +15,7 @@ use nbd_pool::{Address, Config, ErrorKind, Pool, context};
 use tokio::sync::{OnceCell, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::{Map, Sink, Source, Traffic};
+use super::{Begun, Map, Sink, Source, Traffic};
 use crate::error::{Error, Kind, Result};
 
 /// How much of a disk one question about its allocation covers: QEMU walks its tables before it answers, and those who
@@ -48,9 +49,24 @@ pub struct Export {
     pub config: Config,
 }
 
+impl Export {
+    fn unread(&self, offset: u64, error: nbd_pool::Error) -> Error {
+        self.failed(&format!("cannot read at {offset} from"), error)
+    }
+
+    fn failed(&self, what: &str, error: nbd_pool::Error) -> Error {
+        let kind = match error.kind() {
+            ErrorKind::Timeout => Kind::Timeout,
+            ErrorKind::Server(BROKEN) => Kind::Broken,
+            _ => Kind::Io,
+        };
+        Error::with_source(kind, format!("{what} export {} at {}", self.name, self.address), error)
+    }
+}
+
 /// A disk read over NBD.
 pub struct NbdSource {
-    export: Export,
+    export: Arc<Export>,
     size: u64,
     pool: OnceCell<Pool>,
     closed: watch::Sender<bool>,
@@ -63,7 +79,7 @@ impl NbdSource {
     /// Nothing is connected yet; `size` (bytes) is what the export must have.
     pub fn new(export: Export, size: u64) -> Self {
         Self {
-            export,
+            export: Arc::new(export),
             size,
             pool: OnceCell::new(),
             closed: watch::Sender::new(false),
@@ -79,7 +95,7 @@ impl NbdSource {
         let deadline = self.deadline();
         let connected = timeout_at(deadline, self.pool.get_or_try_init(|| self.connect(&contexts, deadline))).await;
         connected.unwrap_or_else(|_| {
-            let Export { address, name, config } = &self.export;
+            let Export { address, name, config } = &*self.export;
             let limit = config.request_timeout;
             Err(Error::new(Kind::Timeout, format!("no connection to export {name} at {address} within {limit:?}")))
         })
@@ -90,7 +106,7 @@ impl NbdSource {
     }
 
     async fn connect(&self, contexts: &[String], deadline: Instant) -> Result<Pool> {
-        let Export { address, name, config } = &self.export;
+        let Export { address, name, config } = &*self.export;
         let mut closed = self.closed.subscribe();
         let mut pause = config.backoff_min;
         let pool = loop {
@@ -107,7 +123,7 @@ impl NbdSource {
             };
             // Nobody there, and a server that says no, are answers.
             if error.kind() != ErrorKind::Disconnected || Instant::now() + pause >= deadline {
-                return Err(self.failed("cannot connect to", error));
+                return Err(self.export.failed("cannot connect to", error));
             }
             sleep(pause).await;
             pause = (pause * 2).min(config.backoff_max);
@@ -122,15 +138,6 @@ impl NbdSource {
             ));
         }
         Ok(pool)
-    }
-
-    fn failed(&self, what: &str, error: nbd_pool::Error) -> Error {
-        let kind = match error.kind() {
-            ErrorKind::Timeout => Kind::Timeout,
-            ErrorKind::Server(BROKEN) => Kind::Broken,
-            _ => Kind::Io,
-        };
-        Error::with_source(kind, format!("{what} export {} at {}", self.export.name, self.export.address), error)
     }
 
     async fn walk(
@@ -155,7 +162,7 @@ impl NbdSource {
                 flow
             })
             .await
-            .map_err(|error| self.failed("cannot read the map of", error))?;
+            .map_err(|error| self.export.failed("cannot read the map of", error))?;
             if flow.is_break() {
                 break;
             }
@@ -176,7 +183,20 @@ impl Source for NbdSource {
         let pool = self.pool().await?;
         self.reads.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(u64::try_from(buf.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
-        pool.read(offset, buf).await.map_err(|error| self.failed(&format!("cannot read at {offset} from"), error))
+        pool.read(offset, buf).await.map_err(|error| self.export.unread(offset, error))
+    }
+
+    fn begin(&self, offset: u64, buf: BytesMut, begun: Begun) -> Option<(BytesMut, Begun)> {
+        let Some(pool) = self.pool.get() else { return Some((buf, begun)) };
+        self.reads.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(u64::try_from(buf.len()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        let export = self.export.clone();
+        pool.begin_read(
+            offset,
+            buf,
+            Box::new(move |outcome| begun(outcome.map_err(|error| export.unread(offset, error)))),
+        );
+        None
     }
 
     async fn map(&self, map: &Map, window: Range<u64>, sink: &mut Sink<'_>) -> Result<()> {
@@ -200,7 +220,7 @@ impl Source for NbdSource {
 
     async fn give_back(&self, range: Range<u64>) -> Result<()> {
         let pool = self.pool().await?;
-        pool.trim(range).await.map_err(|error| self.failed("cannot give back a part of", error))
+        pool.trim(range).await.map_err(|error| self.export.failed("cannot give back a part of", error))
     }
 
     fn traffic(&self) -> Traffic {
@@ -278,7 +298,7 @@ mod tests {
     #[tokio::test]
     async fn an_allocation_that_could_not_be_learnt_is_asked_for_again() {
         let listener = Listener::bind().unwrap();
-        let allocation = Allocation::new(source(&listener), SIZE);
+        let allocation = Allocation::new(source(&listener), SIZE, None);
         let refused = Offer { refuse: Some((1 << 31) | 6), ..offer() };
         let server = async {
             assert!(listener.accept(&refused).await.is_err());

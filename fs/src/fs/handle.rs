@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 
 use super::DirEntry;
-use crate::block::Source;
+use crate::block::ahead::Ahead;
+use crate::block::cache::CachedDisk;
 use crate::error::{Error, Kind, Result};
 use crate::image::Image;
 use crate::point::Lease;
@@ -18,7 +19,15 @@ pub(super) struct OpenFile {
     pub(super) checkpoint: Option<Arc<str>>,
     pub(super) lease: Lease,
     pub(super) image: Arc<dyn Image>,
-    pub(super) source: Arc<dyn Source>,
+    pub(super) disk: Arc<CachedDisk>,
+    /// Who reads it, and where they are. Held for look-ups only.
+    pub(super) ahead: Mutex<Ahead>,
+}
+
+impl OpenFile {
+    pub(super) fn ahead(&self) -> MutexGuard<'_, Ahead> {
+        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 pub(super) enum Handle {

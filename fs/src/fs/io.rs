@@ -1,9 +1,11 @@
 //! Reading, seeking, and commands to `control`.
 
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
+use tokio::sync::oneshot;
 
 use super::Fs;
 use super::command::Command;
@@ -19,45 +21,87 @@ impl Fs {
     ///
     /// # Errors
     /// [`Kind::Stale`] or [`Kind::Io`] when the point in time has ended; any failure of reading the disk.
-    pub async fn read(&self, handle: u64, offset: u64, size: u32) -> Result<Bytes> {
-        let handle = self.handles.get(handle)?;
+    pub async fn read(self: &Arc<Self>, handle: u64, offset: u64, size: u32) -> Result<Bytes> {
+        let (tell, told) = oneshot::channel();
+        self.begin_read(handle, offset, size, move |outcome| drop(tell.send(outcome)));
+        told.await.map_err(|error| Error::with_source(Kind::Io, "a read was cut off", error))?
+    }
+
+    /// Begins what [`Fs::read`] does, without waiting; any thread may. `done` is told how it ends, on the thread that finds
+    /// out.
+    pub fn begin_read(
+        self: &Arc<Self>,
+        handle: u64,
+        offset: u64,
+        size: u32,
+        done: impl FnOnce(Result<Bytes>) + Send + 'static,
+    ) {
+        let handle = match self.handles.get(handle) {
+            Ok(handle) => handle,
+            Err(error) => return done(Err(error)),
+        };
         let range = offset..offset.saturating_add(u64::from(size));
         match &*handle {
             Handle::Status(text) => {
                 let place = |at: u64| usize::try_from(at).unwrap_or(usize::MAX).min(text.len());
-                Ok(text.slice(place(range.start)..place(range.end)))
+                done(Ok(text.slice(place(range.start)..place(range.end))));
             }
             Handle::File(file) => {
-                let outcome = self.read_file(file, range).await;
-                match &outcome {
-                    Ok(bytes) => {
-                        self.counters.count.fetch_add(1, Ordering::Relaxed);
-                        self.counters.bytes.fetch_add(u64::try_from(bytes.len()).unwrap_or(0), Ordering::Relaxed);
-                    }
-                    Err(_) => {
-                        self.counters.failed.fetch_add(1, Ordering::Relaxed);
-                    }
+                if let Err(error) = file.lease.check() {
+                    return done(self.counted(Err(error)));
                 }
-                self.noted(outcome)
+                let (fs, kept) = (self.clone(), handle.clone());
+                image::begin_read(&*file.image, &file.disk, range.clone(), move |outcome| {
+                    let Handle::File(file) = &*kept else { return };
+                    let outcome = fs.ended(file, outcome);
+                    let read = outcome.is_ok();
+                    done(fs.counted(outcome));
+                    // Never in the way of the first byte.
+                    if read {
+                        file.image.was_read();
+                    }
+                });
+                self.read_ahead(file, &range);
             }
-            Handle::Control | Handle::Directory(_) => Err(Error::new(Kind::Invalid, "this cannot be read")),
+            Handle::Control | Handle::Directory(_) => {
+                done(Err(Error::new(Kind::Invalid, "this cannot be read")));
+            }
         }
     }
 
-    async fn read_file(&self, file: &OpenFile, range: Range<u64>) -> Result<Bytes> {
+    /// A read has ended; what may be given out of it.
+    fn ended(&self, file: &OpenFile, outcome: Result<Bytes>) -> Result<Bytes> {
+        if let Err(error) = &outcome
+            && error.kind() == Kind::Broken
+        {
+            self.points.broken(file.lease.number());
+        }
+        // The end of the point in time explains a failure better than the connection that broke with it.
         file.lease.check()?;
-        match image::read(&*file.image, &file.source, range).await {
+        outcome
+    }
+
+    fn counted(&self, outcome: Result<Bytes>) -> Result<Bytes> {
+        match &outcome {
             Ok(bytes) => {
-                file.lease.confirm().await?;
-                Ok(bytes)
+                self.counters.count.fetch_add(1, Ordering::Relaxed);
+                self.counters.bytes.fetch_add(u64::try_from(bytes.len()).unwrap_or(0), Ordering::Relaxed);
             }
-            Err(error) => {
-                if error.kind() == Kind::Broken {
-                    self.points.broken(file.lease.number());
-                }
-                // The end of the point in time explains the failure better than the connection that broke with it.
-                file.lease.check()?;
-                Err(error)
+            Err(_) => {
+                self.counters.failed.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        self.noted(outcome)
+    }
+
+    /// Fetches what the reader of a range is likely to want next.
+    fn read_ahead(&self, file: &OpenFile, range: &Range<u64>) {
+        let range = range.start..range.end.min(file.image.size());
+        let wanted = (!range.is_empty()).then(|| file.ahead().read(&range, self.options.readahead)).flatten();
+        if let Some(wanted) = wanted {
+            let reached = image::read_ahead(&*file.image, &file.disk, wanted.clone());
+            if reached < wanted.end {
+                file.ahead().fell_short(reached);
             }
         }
     }

@@ -30,6 +30,7 @@ use self::inventory::Inventories;
 use self::open::Measure;
 pub use self::status::Sandbox;
 use self::status::{Facts, Noted, Reads};
+use crate::block::cache::Cache;
 use crate::error::{Error, Kind, Result, chain};
 use crate::guardian::Pid;
 use crate::options::Options;
@@ -170,7 +171,7 @@ impl Fs {
             sandbox: Sandbox::default(),
             mounted: SystemTime::now(),
             inventories: Inventories::start(vm.clone()),
-            points: Points::start(vm.clone(), Terms::from(&options), invalidate),
+            points: Points::start(vm.clone(), Cache::new(options.cache), Terms::from(&options), invalidate),
             inodes,
             handles: Handles::default(),
             counters: Counters::default(),

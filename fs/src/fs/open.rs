@@ -1,6 +1,6 @@
 //! Opening files that show a disk, and telling their sizes.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::handle::OpenFile;
 use super::{Fs, leased};
@@ -49,8 +49,10 @@ impl Fs {
                 return Err(error);
             }
         };
-        let source = frozen(&lease, disk)?.source.clone();
-        Ok(OpenFile { checkpoint: checkpoint.cloned(), lease, image, source })
+        // What the image knows of the disk is not asked for again.
+        lease.confirm().await?;
+        let disk = frozen(&lease, disk)?.cached.clone();
+        Ok(OpenFile { checkpoint: checkpoint.cloned(), lease, image, disk, ahead: Mutex::default() })
     }
 
     async fn image(

@@ -1,7 +1,8 @@
 //! The kernel's side: the only module that knows fuser.
 //!
-//! Each request becomes a task, so a thread that reads requests never waits for a machine and one read never holds up
-//! another. Replies go straight from the task to the kernel. The mount itself is made and ended in [`mount`].
+//! A read is begun on the thread that takes it from the kernel, and answered there if the data is at hand, else by the thread
+//! that receives the data. Every other request becomes a task. So a thread that takes requests never waits for a machine, and
+//! one read never holds up another. The mount itself is made and ended in [`mount`].
 
 pub mod mount;
 
@@ -44,6 +45,9 @@ const MAX_BACKGROUND: u16 = 64;
 
 /// Largest request, in bytes; also lets the kernel read so much at once.
 const MAX_REQUEST: u32 = 1 << 20;
+
+/// `O_DIRECT` of open(2), on this architecture.
+const O_DIRECT: i32 = rustix::fs::OFlags::DIRECT.bits().cast_signed();
 
 /// `SEEK_DATA` and `SEEK_HOLE` of lseek(2).
 const SEEK_DATA: i32 = 3;
@@ -221,7 +225,9 @@ impl Filesystem for Adapter {
             match fs.open(ino.0, access).await {
                 Ok(opened) => {
                     // What the kernel has of this node is of this point in time: another one has another generation.
-                    let flags = if opened.cached { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::FOPEN_DIRECT_IO };
+                    // Who opens with O_DIRECT wants no cache in between, and is spared the kernel's look into it.
+                    let cached = opened.cached && flags.0 & O_DIRECT == 0;
+                    let flags = if cached { FopenFlags::FOPEN_KEEP_CACHE } else { FopenFlags::FOPEN_DIRECT_IO };
                     reply.opened(FileHandle(opened.handle), flags | FopenFlags::FOPEN_NOFLUSH);
                 }
                 Err(error) => reply.error(errno(&error)),
@@ -265,11 +271,9 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.answer(|fs| async move {
-            match fs.read(handle.0, offset, size).await {
-                Ok(bytes) => reply.data(&bytes),
-                Err(error) => reply.error(errno(&error)),
-            }
+        self.fs.begin_read(handle.0, offset, size, |outcome| match outcome {
+            Ok(bytes) => reply.data(&bytes),
+            Err(error) => reply.error(errno(&error)),
         });
     }
 

@@ -1,7 +1,7 @@
 //! What a file of the tree contains, as a function of the frozen disk.
 //!
-//! An image answers `map(range) → segments` without any I/O; [`read`] then fetches the segments that lie on the disk,
-//! all at once, and fills in the rest. Seeks ask the same extents.
+//! An image answers `map(range) → segments` without any I/O; [`begin_read`] then fetches the segments that lie on the
+//! disk, all at once, and fills in the rest. Seeks ask the same extents.
 
 pub mod delta;
 pub mod qcow2;
@@ -9,13 +9,13 @@ pub mod raw;
 pub mod text;
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
-use tokio::task::JoinSet;
+use tokio::sync::oneshot;
 
-use crate::block::Source;
+use crate::block::cache::CachedDisk;
 use crate::error::{Error, Kind, Result};
 
 /// A piece of a file, in file order.
@@ -55,6 +55,9 @@ pub trait Image: Send + Sync {
     /// The segments of `range`, which lies within the size; their lengths add up to it.
     fn map(&self, range: Range<u64>) -> Vec<Segment>;
 
+    /// Somebody has read something of it, who is likely to want more.
+    fn was_read(&self) {}
+
     /// lseek(2): the next data or hole at or after `offset`.
     ///
     /// # Errors
@@ -84,8 +87,8 @@ struct Run {
     gaps: Vec<Range<usize>>,
 }
 
-/// What has to be fetched for `segments`; bytes that are known without the disk are put into `buffer` at once.
-fn runs(segments: &[Segment], buffer: &mut [u8]) -> Vec<Run> {
+/// What has to be fetched for `segments`; `known` is told of bytes that are known without the disk, and their place.
+fn runs(segments: &[Segment], mut known: impl FnMut(usize, &[u8])) -> Vec<Run> {
     let mut runs: Vec<Run> = Vec::new();
     let mut at = 0;
     // Bytes that are known without the disk must not be fetched over.
@@ -94,7 +97,7 @@ fn runs(segments: &[Segment], buffer: &mut [u8]) -> Vec<Run> {
         match segment {
             Segment::Zero(length) => at += length,
             Segment::Bytes(bytes) => {
-                buffer[at..at + bytes.len()].copy_from_slice(bytes);
+                known(at, bytes);
                 at += bytes.len();
                 known_until = at;
             }
@@ -124,42 +127,98 @@ impl Run {
     }
 }
 
-/// Reads `range`, cut to the size of the image; what lies on the disk is fetched concurrently.
+/// Begins to read `range`, cut to the size of the image, without waiting; any thread may. `done` is told how it ends, no byte
+/// of a failed read is given out. What lies on the disk is fetched all at once.
+pub fn begin_read(
+    image: &dyn Image,
+    disk: &Arc<CachedDisk>,
+    range: Range<u64>,
+    done: impl FnOnce(Result<Bytes>) + Send + 'static,
+) {
+    let end = range.end.min(image.size());
+    if range.start >= end {
+        return done(Ok(Bytes::new()));
+    }
+    let segments = image.map(range.start..end);
+    // As it is nearly always.
+    if let [Segment::Disk { offset, length }] = segments[..] {
+        return disk.begin_read(disk_range(offset, length), done);
+    }
+    let mut buffer = BytesMut::zeroed(length(&(range.start..end)));
+    let runs = runs(&segments, |at, bytes| buffer[at..at + bytes.len()].copy_from_slice(bytes));
+    if runs.is_empty() {
+        return done(Ok(buffer.freeze()));
+    }
+    let missing = runs.len();
+    let assembly = Arc::new(Mutex::new(Some(Assembly { buffer, missing, done })));
+    for run in runs {
+        let assembly = assembly.clone();
+        disk.begin_read(disk_range(run.offset, run.length), move |outcome| put(&assembly, &run, outcome));
+    }
+}
+
+/// A read of several runs, until all are there or one failed.
+struct Assembly<F> {
+    buffer: BytesMut,
+    missing: usize,
+    done: F,
+}
+
+/// Held for a moment only, and not while somebody is told; empty once somebody was.
+type Assembling<F> = Mutex<Option<Assembly<F>>>;
+
+fn put<F: FnOnce(Result<Bytes>)>(assembly: &Assembling<F>, run: &Run, outcome: Result<Bytes>) {
+    let mut held = assembly.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(Assembly { buffer, missing, .. }) = &mut *held else { return };
+    let failure = match outcome {
+        Ok(bytes) => {
+            let place = &mut buffer[run.at..run.at + run.length];
+            place.copy_from_slice(&bytes);
+            run.gaps.iter().for_each(|gap| place[gap.clone()].fill(0));
+            *missing -= 1;
+            if *missing > 0 {
+                return;
+            }
+            None
+        }
+        Err(error) => Some(error),
+    };
+    let whole = held.take();
+    drop(held);
+    if let Some(Assembly { buffer, done, .. }) = whole {
+        done(failure.map_or_else(|| Ok(buffer.freeze()), Err));
+    }
+}
+
+/// What begins with [`begin_read`], for whoever can wait.
 ///
 /// # Errors
 /// Any failure of the source; no byte of a failed read is given out.
-pub async fn read(image: &dyn Image, source: &Arc<dyn Source>, range: Range<u64>) -> Result<Bytes> {
+pub async fn read(image: &dyn Image, disk: &Arc<CachedDisk>, range: Range<u64>) -> Result<Bytes> {
+    let (tell, told) = oneshot::channel();
+    begin_read(image, disk, range, move |outcome| drop(tell.send(outcome)));
+    told.await.map_err(|error| Error::with_source(Kind::Io, "a read was cut off", error))?
+}
+
+/// Fetches what lies on the disk of `range`, which is likely to be read soon; how far there was room for it.
+pub fn read_ahead(image: &dyn Image, disk: &Arc<CachedDisk>, range: Range<u64>) -> u64 {
     let end = range.end.min(image.size());
     if range.start >= end {
-        return Ok(Bytes::new());
+        return range.end;
     }
-    let mut rest = BytesMut::zeroed(length(&(range.start..end)));
-    let runs = runs(&image.map(range.start..end), &mut rest);
-    let mut pieces: Vec<BytesMut> = Vec::with_capacity(2 * runs.len() + 1);
-    let mut reads = JoinSet::new();
-    let mut at = 0;
-    for run in runs {
-        pieces.push(rest.split_to(run.at - at));
-        let piece = rest.split_to(run.length);
-        at = run.at + run.length;
-        let (index, source) = (pieces.len(), source.clone());
-        pieces.push(BytesMut::new());
-        reads.spawn(async move {
-            let mut piece = source.read(run.offset, piece).await?;
-            run.gaps.into_iter().for_each(|gap| piece[gap].fill(0));
-            Ok::<_, Error>((index, piece))
-        });
+    for run in runs(&image.map(range.start..end), |_, _| {}) {
+        let wanted = disk_range(run.offset, run.length);
+        let reached = disk.read_ahead(wanted.clone());
+        if reached < wanted.end {
+            let done = u64::try_from(run.at).unwrap_or(u64::MAX).saturating_add(reached - wanted.start);
+            return range.start.saturating_add(done);
+        }
     }
-    pieces.push(rest);
-    while let Some(done) = reads.join_next().await {
-        let (index, piece) = done.map_err(|error| Error::with_source(Kind::Io, "a read was cut off", error))??;
-        pieces[index] = piece;
-    }
-    let mut whole = BytesMut::new();
-    for piece in pieces {
-        whole.unsplit(piece);
-    }
-    Ok(whole.freeze())
+    range.end
+}
+
+fn disk_range(offset: u64, length: usize) -> Range<u64> {
+    offset..offset.saturating_add(u64::try_from(length).unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]
@@ -170,13 +229,14 @@ mod tests {
     fn small_gaps_are_read_over_and_known_bytes_are_not() {
         let disk = |offset, length| Segment::Disk { offset, length };
         let bytes = Segment::Bytes(Bytes::from_static(b"known"));
-        let mut buffer = vec![0; 40];
-        let runs = runs(&[disk(100, 10), Segment::Zero(5), disk(115, 10), bytes, disk(130, 10)], &mut buffer);
+        let mut buffer = [0; 40];
+        let segments = [disk(100, 10), Segment::Zero(5), disk(115, 10), bytes, disk(130, 10)];
+        let runs = runs(&segments, |at, bytes| buffer[at..at + bytes.len()].copy_from_slice(bytes));
         let seen: Vec<_> = runs.iter().map(|run| (run.at, run.length, run.offset, run.gaps.clone())).collect();
         let gap: Vec<Range<usize>> = std::iter::once(10..15).collect();
         assert_eq!(seen, [(0, 25, 100, gap), (30, 10, 130, Vec::new())]);
         assert_eq!(&buffer[25..30], b"known");
-        let far = super::runs(&[disk(0, 4), Segment::Zero(GAP + 1), disk(5 + GAP as u64, 4)], &mut vec![0; GAP + 9]);
+        let far = super::runs(&[disk(0, 4), Segment::Zero(GAP + 1), disk(5 + GAP as u64, 4)], |_, _| {});
         assert_eq!(far.len(), 2, "a large gap is not fetched");
     }
 }

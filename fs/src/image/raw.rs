@@ -40,6 +40,10 @@ impl Image for Raw {
         }
     }
 
+    fn was_read(&self) {
+        self.allocation.learn();
+    }
+
     async fn seek(&self, offset: u64, what: Seek) -> Result<u64> {
         if offset >= self.size {
             return Err(no_such_data(offset));

@@ -22,11 +22,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::SystemTime;
 
+use async_trait::async_trait;
 use tokio::time::Instant;
 
 use self::maps::Maps;
 use self::policy::Use;
 use crate::block::allocation::Allocation;
+use crate::block::cache::{Cache, CachedDisk, Keeper};
 use crate::block::{Source, Traffic};
 use crate::error::{Error, Kind, Result};
 use crate::vm::{Disk, Inventory, Scratch, Taken, Vm};
@@ -44,8 +46,10 @@ pub enum Ended {
 pub struct FrozenDisk {
     /// What it was at that instant.
     pub disk: Disk,
-    /// Reads it.
+    /// Where its bytes come from.
     pub source: Arc<dyn Source>,
+    /// Reads it, and confirms what it read.
+    pub cached: Arc<CachedDisk>,
     /// Where it holds data.
     pub allocation: Arc<Allocation>,
 }
@@ -71,12 +75,15 @@ pub struct PointInTime {
 }
 
 impl PointInTime {
-    fn new(taken: Taken, vm: Arc<dyn Vm>) -> Self {
+    fn new(taken: Taken, vm: Arc<dyn Vm>, cache: &Arc<Cache>) -> Self {
         let maps = Maps::new(&taken);
+        let keeper: Option<Arc<dyn Keeper>> =
+            if taken.needs_confirmation { Some(Arc::new(Kept { vm: vm.clone(), number: taken.number })) } else { None };
         let freeze = |(disk, view): (&Disk, &crate::vm::TakenDisk)| FrozenDisk {
             disk: disk.clone(),
             source: view.source.clone(),
-            allocation: Arc::new(Allocation::new(view.source.clone(), disk.size)),
+            cached: cache.disk(view.source.clone(), keeper.clone()),
+            allocation: Arc::new(Allocation::new(view.source.clone(), disk.size, keeper.clone())),
         };
         Self {
             number: taken.number,
@@ -181,9 +188,9 @@ impl PointInTime {
     pub async fn confirm(&self) -> Result<()> {
         if self.needs_confirmation {
             self.check()?;
-            if let Err(error) = self.vm.confirm(self.number).await {
+            if let Err(error) = confirmed(&*self.vm, self.number).await {
                 self.check()?;
-                return Err(error.context("data was read, but the machine no longer keeps the point in time"));
+                return Err(error);
             }
         }
         self.check()
@@ -192,6 +199,25 @@ impl PointInTime {
     fn end(&self, how: Ended) {
         // The first reason stands.
         self.ended.set(how).ok();
+        self.disks.iter().for_each(|disk| disk.cached.end());
+    }
+}
+
+async fn confirmed(vm: &dyn Vm, number: u64) -> Result<()> {
+    let why = "data was read, but the machine no longer keeps the point in time";
+    vm.confirm(number).await.map_err(|error| error.context(why))
+}
+
+/// What confirms data of a point in time.
+struct Kept {
+    vm: Arc<dyn Vm>,
+    number: u64,
+}
+
+#[async_trait]
+impl Keeper for Kept {
+    async fn confirm(&self) -> Result<()> {
+        confirmed(&*self.vm, self.number).await
     }
 }
 

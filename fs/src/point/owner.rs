@@ -12,6 +12,7 @@ use tokio::time::sleep_until;
 
 use super::policy::{Decision, Due, Terms, Wish, decide, due};
 use super::{Ended, Lease, PointInTime};
+use crate::block::cache::Cache;
 use crate::error::{Error, Kind, Result, chain};
 use crate::vm::{Event, Vm, Wanted};
 
@@ -100,12 +101,12 @@ pub struct Points {
 }
 
 impl Points {
-    /// Starts the task.
-    pub fn start(vm: Arc<dyn Vm>, terms: Terms, invalidate: Invalidate) -> Self {
+    /// Starts the task. The disks of its points in time are read through `cache`.
+    pub fn start(vm: Arc<dyn Vm>, cache: Arc<Cache>, terms: Terms, invalidate: Invalidate) -> Self {
         let (requests, inbox) = mpsc::channel(MAX_QUEUED);
         let (tell, view) = watch::channel(View::default());
         let events = vm.events();
-        let owner = Owner { vm, terms, invalidate, tell, events, failed: None, ending: false };
+        let owner = Owner { vm, cache, terms, invalidate, tell, events, failed: None, ending: false };
         tokio::spawn(owner.run(inbox));
         Self { requests, view }
     }
@@ -181,6 +182,7 @@ fn ended() -> Error {
 
 struct Owner {
     vm: Arc<dyn Vm>,
+    cache: Arc<Cache>,
     terms: Terms,
     invalidate: Invalidate,
     tell: watch::Sender<View>,
@@ -289,7 +291,7 @@ impl Owner {
         let number = self.tell.borrow().number;
         match self.vm.take(number, wanted).await {
             Ok(taken) => {
-                let point = Arc::new(PointInTime::new(taken, self.vm.clone()));
+                let point = Arc::new(PointInTime::new(taken, self.vm.clone(), &self.cache));
                 tracing::info!(number, disks = point.disks.len(), "point in time taken");
                 self.failed = None;
                 let lease = Lease::new(point.clone());

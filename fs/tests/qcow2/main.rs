@@ -12,7 +12,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use pullfs_fs::block::Source;
+use pullfs_fs::block::cache::Cache;
 use pullfs_fs::block::extents::Extents;
 use pullfs_fs::image::qcow2::{Backing, ClusterSize, Qcow2};
 use pullfs_fs::image::{self, Image, Segment};
@@ -25,12 +25,12 @@ const READ: u64 = 1_000_003;
 
 /// Writes the file that a copy of `image` would be.
 fn copy(image: &Qcow2, disk: &Disk, path: &Path) {
-    let source: Arc<dyn Source> = Arc::new(disk.clone());
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let cached = runtime.block_on(async { Cache::new(4 << 20).disk(Arc::new(disk.clone()), None) });
     let mut file = File::create(path).unwrap();
     let mut at = 0;
     while at < image.size() {
-        let bytes = runtime.block_on(image::read(image, &source, at..at + READ)).unwrap();
+        let bytes = runtime.block_on(image::read(image, &cached, at..at + READ)).unwrap();
         file.write_all(&bytes).unwrap();
         at += READ;
     }

@@ -91,6 +91,7 @@ async fn look_around(inventory: Inventory) {
     let vm = Arc::new(Still { machine, inventory, events: broadcast::channel(1).0 });
     let inodes = Arc::new(Inodes::new("fuzz"));
     let fs = Fs::new(vm, Options::default(), "fuzz".into(), (0, 0), inodes, Arc::new(|| {}), Pid::default());
+    let fs = Arc::new(fs);
     look_at(&fs, ROOT).await;
     fs.statfs().await;
     let status = fs.lookup(ROOT, OsStr::new("status.json")).await.expect("it is always there").attr.ino;
