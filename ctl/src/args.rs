@@ -26,6 +26,9 @@ Mount options (-o name=value,…; lists are joined by +):
   insecure             TCP without TLS is meant
   agent=PATH           the guest agent's socket, for --quiesce
   connections=N        NBD connections for each disk, at most (2)
+  max_rate=SIZE        read so many bytes a second of all disks together, at most (no limit)
+  max_inflight=N       have the machine so many requests at once, at most (no limit)
+  polite               read slowly while the guest keeps its disks busy (docs/guest.md)
   uid=N,gid=N,umask=N  who owns the files and what is taken from 0555 (the mounting user, 077)
   allow_other          let other users in, as far as the modes allow
   sandbox=auto|off     off: the daemon keeps its privileges and may touch any file (auto)

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use nbd_pool::Address;
+use pullfs_fs::block::throttle::{Limits, Throttle};
 use pullfs_fs::error::chain;
 use pullfs_fs::fs::{Fs, Sandbox};
 use pullfs_fs::fuse::mount::Mount;
@@ -131,6 +132,7 @@ async fn live(task: Task, start: Start) -> Outcome {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let guardian = recruit.on_post().await?;
     let settings = settings(&task, &mount_id, &runtime_dir);
+    let throttle = settings.throttle.clone();
     let machine = Arc::new(QmpVm::connect(settings, Some(journal)).await?);
     let vm: Arc<dyn Vm> = machine.clone();
 
@@ -143,7 +145,7 @@ async fn live(task: Task, start: Start) -> Outcome {
     let owner = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     let allow_other = task.options.allow_other;
     let fs = Fs::new(vm.clone(), task.options, mount_id.to_string(), owner, inodes, invalidate, guardian.pid());
-    let fs = Arc::new(fs.sandboxed(sandbox));
+    let fs = Arc::new(fs.sandboxed(sandbox).throttled(throttle));
     let (mount, device) = {
         let (source, mount_point) = (task.source.clone(), task.mount_point.clone());
         mounter.run(move || Mount::new(&source, &mount_point, allow_other)).await??
@@ -237,6 +239,11 @@ fn needs<'a>(task: &'a Task, runtime_dir: &'a RuntimeDir) -> Needs<'a> {
 
 fn settings(task: &Task, mount: &MountId, runtime_dir: &RuntimeDir) -> Settings {
     let options = &task.options;
+    let nbd = nbd_pool::Config {
+        connections: options.connections,
+        tls: task.monitor.tls().cloned(),
+        ..nbd_pool::Config::default()
+    };
     Settings {
         source: task.source.clone(),
         monitor: task.monitor.clone(),
@@ -245,15 +252,12 @@ fn settings(task: &Task, mount: &MountId, runtime_dir: &RuntimeDir) -> Settings 
         scratch_dir: options.scratch.clone(),
         scratch_limit: options.scratch_limit,
         read_once: options.read_once,
+        throttle: Throttle::new(Limits::from(options), nbd.request_size),
         disks: options.disks.clone(),
         fleece: options.fleece,
         server: options.nbd.clone(),
         quiesce: options.agent.as_ref().map(|agent| Quiesce::new(agent, SELF)),
-        nbd: nbd_pool::Config {
-            connections: options.connections,
-            tls: task.monitor.tls().cloned(),
-            ..nbd_pool::Config::default()
-        },
+        nbd,
     }
 }
 

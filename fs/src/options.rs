@@ -65,6 +65,8 @@ const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// Farthest that is read ahead of one reader, in bytes; more is of no use.
 const LONGEST_AHEAD: u64 = 64 << 20;
+/// Smallest rate that option takes, in bytes a second: a read of the kernel is to be answered within seconds.
+const LEAST_RATE: u64 = 64 << 10;
 
 /// All mount options with their defaults.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -108,6 +110,12 @@ pub struct Options {
     pub cache: u64,
     /// How far is read ahead of a reader that goes on, in bytes; 0 for not at all.
     pub readahead: u64,
+    /// Bytes a second that are read of all disks together, at most; none for as many as there come.
+    pub max_rate: Option<u64>,
+    /// Requests that the machine has at once, for all disks together, at most; none for as many as are needed.
+    pub max_inflight: Option<usize>,
+    /// Whether reading makes room for a busy guest.
+    pub polite: bool,
     /// Owner of the files; none for the mounting user.
     pub uid: Option<u32>,
     /// Group of the files; none for the mounting user's.
@@ -144,6 +152,9 @@ impl Default for Options {
             connections: 2,
             cache: 32 << 20,
             readahead: 8 << 20,
+            max_rate: None,
+            max_inflight: None,
+            polite: false,
             uid: None,
             gid: None,
             umask: 0o077,
@@ -188,6 +199,7 @@ impl Options {
             "ro" | "rw" => {}
             "allow_other" => self.allow_other = true,
             "read_once" => self.read_once = true,
+            "polite" => self.polite = true,
             "core_dumps" => self.core_dumps = true,
             "insecure" => self.insecure = true,
             _ => return Err(unknown(name)),
@@ -259,6 +271,12 @@ impl Options {
             "connections" => self.connections = number(name, value, 1, 16)?,
             "cache" => self.cache = size(name, value)?,
             "readahead" => self.readahead = if value == "0" { 0 } else { size(name, value)?.min(LONGEST_AHEAD) },
+            "max_rate" => {
+                let takes = "bytes a second, at least 64K, such as 20M";
+                let rate = size(name, value).ok().filter(|rate| *rate >= LEAST_RATE);
+                self.max_rate = Some(rate.ok_or_else(|| bad(name, value, takes))?);
+            }
+            "max_inflight" => self.max_inflight = Some(number(name, value, 1, 1024)?),
             "uid" => self.uid = Some(number(name, value, 0, u32::MAX - 1)?),
             "gid" => self.gid = Some(number(name, value, 0, u32::MAX - 1)?),
             "umask" => {
@@ -375,6 +393,8 @@ mod tests {
         let options = Options::parse("scratch_limit=10G,hold_limit=2h,idle_timeout=90").unwrap();
         assert_eq!(options.scratch_limit, Some(10 << 30));
         assert_eq!((options.hold_limit, options.idle_timeout), (Some(2 * HOUR), Some(HOUR / 40)));
+        let options = Options::parse("max_rate=20M,max_inflight=4,polite").unwrap();
+        assert_eq!((options.max_rate, options.max_inflight, options.polite), (Some(20 << 20), Some(4), true));
     }
 
     #[test]
@@ -397,6 +417,9 @@ mod tests {
             ("scratch_limit=99999999T", "number of bytes"),
             ("hold_limit=soon", "a time"),
             ("idle_timeout=0", "a time"),
+            ("max_rate=1K", "at least 64K"),
+            ("max_rate=fast", "bytes a second"),
+            ("max_inflight=0", "from 1 to 1024"),
             ("sandbox=no", "auto or off"),
         ] {
             let error = Options::parse(text).unwrap_err();

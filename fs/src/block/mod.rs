@@ -2,7 +2,8 @@
 //!
 //! A [`Source`] reads one disk at one point in time. Two implementations: [`nbd`], over an export of QEMU's, and the
 //! one in memory that the tests of the file system use. [`extents`] holds lists of ranges, [`changes`] what changed
-//! since a checkpoint, [`once`] gives back what was read, [`allocation`] learns in the background which ranges hold data.
+//! since a checkpoint, [`once`] gives back what was read, [`throttle`] leaves the guest's disk alone, [`allocation`] learns in
+//! the background which ranges hold data.
 
 pub mod ahead;
 pub mod allocation;
@@ -11,6 +12,7 @@ pub mod changes;
 pub mod extents;
 pub mod nbd;
 pub mod once;
+pub mod throttle;
 
 use std::ops::{ControlFlow, Range};
 

@@ -31,6 +31,7 @@ use self::open::Measure;
 pub use self::status::Sandbox;
 use self::status::{Facts, Noted, Reads};
 use crate::block::cache::Cache;
+use crate::block::throttle::Throttle;
 use crate::error::{Error, Kind, Result, chain};
 use crate::guardian::Pid;
 use crate::options::Options;
@@ -136,6 +137,7 @@ pub struct Fs {
     mount_id: String,
     guardian: Pid,
     sandbox: Sandbox,
+    throttle: Option<Arc<Throttle>>,
     owner: Ownership,
     mounted: SystemTime,
     inventories: Inventories,
@@ -169,6 +171,7 @@ impl Fs {
             mount_id,
             guardian,
             sandbox: Sandbox::default(),
+            throttle: None,
             mounted: SystemTime::now(),
             inventories: Inventories::start(vm.clone()),
             points: Points::start(vm.clone(), Cache::new(options.cache), Terms::from(&options), invalidate),
@@ -186,6 +189,12 @@ impl Fs {
     #[must_use]
     pub fn sandboxed(self, sandbox: Sandbox) -> Self {
         Self { sandbox, ..self }
+    }
+
+    /// The same, telling of what spares the guest's disks.
+    #[must_use]
+    pub fn throttled(self, throttle: Option<Arc<Throttle>>) -> Self {
+        Self { throttle, ..self }
     }
 
     /// The point in time, for whoever ends the mount.
@@ -386,6 +395,7 @@ impl Fs {
             mount_id: &self.mount_id,
             guardian: self.guardian.get(),
             sandbox: &self.sandbox,
+            throttle: self.throttle.as_ref().map(|throttle| throttle.now()),
             machine: self.vm.machine(),
             inventory: &inventory,
             unreachable: unreachable.as_deref(),

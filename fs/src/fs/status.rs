@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
-use crate::block::Traffic;
+use crate::block::{Traffic, throttle};
 use crate::point::owner::{Phase, View};
 use crate::vm::{Bitmap, Disk, Inventory, Machine, Scratch, Skipped};
 
@@ -16,6 +16,8 @@ struct Document<'a> {
     mount_id: &'a str,
     guard: Guard,
     sandbox: &'a Sandbox,
+    /// What spares the guest's disks; none if nothing does.
+    throttle: Option<throttle::Now>,
     machine: &'a Machine,
     #[serde(skip_serializing_if = "Option::is_none")]
     unreachable: Option<&'a str>,
@@ -133,6 +135,7 @@ pub(super) struct Facts<'a> {
     /// The process that cleans up after this one; 0 if there is none.
     pub(super) guardian: u32,
     pub(super) sandbox: &'a Sandbox,
+    pub(super) throttle: Option<throttle::Now>,
     pub(super) machine: &'a Machine,
     /// The machine now.
     pub(super) inventory: &'a Inventory,
@@ -157,6 +160,7 @@ pub(super) fn render(facts: &Facts<'_>) -> Vec<u8> {
         mount_id: facts.mount_id,
         guard: Guard { pid: facts.guardian },
         sandbox: facts.sandbox,
+        throttle: facts.throttle,
         machine: facts.machine,
         unreachable: facts.unreachable,
         disks: inventory.disks.iter().map(disk).collect(),

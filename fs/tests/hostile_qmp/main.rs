@@ -41,6 +41,7 @@ fn settings(server: &Server, mount: &MountId) -> Settings {
         scratch_dir: server.path("scratch"),
         scratch_limit: None,
         read_once: false,
+        throttle: None,
         disks: None,
         fleece: Fleece::Auto,
         server: None,

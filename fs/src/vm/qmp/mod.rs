@@ -53,6 +53,7 @@ use crate::block::Source;
 use crate::block::changes::FrozenMap;
 use crate::block::nbd::{Export, NbdSource};
 use crate::block::once::ReadOnce;
+use crate::block::throttle::{Throttle, Throttled};
 use crate::error::{Error, Kind, Result, chain, printable};
 use crate::options;
 use crate::point::journal::Journal;
@@ -76,6 +77,8 @@ pub struct Settings {
     pub scratch_limit: Option<u64>,
     /// Whether what was read once is given back.
     pub read_once: bool,
+    /// What spares the guest's disks, if anything does.
+    pub throttle: Option<Arc<Throttle>>,
     /// Only these disks; none for all.
     pub disks: Option<BTreeSet<String>>,
     /// How points in time are to be kept.
@@ -279,6 +282,10 @@ impl QmpVm {
             (checkpoint.clone(), FrozenMap { name, also: bitmap.also(disk.size) })
         });
         let source: Arc<dyn Source> = Arc::new(NbdSource::new(export, disk.size));
+        let source = match &self.settings.throttle {
+            Some(throttle) => Arc::new(Throttled::new(source, throttle.clone())),
+            None => source,
+        };
         let source = if self.settings.read_once { Arc::new(ReadOnce::new(source, disk.size)) } else { source };
         TakenDisk { source, frozen: frozen.collect() }
     }
