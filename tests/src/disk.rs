@@ -20,6 +20,8 @@ pub struct Disk {
     size: u64,
     cluster: u64,
     filled: Vec<(u64, u64)>,
+    /// The throttle group that its requests wait in.
+    group: Option<String>,
     pub(crate) image: Option<PathBuf>,
     /// The active layer's node, where it is not the one that the machine was started with.
     pub(crate) node: Option<String>,
@@ -37,7 +39,16 @@ impl Disk {
     }
 
     fn new(id: &str, format: &'static str, size: u64) -> Self {
-        Self { id: id.to_owned(), format, size, cluster: CLUSTER, filled: Vec::new(), image: None, node: None }
+        Self {
+            id: id.to_owned(),
+            format,
+            size,
+            cluster: CLUSTER,
+            filled: Vec::new(),
+            group: None,
+            image: None,
+            node: None,
+        }
     }
 
     /// Gives a new qcow2 disk another cluster size.
@@ -51,6 +62,13 @@ impl Disk {
     #[must_use]
     pub fn filled(mut self, extents: &[(u64, u64)]) -> Self {
         self.filled.extend_from_slice(extents);
+        self
+    }
+
+    /// Puts it behind a throttle group of QEMU's: whoever uses it, all of its requests wait there.
+    #[must_use]
+    pub fn slowed_by(mut self, group: &str) -> Self {
+        self.group = Some(group.to_owned());
         self
     }
 
@@ -79,11 +97,11 @@ impl Disk {
     #[track_caller]
     pub(crate) fn blockdev(&self, node: &str) -> String {
         let file = format!("file-{}", self.id);
-        json!({
-            "driver": self.format, "node-name": node, "discard": "unmap",
-            "file": {"driver": "file", "node-name": file, "filename": self.image(), "discard": "unmap"},
-        })
-        .to_string()
+        let mut below = json!({"driver": "file", "node-name": file, "filename": self.image(), "discard": "unmap"});
+        if let Some(group) = &self.group {
+            below = json!({"driver": "throttle", "throttle-group": group, "file": below});
+        }
+        json!({"driver": self.format, "node-name": node, "discard": "unmap", "file": below}).to_string()
     }
 
     fn create(&self, dir: &Path) -> PathBuf {

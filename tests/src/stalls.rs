@@ -32,6 +32,19 @@ impl Stalls {
     /// The same with further words on its kernel's command line, and arguments of QEMU.
     #[track_caller]
     pub fn boot_with(flavor: Flavor, mib: u64, words: &str, arguments: &[String]) -> Self {
+        Self::boot_on(flavor, Disk::raw("vda", 0), mib, words, arguments)
+    }
+
+    /// Boots a guest on a disk that does so many requests a second, for all who use it.
+    #[track_caller]
+    pub fn boot_slowed(flavor: Flavor, mib: u64, requests: u64) -> Self {
+        let group = json!({"qom-type": "throttle-group", "id": "slow", "limits": {"iops-total": requests}});
+        let arguments = ["-object".to_owned(), group.to_string()];
+        Self::boot_on(flavor, Disk::raw("vda", 0).slowed_by("slow"), mib, "", &arguments)
+    }
+
+    #[track_caller]
+    fn boot_on(flavor: Flavor, disk: Disk, mib: u64, words: &str, arguments: &[String]) -> Self {
         let images = tempfile::Builder::new().prefix("pullfs-guest-").tempdir().expect("a temporary directory");
         let (image, serial) = (images.path().join("vda.raw"), images.path().join("serial"));
         let mut file = File::create(&image).expect("an image");
@@ -39,7 +52,7 @@ impl Stalls {
             file.write_all(&pattern(number)).expect("filling an image");
         }
         let machine = Machine::build(flavor)
-            .disk(Disk::raw("vda", 0).from_image(&image))
+            .disk(disk.from_image(&image))
             .arguments(&linux(&format!("pullfs.mode=stalls {words}"), &serial))
             .arguments(arguments)
             .start();
@@ -97,6 +110,14 @@ impl Stalls {
         let mut events = self.machine.qmp().events();
         events.retain(|event| event["event"] == "STOP" || event["event"] == "BLOCK_IO_ERROR");
         events
+    }
+
+    /// Reads and writes of its disk so far, as QEMU counts them.
+    #[track_caller]
+    pub fn requests(&self) -> u64 {
+        let devices = self.machine.qmp().must("query-blockstats", json!({}));
+        let count = |field: &str| devices[0]["stats"][field].as_u64().expect("a number");
+        count("rd_operations") + count("wr_operations")
     }
 
     /// What `query-status` says.

@@ -42,5 +42,6 @@ mod refusals;
 mod soak;
 mod sync;
 mod systemd;
+mod throttle;
 mod tls;
 mod trimmed;
