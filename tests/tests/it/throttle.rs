@@ -51,21 +51,19 @@ fn a_read_that_waits_for_its_turn_ends_with_its_point_in_time(flavor: Flavor) {
     let nothing = Leftovers::of(&machine);
     let mount = Mount::with(&machine, "max_rate=64K");
     let disk = open_direct(&mount.disk("vda"));
-    // What the bucket holds; 1 MiB more takes 16 s, which is longer than any limit of a release that does not wait.
+    // What the bucket holds; 1 MiB more takes 16 s.
     disk.read_exact_at(&mut vec![0; 256 << 10], 0).expect("a read");
     thread::scope(|scope| {
-        let waits = scope.spawn(|| {
-            let begun = Instant::now();
-            let read = disk.read_at(&mut vec![0; 1 << 20], MIB).map_err(|error| Errno::from_io_error(&error));
-            (read, begun.elapsed())
-        });
-        // Its first request was sent, and the others wait.
+        let waits =
+            scope.spawn(|| disk.read_at(&mut vec![0; 1 << 20], MIB).map_err(|error| Errno::from_io_error(&error)));
+        // Its first request was sent, and the others wait, for 12 s.
         let served = || mount.status()["point"]["nbd"]["bytes"].as_u64();
         wait_until("the first request", LIMIT, || served() >= Some(512 << 10));
+        let begun = Instant::now();
         mount.command(&["release"]).success();
-        let (read, took) = waits.join().expect("a reader");
+        let read = waits.join().expect("a reader");
         assert!(matches!(read, Err(Some(Errno::STALE | Errno::IO))), "{read:?}");
-        assert!(took < Duration::from_secs(14), "it waited for {took:?}");
+        assert!(begun.elapsed() < Duration::from_secs(8), "it waited for {:?}", begun.elapsed());
     });
     drop(disk);
     assert!(mount.unmount().success());
