@@ -6,8 +6,8 @@
 //! {"struck":1}                                                           written after it is gone
 //! ```
 //! The file is locked (flock(2)) for as long as the process that keeps it lives, so a journal that can be locked is of a
-//! dead one, and the kernel is who says so. A line is one write(2); one that was cut off is the last one and was followed by
-//! nothing, so it counts for nothing. The file is where the mount's sockets are, on a file system that ends with the
+//! dead one, and the kernel is who says so. Lines that belong together are one write(2), which comes before all that they
+//! announce; one that was cut off is the last one and was followed by nothing, so it counts for nothing. The file is where the mount's sockets are, on a file system that ends with the
 //! host's run, as the machines do: nothing is synchronised to a disk (docs/adr/014-journal-and-guardian.md).
 
 use std::fs::{File, OpenOptions};
@@ -108,7 +108,7 @@ impl Journal {
         let file = options.read(true).append(true).create_new(true).mode(0o600).open(&new).map_err(failed)?;
         flock(&file, FlockOperation::NonBlockingLockExclusive).map_err(|error| failed(error.into()))?;
         let mut journal = Self { file, path: path.clone(), header, body: 0 };
-        journal.body = journal.append(&journal.header)?;
+        journal.body = journal.append([&journal.header])?;
         // From here on others may find it: it is locked.
         std::fs::rename(&new, &path).map_err(failed)?;
         Ok(journal)
@@ -182,14 +182,14 @@ impl Journal {
         Ok(notes)
     }
 
-    /// Notes what may exist from now on.
-    pub(super) fn note<U: Serialize>(&self, number: u64, of: &U) -> Result<()> {
-        self.append(&Noted { note: number, of }).map(drop)
+    /// Notes what may exist from now on, all of it in one write.
+    pub(super) fn note<U: Serialize>(&self, notes: &[(u64, U)]) -> Result<()> {
+        self.append(notes.iter().map(|(note, of)| Noted { note: *note, of })).map(drop)
     }
 
-    /// Strikes off what does not exist any more.
-    pub(super) fn strike(&self, number: u64) -> Result<()> {
-        self.append(&Struck { struck: number }).map(drop)
+    /// Strikes off what does not exist any more, in one write as well.
+    pub(super) fn strike(&self, numbers: &[u64]) -> Result<()> {
+        self.append(numbers.iter().map(|&struck| Struck { struck })).map(drop)
     }
 
     /// Nothing exists any more.
@@ -205,10 +205,13 @@ impl Journal {
         std::fs::remove_file(&self.path).map_err(|error| unwritten(&self.path, error))
     }
 
-    /// How many bytes the line has.
-    fn append(&self, line: &impl Serialize) -> Result<u64> {
-        let mut text = serde_json::to_vec(line).map_err(|error| unwritten(&self.path, error.into()))?;
-        text.push(b'\n');
+    /// How many bytes the lines have.
+    fn append<L: Serialize>(&self, lines: impl IntoIterator<Item = L>) -> Result<u64> {
+        let mut text = Vec::new();
+        for line in lines {
+            serde_json::to_writer(&mut text, &line).map_err(|error| unwritten(&self.path, error.into()))?;
+            text.push(b'\n');
+        }
         (&self.file).write_all(&text).map_err(|error| unwritten(&self.path, error))?;
         Ok(u64::try_from(text.len()).unwrap_or(u64::MAX))
     }
@@ -261,11 +264,10 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let journal = begin(dir.path());
         assert!(Journal::of_dead(dir.path()).unwrap().is_none(), "whoever keeps it lives");
-        journal.note(1, &"one").unwrap();
-        journal.note(2, &"two").unwrap();
-        journal.strike(2).unwrap();
+        journal.note(&[(1, "one"), (2, "two"), (3, "three")]).unwrap();
+        journal.strike(&[2, 3]).unwrap();
         // Numbers are used again.
-        journal.note(2, &"three").unwrap();
+        journal.note(&[(2, "three")]).unwrap();
         let header = journal.header().clone();
         drop(journal);
 
@@ -283,8 +285,7 @@ mod tests {
     fn a_journal_may_be_cut_off_anywhere() {
         let dir = tempfile::tempdir().unwrap();
         let journal = begin(dir.path());
-        journal.note(1, &"one").unwrap();
-        journal.note(2, &"two").unwrap();
+        journal.note(&[(1, "one"), (2, "two")]).unwrap();
         let whole = std::fs::read(dir.path().join(NAME)).unwrap();
         let body = usize::try_from(journal.body).unwrap();
         drop(journal);
@@ -294,7 +295,7 @@ mod tests {
             let lines =
                 whole[body..end].split_inclusive(|byte| *byte == b'\n').filter(|line| line.ends_with(b"\n")).count();
             assert_eq!(notes(&journal).len(), lines, "cut off at {end}");
-            journal.note(9, &"nine").unwrap();
+            journal.note(&[(9, "nine")]).unwrap();
             assert_eq!(notes(&journal).last().unwrap().0, 9);
         }
     }

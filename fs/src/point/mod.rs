@@ -14,6 +14,7 @@
 
 pub mod journal;
 pub mod maps;
+pub mod overlap;
 pub mod owner;
 pub mod plan;
 pub mod policy;

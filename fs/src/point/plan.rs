@@ -5,6 +5,9 @@
 //! plain data, names and nothing else: the [`Journal`] keeps the same notes in a file, and what was written there by a
 //! process that died is undone by another one with the very same code. Undoing is idempotent and does not ask how far a
 //! step came: what is already gone is fine.
+//!
+//! Steps that do not depend on each other are a group: noted together, then applied at once ([`overlap`]). Notes that do
+//! not depend on each other ([`Undo::goes_with`]) are undone together, so that what can be asked once is asked once.
 
 use std::fmt::Display;
 use std::sync::{Mutex, PoisonError};
@@ -14,7 +17,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::journal::Journal;
-use crate::error::{Kind, Result, chain};
+use super::overlap;
+use crate::error::{Result, chain};
 
 /// What may exist, and how it is removed. `Display` names it in logs and errors.
 #[async_trait]
@@ -28,11 +32,15 @@ pub trait Undo: Display + Clone + Send + Sync + Serialize + DeserializeOwned {
     /// When the guest may still be held; [`Undo::undo`] tries again.
     async fn relieve(&self, context: &Self::Context) -> Result<()>;
 
-    /// Makes sure that nothing of it is left.
+    /// Whether it and `other`, which was noted right after it, depend on each other in no way.
+    fn goes_with(&self, other: &Self) -> bool;
+
+    /// Makes sure that nothing is left of these, each of which goes with the next. One that fails keeps no other from being
+    /// undone.
     ///
     /// # Errors
     /// When something may be left.
-    async fn undo(&self, context: &Self::Context) -> Result<()>;
+    async fn undo(these: &[Self], context: &Self::Context) -> Result<()>;
 }
 
 /// A step, with what takes it back. `Display` names it in logs and errors.
@@ -41,8 +49,8 @@ pub trait Step: Display + Send + Sync {
     /// What takes it back.
     type Undo: Undo;
 
-    /// What it may leave; none if what it makes goes with what another step made.
-    fn leaves(&self) -> Option<Self::Undo>;
+    /// What it may leave; nothing if what it makes goes with what another step made.
+    fn leaves(&self) -> Vec<Self::Undo>;
 
     /// Does it.
     ///
@@ -73,20 +81,19 @@ impl<U: Undo> Ledger<U> {
         Ok(Self { notes: Mutex::new(notes), journal: Some(journal) })
     }
 
-    /// Applies steps in order, until one fails. What was done until then stays in the ledger, for [`Ledger::undo`].
+    /// Applies groups of steps in order, until a step fails; those that were begun beside it are waited for. What was done
+    /// until then stays in the ledger, for [`Ledger::undo`].
     ///
     /// # Errors
     /// The error of the step that failed.
-    pub async fn run<S>(&self, context: &U::Context, steps: impl IntoIterator<Item = S>) -> Result<()>
+    pub async fn run<S>(&self, context: &U::Context, groups: Vec<Vec<S>>) -> Result<()>
     where
         S: Step<Undo = U>,
     {
-        for step in steps {
-            if let Some(note) = step.leaves() {
-                self.add(note)?;
-            }
-            tracing::debug!(%step, "begins");
-            step.apply(context).await.map_err(|error| error.context(format!("{step} failed")))?;
+        for group in groups {
+            self.add(group.iter().flat_map(Step::leaves).collect())?;
+            let applied = group.iter().map(|step| apply(step, context)).collect();
+            overlap::until_one_fails(applied).await?;
         }
         Ok(())
     }
@@ -108,19 +115,21 @@ impl<U: Undo> Ledger<U> {
     pub async fn undo(&self, context: &U::Context) -> Result<()> {
         self.relieve(context).await;
         let mut outcome = Ok(());
-        let mut index = self.change(|notes| notes.len());
-        while index > 0 {
-            index -= 1;
-            let Some((number, note)) = self.change(|notes| notes.get(index).cloned()) else { continue };
-            tracing::debug!(%note, "is undone");
-            match note.undo(context).await {
-                Ok(()) => self.strike(number),
+        let mut end = self.change(|notes| notes.len());
+        while end > 0 {
+            let (numbers, group): (Vec<u64>, Vec<U>) = self.change(|notes| last_group(notes, end)).into_iter().unzip();
+            end = end.saturating_sub(group.len().max(1));
+            let Some(first) = group.first() else { continue };
+            let others = if group.len() > 1 { format!(" and {} more", group.len() - 1) } else { String::new() };
+            tracing::debug!("undoing {first}{others}");
+            match U::undo(&group, context).await {
+                Ok(()) => self.strike(&numbers),
                 // Nobody answers: what is below cannot be undone now either.
-                Err(error) if matches!(error.kind(), Kind::Gone | Kind::Busy | Kind::Timeout) => {
-                    return Err(error.context(format!("cannot undo: {note}")));
+                Err(error) if overlap::is_silence(&error) => {
+                    return Err(error.context(format!("cannot undo: {first}{others}")));
                 }
-                Err(error) if outcome.is_ok() => outcome = Err(error.context(format!("cannot undo: {note}"))),
-                Err(error) => tracing::warn!("cannot undo: {note}: {}", chain(&error)),
+                Err(error) if outcome.is_ok() => outcome = Err(error.context(format!("cannot undo: {first}{others}"))),
+                Err(error) => tracing::warn!("cannot undo: {first}{others}: {}", chain(&error)),
             }
         }
         outcome
@@ -133,8 +142,8 @@ impl<U: Undo> Ledger<U> {
             *notes = rest;
             kept
         });
-        for (number, _) in kept {
-            self.write_off(number);
+        if !kept.is_empty() {
+            self.write_off(&kept.iter().map(|(number, _)| *number).collect::<Vec<_>>());
         }
     }
 
@@ -149,26 +158,27 @@ impl<U: Undo> Ledger<U> {
     }
 
     /// In the journal first: a note that nobody could find later is no note.
-    fn add(&self, note: U) -> Result<()> {
+    fn add(&self, new: Vec<U>) -> Result<()> {
         self.change(|notes| {
-            let number = notes.last().map_or(1, |(number, _)| number + 1);
-            if let Some(journal) = &self.journal {
-                journal.note(number, &note)?;
+            let next = notes.last().map_or(1, |(number, _)| number + 1);
+            let new: Vec<(u64, U)> = (next..).zip(new).collect();
+            if let Some(journal) = self.journal.as_ref().filter(|_| !new.is_empty()) {
+                journal.note(&new)?;
             }
-            notes.push((number, note));
+            notes.extend(new);
             Ok(())
         })
     }
 
-    fn strike(&self, number: u64) {
-        self.change(|notes| notes.retain(|(each, _)| *each != number));
-        self.write_off(number);
+    fn strike(&self, numbers: &[u64]) {
+        self.change(|notes| notes.retain(|(each, _)| !numbers.contains(each)));
+        self.write_off(numbers);
     }
 
     /// A line too many in the journal does no harm: undoing is idempotent.
-    fn write_off(&self, number: u64) {
+    fn write_off(&self, numbers: &[u64]) {
         let Some(journal) = &self.journal else { return };
-        let written = if self.is_empty() { journal.clear() } else { journal.strike(number) };
+        let written = if self.is_empty() { journal.clear() } else { journal.strike(numbers) };
         if let Err(error) = written {
             tracing::warn!("{}", chain(&error));
         }
@@ -179,24 +189,42 @@ impl<U: Undo> Ledger<U> {
     }
 }
 
+async fn apply<S: Step>(step: &S, context: &<S::Undo as Undo>::Context) -> Result<()> {
+    tracing::debug!(%step, "begins");
+    step.apply(context).await.map_err(|error| error.context(format!("{step} failed")))
+}
+
+/// The last ones of the first `end` notes, as far back as each goes with the next.
+fn last_group<U: Undo>(notes: &[(u64, U)], end: usize) -> Vec<(u64, U)> {
+    let notes = &notes[..end.min(notes.len())];
+    let pairs = notes.windows(2).rev();
+    let together = pairs.take_while(|pair| pair[0].1.goes_with(&pair[1].1)).count();
+    notes[notes.len().saturating_sub(together + 1)..].to_vec()
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeSet;
     use std::fmt;
+    use std::path::PathBuf;
 
     use proptest::prelude::*;
     use serde::Deserialize;
 
     use super::super::journal::{Header, Journal};
     use super::*;
-    use crate::error::Error;
+    use crate::error::{Error, Kind};
 
-    /// A world in which each step makes one thing, and things stand on each other.
+    /// Steps of a group.
+    const WIDTH: usize = 3;
+
+    /// A world in which each step makes one thing, and the things of a group stand on those of the group before.
     #[derive(Default)]
     struct World {
         things: Mutex<BTreeSet<usize>>,
         /// Whether the guest waits for something.
         held: Mutex<bool>,
+        journal: Option<PathBuf>,
         fail_apply: Option<usize>,
         fail_after_effect: bool,
         fail_undo: Mutex<Option<(usize, Kind)>>,
@@ -210,6 +238,10 @@ mod tests {
 
     struct Make(usize);
 
+    fn groups(count: usize) -> Vec<Vec<Make>> {
+        (0..count).map(|group| (0..WIDTH).map(|index| Make(group * WIDTH + index)).collect()).collect()
+    }
+
     impl fmt::Display for Make {
         fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
             write!(f, "making {}", self.0)
@@ -220,11 +252,18 @@ mod tests {
     impl Step for Make {
         type Undo = Thing;
 
-        fn leaves(&self) -> Option<Thing> {
-            Some(Thing(self.0))
+        fn leaves(&self) -> Vec<Thing> {
+            vec![Thing(self.0)]
         }
 
         async fn apply(&self, world: &World) -> Result<()> {
+            if let Some(journal) = &world.journal {
+                let noted = std::fs::read_to_string(journal).unwrap().lines().count() - 1;
+                assert!(noted >= (self.0 / WIDTH + 1) * WIDTH, "all of the group is noted before any of it begins");
+            }
+            let below = (self.0 / WIDTH * WIDTH).saturating_sub(WIDTH)..self.0 / WIDTH * WIDTH;
+            assert!(below.into_iter().all(|thing| world.things().contains(&thing)), "it stands on all of these");
+            tokio::task::yield_now().await;
             let fails = world.fail_apply == Some(self.0);
             if !fails || world.fail_after_effect {
                 world.things.lock().unwrap().insert(self.0);
@@ -252,15 +291,24 @@ mod tests {
             Ok(())
         }
 
-        async fn undo(&self, world: &World) -> Result<()> {
+        fn goes_with(&self, other: &Self) -> bool {
+            self.0 / WIDTH == other.0 / WIDTH
+        }
+
+        async fn undo(these: &[Self], world: &World) -> Result<()> {
             assert!(!*world.held.lock().unwrap(), "the guest goes on before anything is tidied up");
-            if let Some((_, kind)) = world.fail_undo.lock().unwrap().take_if(|(step, _)| *step == self.0) {
-                return Err(Error::new(kind, "told to fail"));
+            let mut outcome = Ok(());
+            for Thing(this) in these {
+                if let Some((_, kind)) = world.fail_undo.lock().unwrap().take_if(|(step, _)| step == this) {
+                    outcome = Err(Error::new(kind, "told to fail"));
+                    continue;
+                }
+                let above = (this / WIDTH + 1) * WIDTH..;
+                let mut things = world.things.lock().unwrap();
+                assert!(things.range(above).next().is_none(), "what stands on it is undone first");
+                things.remove(this);
             }
-            let mut things = world.things.lock().unwrap();
-            assert!(!things.contains(&(self.0 + 1)), "what stands on it is undone first");
-            things.remove(&self.0);
-            Ok(())
+            outcome
         }
     }
 
@@ -270,14 +318,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn failing_at_any_step_leaves_nothing(count in 1_usize..12, at in 0_usize..12, after: bool) {
+        fn failing_at_any_step_leaves_nothing(count in 1_usize..5, at in 0_usize..5 * WIDTH, after: bool) {
             let world = World { fail_apply: Some(at), fail_after_effect: after, ..World::default() };
             let ledger = Ledger::new(None);
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-            let ran = runtime.block_on(ledger.run(&world, (0..count).map(Make)));
-            prop_assert_eq!(ran.is_err(), at < count);
+            let ran = runtime.block_on(ledger.run(&world, groups(count)));
+            prop_assert_eq!(ran.is_err(), at < count * WIDTH);
             if ran.is_ok() {
-                prop_assert_eq!(world.things().len(), count);
+                prop_assert_eq!(world.things().len(), count * WIDTH);
             }
             runtime.block_on(ledger.undo(&world)).unwrap();
             prop_assert!(world.things().is_empty());
@@ -285,18 +333,24 @@ mod tests {
         }
 
         #[test]
-        fn another_process_finds_all_that_was_made(count in 1_usize..12, at in 0_usize..12, undone in 0_usize..12) {
+        fn another_process_finds_all_that_was_made(count in 1_usize..5, at in 0_usize..5 * WIDTH, undone in 0_usize..5 * WIDTH) {
             let dir = tempfile::tempdir().unwrap();
-            let world = World { fail_apply: Some(at), fail_after_effect: true, ..World::default() };
+            let journal_path = Some(dir.path().join(super::super::journal::NAME));
+            let world = World {
+                fail_apply: Some(at), fail_after_effect: true, journal: journal_path, ..World::default()
+            };
             let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
             let ledger = Ledger::new(Some(journal(&dir)));
             // It fails, or dies, somewhere on the way up or down.
-            runtime.block_on(ledger.run(&world, (0..count).map(Make))).ok();
+            runtime.block_on(ledger.run(&world, groups(count))).ok();
             *world.fail_undo.lock().unwrap() = Some((undone, Kind::Gone));
             runtime.block_on(ledger.undo(&world)).ok();
             drop(ledger);
             let left = Ledger::left_in(Journal::of_dead(dir.path()).unwrap().unwrap()).unwrap();
-            prop_assert_eq!(left.notes().iter().map(|thing: &Thing| thing.0).collect::<Vec<_>>(), world.things());
+            let noted: BTreeSet<usize> = left.notes().iter().map(|thing: &Thing| thing.0).collect();
+            prop_assert!(world.things().iter().all(|thing| noted.contains(thing)));
+            // What is undone in part stays noted as a whole.
+            prop_assert!(noted.len() < world.things().len() + WIDTH || noted.is_empty());
             runtime.block_on(left.undo(&world)).unwrap();
             prop_assert!(world.things().is_empty() && left.is_empty());
         }
@@ -304,11 +358,11 @@ mod tests {
 
     #[tokio::test]
     async fn what_cannot_be_undone_stays_for_the_next_try() {
-        let world = World { fail_undo: Mutex::new(Some((0, Kind::Io))), ..World::default() };
+        let world = World { fail_undo: Mutex::new(Some((1, Kind::Io))), ..World::default() };
         let ledger = Ledger::new(None);
-        ledger.run(&world, (0..3).map(Make)).await.unwrap();
+        ledger.run(&world, groups(3)).await.unwrap();
         assert!(ledger.undo(&world).await.is_err());
-        assert_eq!(world.things(), [0]);
+        assert_eq!(world.things(), [1], "the others of its group are gone");
         ledger.undo(&world).await.unwrap();
         assert!(ledger.is_empty() && world.things().is_empty());
     }
@@ -318,9 +372,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let world = World::default();
         let ledger = Ledger::new(Some(journal(&dir)));
-        ledger.run(&world, (0..3).map(Make)).await.unwrap();
+        ledger.run(&world, groups(1)).await.unwrap();
         ledger.keep(|thing| thing.0 == 2);
-        world.things.lock().unwrap().remove(&2);
         drop(ledger);
         let left = Ledger::<Thing>::left_in(Journal::of_dead(dir.path()).unwrap().unwrap()).unwrap();
         assert_eq!(left.notes().iter().map(|thing| thing.0).collect::<Vec<_>>(), [0, 1]);

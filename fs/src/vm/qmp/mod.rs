@@ -1,7 +1,8 @@
 //! A machine that QEMU (or qemu-storage-daemon) runs, reached over QMP.
 //!
 //! [`transport`] carries commands and events; `detect` finds out what this QEMU can do safely; `graph` and `inventory`
-//! read its disks and bitmaps; `steps` take a point in time, over the calls of `session`, and `undo` is what they may leave;
+//! read its disks and bitmaps; `steps` take a point in time, over the calls of `session`, and `undo` is what they may leave,
+//! over those of `removal`;
 //! `watch` turns QEMU's events into what they mean for the point in time, and answers whether it is kept at this moment;
 //! `warden` gives it up before the guest has to wait for it, by the rules of `room`; [`recover`] undoes what a mount that
 //! died has left.
@@ -18,6 +19,7 @@ mod inventory;
 pub mod monitor;
 mod note;
 pub mod recover;
+mod removal;
 mod room;
 mod scratch;
 mod server;
@@ -28,7 +30,7 @@ mod undo;
 mod warden;
 mod watch;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -213,8 +215,18 @@ impl QmpVm {
         Ok(time)
     }
 
+    fn can_quiesce(&self, wanted: &Wanted) -> Result<()> {
+        if wanted.quiesce && self.settings.quiesce.is_none() {
+            return Err(Error::new(
+                Kind::Unsupported,
+                "to quiesce the guest its agent's socket is needed: mount with -o agent=PATH",
+            ));
+        }
+        Ok(())
+    }
+
     /// How a point in time of these disks is kept now.
-    async fn keeping(&self, disks: &[PlannedDisk]) -> Result<Keeping> {
+    async fn keeping(&self, disks: &[Arc<PlannedDisk>]) -> Result<Keeping> {
         let (fleece, breaks) = (self.able.fleece, self.able.breaks);
         let read_once = self.settings.read_once;
         if fleece != Fleece::Filter {
@@ -275,10 +287,11 @@ impl QmpVm {
             None => (Address::Unix(self.socket()), nbd_pool::Config { tls: None, ..config }),
         };
         let export = Export { address, name: planned.ids.of(Role::Point), config };
-        let name = |checkpoint: &Arc<str>| planned.frozen.iter().find(|frozen| frozen.checkpoint == *checkpoint);
+        let names: HashMap<&str, &String> =
+            planned.frozen.iter().map(|frozen| (&*frozen.checkpoint, &frozen.name)).collect();
         let usable = disk.bitmaps.iter().filter(|(_, bitmap)| bitmap.unusable.is_none());
         let frozen = usable.map(|(checkpoint, bitmap)| {
-            let name = name(checkpoint).map(|frozen| frozen.name.clone());
+            let name = names.get(&**checkpoint).copied().cloned();
             (checkpoint.clone(), FrozenMap { name, also: bitmap.also(disk.size) })
         });
         let source: Arc<dyn Source> = Arc::new(NbdSource::new(export, disk.size));
@@ -302,12 +315,7 @@ impl Vm for QmpVm {
     }
 
     async fn admit(&self, wanted: &Wanted) -> Result<()> {
-        if wanted.quiesce && self.settings.quiesce.is_none() {
-            return Err(Error::new(
-                Kind::Unsupported,
-                "to quiesce the guest its agent's socket is needed: mount with -o agent=PATH",
-            ));
-        }
+        self.can_quiesce(wanted)?;
         match &wanted.checkpoint {
             Some(name) => checkpoint::check(name, &self.inventory().await?),
             None => Ok(()),
@@ -315,7 +323,7 @@ impl Vm for QmpVm {
     }
 
     async fn take(&self, number: u64, wanted: &Wanted) -> Result<Taken> {
-        self.admit(wanted).await?;
+        self.can_quiesce(wanted)?;
         self.release().await?;
         let version = detect::version(self.qmp()).await?;
         if version != self.able.version {
@@ -326,13 +334,14 @@ impl Vm for QmpVm {
         }
         let found = self.found().await?;
         self.check(&found)?;
+        wanted.checkpoint.as_ref().map_or(Ok(()), |name| checkpoint::check(name, &found.inventory))?;
         detect::refuse_iothreads(self.qmp(), &self.able, &found.qdevs).await?;
         let mut inventory = found.inventory;
         let checkpoint = wanted.checkpoint.clone().map(|name| (name, SystemTime::now()));
         let each = |(index, disk): (usize, &Disk)| {
             self.planned(number, index, disk, found.qdevs.get(&disk.name), checkpoint.as_ref())
         };
-        let disks: Vec<PlannedDisk> = inventory.disks.iter().enumerate().map(each).collect();
+        let disks: Vec<Arc<PlannedDisk>> = inventory.disks.iter().enumerate().map(each).map(Arc::new).collect();
         let server = self.settings.server.is_none().then(|| (self.settings.mount.to_string(), self.socket()));
         let keeping = self.keeping(&disks).await?;
         let places = Places { scratch: self.settings.scratch_dir.clone(), server };

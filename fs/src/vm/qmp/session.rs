@@ -1,51 +1,23 @@
 //! QEMU's block layer as far as a point in time needs it: typed calls over a [`Qmp`] connection.
 //!
-//! Calls that remove something are idempotent: what is not there is fine, and they return only when QEMU says that it
-//! is gone.
+//! What removes things again is in `removal`.
 
 use std::os::fd::OwnedFd;
-use std::time::Duration;
 
-use futures_util::future::join_all;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use tokio::time::{Instant, sleep};
 
-use super::graph::Node;
 use super::ids::Role;
 use super::inventory::Device;
+use super::removal::Patience;
 use super::transport::{Qmp, refused};
 use crate::error::{Error, Kind, Result};
-
-/// How long something that was told to end may take. A job ends when the requests in flight on its disk have.
-const END_LIMIT: Duration = Duration::from_secs(30);
-
-/// Between two looks at something that is about to end: QEMU needs a millisecond as a rule.
-const FIRST_PAUSE: Duration = Duration::from_millis(1);
-const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+use crate::point::overlap;
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Job {
     pub(super) id: String,
     pub(super) status: String,
-}
-
-#[derive(Debug, Deserialize)]
-struct ExportInfo {
-    id: String,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-struct FdSet {
-    fdset_id: u64,
-    fds: Vec<FdSetFd>,
-}
-
-#[derive(Debug, Deserialize)]
-struct FdSetFd {
-    fd: i64,
-    opaque: Option<String>,
 }
 
 /// Block-layer calls.
@@ -55,11 +27,11 @@ pub(super) struct Session {
 }
 
 impl Session {
-    async fn run(&self, command: &str, arguments: Value) -> Result<()> {
+    pub(super) async fn run(&self, command: &str, arguments: Value) -> Result<()> {
         self.qmp.execute(command, arguments).await.map(drop)
     }
 
-    async fn list<T: serde::de::DeserializeOwned>(&self, command: &str) -> Result<Vec<T>> {
+    pub(super) async fn list<T: serde::de::DeserializeOwned>(&self, command: &str) -> Result<Vec<T>> {
         super::understand(command, self.qmp.execute(command, json!({})).await?)
     }
 
@@ -81,63 +53,10 @@ impl Session {
         self.run("blockdev-add", options).await
     }
 
-    pub(super) async fn remove_node(&self, name: &str) -> Result<()> {
-        match self.run("blockdev-del", json!({"node-name": name})).await {
-            Err(error) if refused(&error).is_some() => {
-                if self.node_exists(name).await? {
-                    Err(error)
-                } else {
-                    Ok(())
-                }
-            }
-            other => other,
-        }
-    }
-
-    async fn node_exists(&self, name: &str) -> Result<bool> {
-        let nodes = self.qmp.execute("query-named-block-nodes", json!({"flat": true})).await?;
-        let nodes = nodes.as_array().ok_or_else(|| not_understood("query-named-block-nodes"))?;
-        Ok(nodes.iter().any(|node| node.get("node-name").and_then(Value::as_str) == Some(name)))
-    }
-
     /// Puts a descriptor into a set of its own that carries `label`; the set's number comes back.
     pub(super) async fn add_descriptor(&self, descriptor: OwnedFd, label: &str) -> Result<u64> {
         let reply = self.qmp.execute_with("add-fd", json!({"opaque": label}), descriptor).await?;
         reply.get("fdset-id").and_then(Value::as_u64).ok_or_else(|| not_understood("add-fd"))
-    }
-
-    pub(super) async fn remove_descriptors(&self, label: &str) -> Result<()> {
-        for set in self.list::<FdSet>("query-fdsets").await? {
-            for fd in set.fds.iter().filter(|fd| fd.opaque.as_deref() == Some(label)) {
-                self.run("remove-fd", json!({"fdset-id": set.fdset_id, "fd": fd.fd})).await?;
-            }
-        }
-        Ok(())
-    }
-
-    async fn job(&self, id: &str) -> Result<Option<Job>> {
-        Ok(self.jobs().await?.into_iter().find(|job| job.id == id))
-    }
-
-    /// Cancels a job if it runs, and dismisses it.
-    pub(super) async fn end_job(&self, id: &str) -> Result<()> {
-        let mut patience = Patience::new();
-        while let Some(job) = self.job(id).await? {
-            let command = match job.status.as_str() {
-                "concluded" => Some("job-dismiss"),
-                "aborting" | "null" => None,
-                _ => Some("job-cancel"),
-            };
-            if let Some(command) = command {
-                match self.run(command, json!({"id": id})).await {
-                    // The job went on by itself in between; the next look tells.
-                    Err(error) if refused(&error).is_none() => return Err(error),
-                    _ => {}
-                }
-            }
-            patience.pause(id).await?;
-        }
-        Ok(())
     }
 
     /// Lets go of a guest whose writes wait for these backup jobs: cancels them, and if the scratch image's being full
@@ -146,17 +65,11 @@ impl Session {
         if jobs.is_empty() {
             return Ok(false);
         }
-        // All at once: QEMU takes them in this order, and the guest waits for one round trip only.
-        let cancels = jobs.iter().map(|id| self.run("job-cancel", json!({ "id": id })));
+        // Without a wait in between: QEMU takes them in this order. One that is not there, or ends already, is fine.
+        let cancels = jobs.iter().map(|id| self.attempt("job-cancel", json!({ "id": id }))).collect();
         let (state, devices, cancelled) =
-            tokio::join!(self.run_state(), self.list::<Device>("query-block"), join_all(cancels));
-        for outcome in cancelled {
-            match outcome {
-                // It is not there, or ends already.
-                Err(error) if refused(&error).is_none() => return Err(error),
-                _ => {}
-            }
-        }
+            tokio::join!(self.run_state(), self.list::<Device>("query-block"), overlap::all(cancels));
+        cancelled?;
         if state?.as_deref() != Some("io-error") || !are_to_blame(jobs, &devices?) {
             return Ok(false);
         }
@@ -196,33 +109,6 @@ impl Session {
         }
     }
 
-    /// Puts a guest's device on top of node `to`, if it is on top of `from`.
-    pub(super) async fn move_drive(&self, qdev: &str, from: &str, to: &str) -> Result<()> {
-        let devices: Vec<Device> = self.list("query-block").await?;
-        let ours = |device: &&Device| device.qdev.as_deref() == Some(qdev);
-        let on = devices.iter().find(ours).and_then(|device| device.inserted.as_ref()?.node_name.clone());
-        if on.as_deref() != Some(from) {
-            return Ok(());
-        }
-        self.run("qom-set", json!({"path": qdev, "property": "drive", "value": to})).await
-    }
-
-    /// Removes the bitmap `name` and the note on it, wherever the note is.
-    pub(super) async fn remove_noted(&self, name: &str, note: &str) -> Result<()> {
-        let nodes: Vec<Node> = super::understand(
-            "query-named-block-nodes",
-            self.qmp.execute("query-named-block-nodes", json!({"flat": true})).await?,
-        )?;
-        let has =
-            |node: &Node, name: &str| node.dirty_bitmaps.iter().any(|bitmap| bitmap.name.as_deref() == Some(name));
-        let mut bitmaps = Vec::new();
-        for node in nodes.iter().filter(|node| !node.ro && has(node, note)) {
-            let names = [name, note].into_iter().filter(|name| has(node, name));
-            bitmaps.extend(names.map(|name| (node.node_name.clone(), name.to_owned())));
-        }
-        if bitmaps.is_empty() { Ok(()) } else { self.remove_bitmaps(&bitmaps).await }
-    }
-
     /// Asks for an event when a node is written beyond `offset`, in bytes.
     pub(super) async fn warn_beyond(&self, node: &str, offset: u64) -> Result<()> {
         self.run("block-set-write-threshold", json!({"node-name": node, "write-threshold": offset})).await
@@ -246,22 +132,6 @@ impl Session {
         self.run("block-export-add", options).await
     }
 
-    pub(super) async fn remove_export(&self, id: &str) -> Result<()> {
-        let mut patience = Patience::new();
-        let mut told = false;
-        while self.list::<ExportInfo>("query-block-exports").await?.iter().any(|export| export.id == id) {
-            if !told {
-                told = true;
-                match self.run("block-export-del", json!({"id": id, "mode": "hard"})).await {
-                    Err(error) if refused(&error).is_none() => return Err(error),
-                    _ => {}
-                }
-            }
-            patience.pause(id).await?;
-        }
-        Ok(())
-    }
-
     /// Starts the NBD server on a listening socket of ours.
     pub(super) async fn start_server_on(&self, listener: OwnedFd, name: &str) -> Result<()> {
         self.qmp.execute_with("getfd", json!({"fdname": name}), listener).await?;
@@ -277,10 +147,7 @@ impl Session {
 
     /// Closes a descriptor that nothing in QEMU has taken.
     pub(super) async fn close_descriptor(&self, name: &str) -> Result<()> {
-        match self.run("closefd", json!({"fdname": name})).await {
-            Err(error) if refused(&error).is_none() => Err(error),
-            _ => Ok(()),
-        }
+        self.attempt("closefd", json!({"fdname": name})).await
     }
 
     pub(super) async fn start_server(&self, address: Value) -> Result<()> {
@@ -300,10 +167,7 @@ impl Session {
     }
 
     pub(super) async fn stop_server(&self) -> Result<()> {
-        match self.run("nbd-server-stop", json!({})).await {
-            Err(error) if refused(&error).is_some() => Ok(()),
-            other => other,
-        }
+        self.attempt("nbd-server-stop", json!({})).await
     }
 }
 
@@ -321,28 +185,6 @@ fn are_to_blame(jobs: &[String], devices: &[Device]) -> bool {
 /// or has moved away.
 pub(super) fn is_migration(status: &str) -> bool {
     !matches!(status, "none" | "failed" | "cancelled" | "cancelling")
-}
-
-/// Waiting for something that was told to end: longer pauses each time, and not for ever.
-struct Patience {
-    deadline: Instant,
-    pause: Duration,
-}
-
-impl Patience {
-    fn new() -> Self {
-        Self { deadline: Instant::now() + END_LIMIT, pause: FIRST_PAUSE }
-    }
-
-    async fn pause(&mut self, what: &str) -> Result<()> {
-        if Instant::now() >= self.deadline {
-            let limit = END_LIMIT.as_secs();
-            return Err(Error::new(Kind::Timeout, format!("{what} did not end within {limit} s")));
-        }
-        sleep(self.pause).await;
-        self.pause = (self.pause * 2).min(LONGEST_PAUSE);
-        Ok(())
-    }
 }
 
 fn not_understood(command: &str) -> Error {

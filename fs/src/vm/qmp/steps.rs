@@ -1,7 +1,8 @@
 //! The steps of taking a point in time, each with what it may leave ([`Leftover`]), in the order of the plan:
 //!
 //! ```text
-//! per disk: File ── Scratch                  where old clusters will go
+//! per disk: File                             where old clusters will go
+//! per disk: Scratch
 //! all:      Checkpoint                       if one begins: until all is done it does not count
 //!           Freeze                           THE INSTANT: one transaction, all disks, all recording bitmaps
 //!           Merge                            bitmaps that recorded no more
@@ -9,12 +10,15 @@
 //! all:      Server                           unless an existing one is used
 //! per disk: Export
 //! ```
+//! Each line is a group, whose steps are under way at once (`point::plan`): QEMU never waits for us between two disks.
+//!
 //! With `fleece=job` the guest's writes go through the backup job's filter, which copies the old cluster to the
 //! scratch image first; the snapshot-access node reads from there or from the disk. With `fleece=backing` the scratch
 //! image has the live disk as its backing file and is exported itself. With `fleece=filter` there is no job: each disk gets
-//! a `Filter` after its scratch image, and the instant is `Pause` ── `Freeze` (bitmaps alone) ── `Drive`, the guest's
-//! device goes on top of the filter, for each disk ── `Resume`.
+//! a `Filter` after its scratch image, and the instant is `Pause` ── `Freeze` (bitmaps alone) ── `Drives`, the guest's
+//! devices go on top of the filters ── `Resume`.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,6 +27,7 @@ use async_trait::async_trait;
 use serde_json::{Value, json};
 
 use super::ids::{DiskIds, Role};
+use super::removal::Move;
 use super::scratch;
 use super::server;
 use super::transport::refused;
@@ -64,6 +69,11 @@ impl PlannedDisk {
         let find = |disabled| self.new.iter().find(|bitmap| bitmap.disabled == disabled).map(|bitmap| &bitmap.name);
         Some((find(false)?, find(true)?))
     }
+
+    /// Puts the guest's device on top of a filter.
+    fn drive<'a>(&'a self, filter: &'a str) -> Move<'a> {
+        Move { qdev: self.qdev.as_deref().unwrap_or_default(), from: &self.node, to: filter }
+    }
 }
 
 /// A bitmap that is made at the instant and stays.
@@ -80,10 +90,10 @@ pub(super) struct NewBitmap {
 #[derive(Debug)]
 pub(super) enum Step {
     /// Adds a scratch file in a directory.
-    File(PlannedDisk, PathBuf),
-    Scratch(PlannedDisk, Fleece),
+    File(Arc<PlannedDisk>, PathBuf),
+    Scratch(Arc<PlannedDisk>, Fleece),
     /// (fleece=filter) The filter, which nothing goes through yet.
-    Filter(PlannedDisk),
+    Filter(Arc<PlannedDisk>),
     /// A checkpoint will count from when all else is done; the bitmaps are made at the instant.
     Checkpoint {
         name: String,
@@ -91,36 +101,31 @@ pub(super) enum Step {
     },
     /// (fleece=filter) The guest stands still.
     Pause,
-    Freeze(Vec<PlannedDisk>, Keeping),
-    /// (fleece=filter) From here on the guest's requests go through the filter.
-    Drive {
-        qdev: String,
-        node: String,
-        filter: String,
-        disk: String,
-    },
+    Freeze(Vec<Arc<PlannedDisk>>, Keeping),
+    /// (fleece=filter) From here on the guest's requests go through the filters.
+    Drives(Vec<Arc<PlannedDisk>>),
     /// (fleece=filter) The guest must have stood still until now; it goes on if we stopped it.
     Resume {
         ours: bool,
     },
-    Merge(Vec<PlannedDisk>),
-    Access(PlannedDisk),
+    Merge(Vec<Arc<PlannedDisk>>),
+    Access(Arc<PlannedDisk>),
     /// The NBD server on a socket, which has a name in QEMU until the server has it.
     Server {
         name: String,
         socket: PathBuf,
     },
-    Export(PlannedDisk, Keeping),
+    Export(Arc<PlannedDisk>, Keeping),
 }
 
-/// The steps of a point in time.
+/// The steps of a point in time, in groups.
 pub(super) struct Plan {
     /// What leads up to the instant.
-    pub(super) before: Vec<Step>,
+    pub(super) before: Vec<Vec<Step>>,
     /// The instant.
-    pub(super) instant: Vec<Step>,
+    pub(super) instant: Vec<Vec<Step>>,
     /// What follows.
-    pub(super) after: Vec<Step>,
+    pub(super) after: Vec<Vec<Step>>,
 }
 
 /// Where things are made.
@@ -145,35 +150,24 @@ pub(super) struct Keeping {
 
 /// The whole plan. `checkpoints` are the names of new checkpoints with their notes; on each disk, the same name may have
 /// another note.
-pub(super) fn plan(disks: &[PlannedDisk], keeping: Keeping, places: Places) -> Plan {
+pub(super) fn plan(disks: &[Arc<PlannedDisk>], keeping: Keeping, places: Places) -> Plan {
     let fleece = keeping.fleece;
-    let mut before = Vec::new();
-    for disk in disks {
-        before.push(Step::File(disk.clone(), places.scratch.clone()));
-        before.push(Step::Scratch(disk.clone(), fleece));
-        if fleece == Fleece::Filter {
-            before.push(Step::Filter(disk.clone()));
-        }
-    }
-    let mut instant = Vec::new();
-    for (name, note) in disks.iter().filter_map(PlannedDisk::checkpoint) {
-        let known = |step: &Step| matches!(step, Step::Checkpoint { note: known, .. } if known == note);
-        if !instant.iter().any(known) {
-            instant.push(Step::Checkpoint { name: name.clone(), note: note.clone() });
-        }
-    }
-    if fleece == Fleece::Filter && keeping.runs {
-        instant.push(Step::Pause);
-    }
-    instant.push(Step::Freeze(disks.to_vec(), keeping));
+    let per_disk = |step: &dyn Fn(Arc<PlannedDisk>) -> Step| disks.iter().cloned().map(step).collect::<Vec<_>>();
+    let mut before =
+        vec![per_disk(&|disk| Step::File(disk, places.scratch.clone())), per_disk(&|disk| Step::Scratch(disk, fleece))];
     if fleece == Fleece::Filter {
-        instant.extend(disks.iter().map(|disk| Step::Drive {
-            qdev: disk.qdev.clone().unwrap_or_default(),
-            node: disk.node.clone(),
-            filter: disk.ids.of(Role::Filter),
-            disk: disk.name.clone(),
-        }));
-        instant.push(Step::Resume { ours: keeping.runs });
+        before.push(per_disk(&Step::Filter));
+    }
+    let noted: BTreeSet<_> = disks.iter().filter_map(|disk| disk.checkpoint()).collect();
+    let begin = |(name, note): (&String, &String)| Step::Checkpoint { name: name.clone(), note: note.clone() };
+    let mut instant = vec![noted.into_iter().map(begin).collect()];
+    if fleece == Fleece::Filter && keeping.runs {
+        instant.push(vec![Step::Pause]);
+    }
+    instant.push(vec![Step::Freeze(disks.to_vec(), keeping)]);
+    if fleece == Fleece::Filter {
+        instant.push(vec![Step::Drives(disks.to_vec())]);
+        instant.push(vec![Step::Resume { ours: keeping.runs }]);
     }
     let mut after = Vec::new();
     if disks
@@ -182,13 +176,13 @@ pub(super) fn plan(disks: &[PlannedDisk], keeping: Keeping, places: Places) -> P
         .flat_map(|bitmap| &bitmap.parts)
         .any(|part| !part.recording && !part.note)
     {
-        after.push(Step::Merge(disks.to_vec()));
+        after.push(vec![Step::Merge(disks.to_vec())]);
     }
     if fleece != Fleece::Backing {
-        after.extend(disks.iter().cloned().map(Step::Access));
+        after.push(per_disk(&Step::Access));
     }
-    after.extend(places.server.map(|(name, socket)| Step::Server { name, socket }));
-    after.extend(disks.iter().cloned().map(|disk| Step::Export(disk, keeping)));
+    after.extend(places.server.map(|(name, socket)| vec![Step::Server { name, socket }]));
+    after.push(per_disk(&|disk| Step::Export(disk, keeping)));
     Plan { before, instant, after }
 }
 
@@ -200,7 +194,7 @@ impl fmt::Display for Step {
             Self::Filter(disk) => write!(f, "adding a filter for {}", disk.name),
             Self::Checkpoint { name, .. } => write!(f, "beginning checkpoint {name}"),
             Self::Pause => f.write_str("stopping the guest for the instant"),
-            Self::Drive { disk, .. } => write!(f, "putting the filter on {disk}"),
+            Self::Drives(disks) => write!(f, "putting filters on {} disks", disks.len()),
             Self::Resume { .. } => f.write_str("letting the guest go on"),
             Self::Freeze(disks, _) => write!(f, "freezing {} disks at one instant", disks.len()),
             Self::Merge(_) => f.write_str("merging dirty bitmaps of the backing chain"),
@@ -215,8 +209,8 @@ impl fmt::Display for Step {
 impl plan::Step for Step {
     type Undo = Leftover;
 
-    fn leaves(&self) -> Option<Leftover> {
-        Some(match self {
+    fn leaves(&self) -> Vec<Leftover> {
+        vec![match self {
             Self::File(disk, dir) => {
                 Leftover::File { node: disk.ids.of(Role::File), place: scratch::place(dir, &disk.ids) }
             }
@@ -224,8 +218,13 @@ impl plan::Step for Step {
             Self::Filter(disk) => Leftover::Node { name: disk.ids.of(Role::Filter) },
             Self::Checkpoint { name, note } => Leftover::Checkpoint { name: name.clone(), note: note.clone() },
             Self::Pause => Leftover::Pause,
-            Self::Drive { qdev, node, filter, .. } => {
-                Leftover::Drive { qdev: qdev.clone(), node: node.clone(), filter: filter.clone() }
+            Self::Drives(disks) => {
+                let drive = |Move { qdev, from, to }: Move<'_>| Leftover::Drive {
+                    qdev: qdev.to_owned(),
+                    node: from.to_owned(),
+                    filter: to.to_owned(),
+                };
+                return disks.iter().map(|disk| drive(disk.drive(&disk.ids.of(Role::Filter)))).collect();
             }
             Self::Freeze(disks, keeping) if keeping.fleece != Fleece::Filter => {
                 Leftover::Jobs { ids: disks.iter().map(|disk| disk.ids.of(Role::Point)).collect() }
@@ -234,8 +233,8 @@ impl plan::Step for Step {
             Self::Server { name, socket } => Leftover::Server { name: name.clone(), socket: socket.clone() },
             Self::Export(disk, _) => Leftover::Export { id: disk.ids.of(Role::Point) },
             // Bitmaps on the scratch image go with it; a guest that goes on leaves nothing.
-            Self::Freeze(..) | Self::Merge(_) | Self::Resume { .. } => return None,
-        })
+            Self::Freeze(..) | Self::Merge(_) | Self::Resume { .. } => return Vec::new(),
+        }]
     }
 
     async fn apply(&self, context: &Context) -> Result<()> {
@@ -250,7 +249,12 @@ impl plan::Step for Step {
                 let actions = disks.iter().flat_map(|disk| freeze(disk, *keeping)).collect();
                 session.transaction(actions).await.map_err(|error| in_the_way(error, disks))
             }
-            Self::Drive { qdev, node, filter, .. } => session.move_drive(qdev, node, filter).await,
+            Self::Drives(disks) => {
+                let filters: Vec<String> = disks.iter().map(|disk| disk.ids.of(Role::Filter)).collect();
+                let drives: Vec<Move<'_>> =
+                    disks.iter().zip(&filters).map(|(disk, filter)| disk.drive(filter)).collect();
+                session.move_drives(&drives).await
+            }
             Self::Resume { ours } => {
                 if session.runs().await? {
                     let why = "somebody let the guest go on before all disks were frozen; try again";
@@ -340,7 +344,7 @@ fn export(disk: &PlannedDisk, keeping: Keeping) -> Value {
 }
 
 /// Explains why QEMU refuses to freeze; it names a node, the user knows the disk.
-fn in_the_way(error: Error, disks: &[PlannedDisk]) -> Error {
+fn in_the_way(error: Error, disks: &[Arc<PlannedDisk>]) -> Error {
     let words = refused(&error).map_or("", |refusal| refusal.description.as_str());
     if !["busy", "in use", "Conflicts with", "conflict"].iter().any(|word| words.contains(word)) {
         return error;

@@ -18,6 +18,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use super::ids::PREFIX;
+use super::removal::Move;
 use super::server;
 use super::session::Session;
 use super::warden::ScratchFile;
@@ -82,6 +83,27 @@ impl Leftover {
             _ => Ok(()),
         }
     }
+
+    fn file(&self) -> Option<(&str, &Path)> {
+        if let Self::File { node, place } = self { Some((node, place)) } else { None }
+    }
+
+    fn node(&self) -> Option<&str> {
+        if let Self::Node { name } = self { Some(name) } else { None }
+    }
+
+    fn noted(&self) -> Option<(&str, &str)> {
+        if let Self::Checkpoint { name, note } = self { Some((name, note)) } else { None }
+    }
+
+    fn export(&self) -> Option<&str> {
+        if let Self::Export { id } = self { Some(id) } else { None }
+    }
+
+    /// Takes a device off its filter.
+    fn back(&self) -> Option<Move<'_>> {
+        if let Self::Drive { qdev, node, filter } = self { Some(Move { qdev, from: filter, to: node }) } else { None }
+    }
 }
 
 impl fmt::Display for Leftover {
@@ -111,30 +133,32 @@ impl plan::Undo for Leftover {
         }
     }
 
-    async fn undo(&self, context: &Context) -> Result<()> {
+    fn goes_with(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::File { .. }, Self::File { .. })
+            | (Self::Checkpoint { .. }, Self::Checkpoint { .. })
+            | (Self::Export { .. }, Self::Export { .. })
+            | (Self::Drive { .. }, Self::Drive { .. }) => true,
+            // Those of one role, which is the last letter.
+            (Self::Node { name }, Self::Node { name: other }) => name.bytes().last() == other.bytes().last(),
+            _ => false,
+        }
+    }
+
+    async fn undo(these: &[Self], context: &Context) -> Result<()> {
         let session = &context.session;
-        match self {
-            Self::File { node, place } => {
-                session.remove_node(node).await?;
-                // QEMU before 9.1 closes a removed descriptor of a paused machine only when that runs again: until
-                // then at least no disk space goes with it.
-                if let Some(file) = context.files().remove(node) {
-                    file.set_len(0)
-                        .map_err(|error| Error::with_source(Kind::Io, "cannot empty a scratch file", error))?;
-                }
-                if context.descriptors {
-                    session.remove_descriptors(node).await?;
-                }
-                remove_scratch(place)
+        let Some(first) = these.first() else { return Ok(()) };
+        // All of them are of its kind.
+        match first {
+            Self::File { .. } => remove_files(context, &these.iter().filter_map(Self::file).collect::<Vec<_>>()).await,
+            Self::Node { .. } => {
+                let stuck = session.remove_nodes(&these.iter().filter_map(Self::node).collect::<Vec<_>>()).await?;
+                stuck.into_iter().next().map_or(Ok(()), |(_, error)| Err(error))
             }
-            Self::Node { name } => session.remove_node(name).await,
-            Self::Jobs { ids } => {
-                for id in ids {
-                    session.end_job(id).await?;
-                }
-                Ok(())
+            Self::Jobs { ids } => session.end_jobs(ids).await,
+            Self::Checkpoint { .. } => {
+                session.remove_noted(&these.iter().filter_map(Self::noted).collect::<Vec<_>>()).await
             }
-            Self::Checkpoint { name, note } => session.remove_noted(name, note).await,
             Self::Server { name, socket } => {
                 if context.descriptors {
                     session.close_descriptor(name).await?;
@@ -144,11 +168,37 @@ impl plan::Undo for Leftover {
                 }
                 remove_socket(socket)
             }
-            Self::Export { id } => session.remove_export(id).await,
-            Self::Drive { qdev, node, filter } => session.move_drive(qdev, filter, node).await,
+            Self::Export { .. } => {
+                session.remove_exports(&these.iter().filter_map(Self::export).collect::<Vec<_>>()).await
+            }
+            Self::Drive { .. } => session.move_drives(&these.iter().filter_map(Self::back).collect::<Vec<_>>()).await,
             Self::Pause => session.resume().await,
         }
     }
+}
+
+/// Removes the nodes of scratch files, given with their places, and the files; a file whose node stays is left alone.
+async fn remove_files(context: &Context, files: &[(&str, &Path)]) -> Result<()> {
+    let nodes: Vec<&str> = files.iter().map(|(node, _)| *node).collect();
+    let stuck = context.session.remove_nodes(&nodes).await?;
+    let gone: Vec<_> = files.iter().filter(|(node, _)| stuck.iter().all(|(stuck, _)| stuck != node)).collect();
+    let mut outcome = stuck.into_iter().next().map_or(Ok(()), |(_, error)| Err(error));
+    for (node, _) in &gone {
+        // QEMU before 9.1 closes a removed descriptor of a paused machine only when that runs again: until then at least
+        // no disk space goes with it.
+        if let Some(file) = context.files().remove(*node) {
+            let failed = |error| Error::with_source(Kind::Io, "cannot empty a scratch file", error);
+            outcome = outcome.and(file.set_len(0).map_err(failed));
+        }
+    }
+    if context.descriptors {
+        let nodes: Vec<&str> = gone.iter().map(|(node, _)| *node).collect();
+        context.session.remove_descriptors(&nodes).await?;
+    }
+    for (_, place) in gone {
+        outcome = outcome.and(remove_scratch(place));
+    }
+    outcome
 }
 
 /// What the name of a scratch file's directory ends with.

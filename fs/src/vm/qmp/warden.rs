@@ -29,6 +29,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::room::{Full, LEAST, Marks, Room};
 use super::session::Session;
 use crate::error::{Error, Kind, Result, chain};
+use crate::point::overlap;
 use crate::vm::{Event, Scratch};
 
 /// Between two looks as a rule.
@@ -257,16 +258,19 @@ impl Watching {
         let disks = u64::try_from(marked.held.scratch.len().max(1)).unwrap_or(u64::MAX);
         marked.granted = marked.marks.left(room).unwrap_or(0);
         let share = marked.granted / disks;
+        let mut marks = Vec::new();
         for (scratch, warned) in marked.held.scratch.iter().zip(&mut marked.warned) {
             let size = scratch.file.metadata().map_err(unmeasured)?.len();
             let mark = size.saturating_add(share).max(1);
             // A mark that was passed is gone; one that is far off lets too much through.
             if *warned <= size || *warned > mark {
-                self.session.warn_beyond(&scratch.node, mark).await?;
-                *warned = mark;
+                marks.push((scratch.node.as_str(), warned, mark));
             }
         }
-        Ok(())
+        let session = &self.session;
+        let marks = marks.into_iter();
+        let set = marks.map(|(node, warned, mark)| set_mark(session, node, warned, mark)).collect();
+        overlap::until_one_fails(set).await
     }
 
     async fn ask_for_migration(&mut self) {
@@ -300,6 +304,12 @@ impl Watching {
             Err(error) => tracing::error!("cannot let go of the guest: {}", chain(&error)),
         }
     }
+}
+
+async fn set_mark(session: &Session, node: &str, warned: &mut u64, mark: u64) -> Result<()> {
+    session.warn_beyond(node, mark).await?;
+    *warned = mark;
+    Ok(())
 }
 
 fn measure(scratch: &[ScratchFile]) -> Result<Room> {
