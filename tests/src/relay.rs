@@ -53,6 +53,10 @@ pub struct Relay {
 #[derive(Debug, Default)]
 struct State {
     commands: Vec<String>,
+    /// All commands, those that only look included.
+    all: usize,
+    /// Commands that waited for an answer, at most at once.
+    at_once: usize,
     kill: Option<Kill>,
     killed: bool,
 }
@@ -97,6 +101,12 @@ impl Relay {
     /// The names of the commands that changed something, since [`Relay::count`] or [`Relay::kill_at`].
     pub fn commands(&self) -> Vec<String> {
         self.lock().commands.clone()
+    }
+
+    /// All commands since then, and how many of them waited for an answer at most at once.
+    pub fn traffic(&self) -> (usize, usize) {
+        let state = self.lock();
+        (state.all, state.at_once)
     }
 
     /// Counts from nothing, and kills nobody.
@@ -145,6 +155,7 @@ fn relay(client: UnixStream, server: UnixStream, events: bool, state: &Mutex<Sta
     let (mut client, mut server) = (Wire::new(client), Wire::new(server));
     // The id of the command whose answer is not to be seen.
     let mut fatal: Option<Value> = None;
+    let mut unanswered: usize = 0;
     loop {
         let mut ready = [&client, &server].map(|wire| PollFd::new(&wire.stream, PollFlags::IN));
         retry_on_intr(|| poll(&mut ready, None))?;
@@ -153,6 +164,11 @@ fn relay(client: UnixStream, server: UnixStream, events: bool, state: &Mutex<Sta
             for (line, descriptors) in client.read()? {
                 let request: Value = serde_json::from_slice(&line).unwrap_or_default();
                 let command = request["execute"].as_str().unwrap_or_default();
+                unanswered += 1;
+                let mut counted = state.lock().unwrap_or_else(PoisonError::into_inner);
+                counted.all += 1;
+                counted.at_once = counted.at_once.max(unanswered);
+                drop(counted);
                 if changes_something(command) {
                     let mut state = state.lock().unwrap_or_else(PoisonError::into_inner);
                     match state.meet(command) {
@@ -171,6 +187,7 @@ fn relay(client: UnixStream, server: UnixStream, events: bool, state: &Mutex<Sta
             for (line, descriptors) in server.read()? {
                 let message: Value = serde_json::from_slice(&line).unwrap_or_default();
                 let event = message.get("event").is_some();
+                unanswered = unanswered.saturating_sub(usize::from(!event));
                 if !event && fatal.as_ref() == Some(&message["id"]) {
                     state.lock().unwrap_or_else(PoisonError::into_inner).strike();
                     return Ok(());

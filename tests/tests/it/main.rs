@@ -34,6 +34,7 @@ mod live_guest;
 mod map;
 mod maps;
 mod open_files;
+mod overlap;
 mod private;
 mod qcow2;
 mod quiesce;
