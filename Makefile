@@ -5,6 +5,7 @@
 PACKAGES_BUILD = gcc libc6-dev
 PACKAGES_DEMO  = $(PACKAGES_BUILD) fuse3 e2fsprogs busybox-static kmod cpio xz-utils python3
 PACKAGES_TEST  = $(PACKAGES_DEMO) attr libnbd-bin nbdkit openssl strace systemd iproute2 nftables
+PACKAGES_BENCH = fio
 PACKAGES_FUZZ  = $(PACKAGES_BUILD) g++
 
 PREFIX  = /usr/local
@@ -81,9 +82,14 @@ soak: setup ## SECONDS=300 SEED=: 64 readers, a writing guest and everything tha
 	$(machines) PULLFS_TEST_SOAK=$(SECONDS),$(SEED) $(CARGO) test -p pullfs-tests --test it --no-fail-fast -- \
 	    --nocapture --test-threads=1 soak::
 
-bench: setup ## the figures: all benchmarks there are
-	$(CARGO) build --release -p pullfs -p pullfs-mount-helpers
-	$(machines) $(CARGO) bench --workspace --all-features
+# Which works (a to h, docs/performance.md), how often, with how much data: make bench WORK=a,b ROUNDS=3 SIZE=512M
+WORK   =
+ROUNDS = 5
+SIZE   = 1G
+bench: setup ## WORK=(all) ROUNDS=5 SIZE=1G: pullfs and its peers in turns; writes bench/results (docs/performance.md)
+	tests/setup/packages.sh $(PACKAGES_BENCH)
+	$(CARGO) build --release -p pullfs -p pullfs-mount-helpers -p pullfs-bench
+	$(machines) $(TARGET_DIR)/release/pullfs-bench $(if $(WORK),--work $(WORK)) --rounds $(ROUNDS) --size $(SIZE)
 
 demo: setup-demo ## as root: mounts a small machine that runs Linux and backs it up while it writes
 	$(CARGO) build --release --quiet -p pullfs -p pullfs-mount-helpers

@@ -1,0 +1,91 @@
+//! What processes cost, as the kernel counts it.
+
+use std::fs;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use pullfs_tests::tools::tool;
+
+/// For the largest copy on a slow disk.
+pub(crate) const LIMIT: Duration = Duration::from_secs(900);
+
+/// Linux tells times of processes in these, on every architecture that QEMU runs machines on.
+const TICKS_PER_SECOND: f64 = 100.0;
+
+/// The same command, which is ended when it takes too long. Waiting for it then takes no looking again and again, which
+/// would be measured too.
+#[track_caller]
+pub(crate) fn limited(command: &Command) -> Command {
+    let mut limited = tool("timeout");
+    limited.arg(LIMIT.as_secs().to_string()).arg(command.get_program()).args(command.get_args());
+    limited.stdin(Stdio::null()).stdout(Stdio::null());
+    limited
+}
+
+/// Runs a command that must succeed, and says how long it took. What it prints is thrown away.
+#[track_caller]
+pub(crate) fn timed(command: &Command) -> Duration {
+    let start = Instant::now();
+    let output = limited(command).output().expect("a command that runs");
+    let took = start.elapsed();
+    assert!(output.status.success(), "{command:?}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    took
+}
+
+/// CPU seconds of a process so far.
+#[track_caller]
+pub(crate) fn cpu(pid: u32) -> f64 {
+    let fields = stat(&pid.to_string());
+    (fields[11] + fields[12]) / TICKS_PER_SECOND
+}
+
+/// CPU seconds so far of all our children that have ended.
+#[track_caller]
+pub(crate) fn cpu_of_ended() -> f64 {
+    let fields = stat("self");
+    (fields[13] + fields[14]) / TICKS_PER_SECOND
+}
+
+/// What a process had in memory at most, in MiB.
+#[track_caller]
+pub(crate) fn most_resident(pid: u32) -> f64 {
+    resident(pid, "VmHWM:")
+}
+
+/// What a process has in memory, in MiB.
+#[track_caller]
+pub(crate) fn resident_now(pid: u32) -> f64 {
+    resident(pid, "VmRSS:")
+}
+
+#[track_caller]
+fn resident(pid: u32, key: &str) -> f64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("a process of ours");
+    let line = status.lines().find_map(|line| line.strip_prefix(key));
+    let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
+    kib.expect("the memory of a process") / 1024.0
+}
+
+/// The numbers of /proc/PID/stat from the third field on, which is the state and counts as 0 here.
+#[track_caller]
+fn stat(pid: &str) -> Vec<f64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("a process of ours");
+    let rest = stat.rsplit(')').next().expect("fields");
+    rest.split_whitespace().map(|field| field.parse().unwrap_or(0.0)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_cost_is_told() {
+        let pid = std::process::id();
+        let start = Instant::now();
+        while cpu(pid) <= 0.0 {
+            assert!(start.elapsed() < Duration::from_secs(60), "no CPU time of a busy process");
+        }
+        // The kernel counts each a little late: which is larger is not told.
+        assert!(most_resident(pid) > 0.0 && resident_now(pid) > 0.0);
+    }
+}

@@ -1,0 +1,62 @@
+//! (b) 4 KiB here and there, past the page cache.
+
+use std::path::Path;
+
+use pullfs_tests::flavor::Flavor;
+use pullfs_tests::machine::Machine;
+use pullfs_tests::process::run_within;
+use pullfs_tests::tools::tool;
+use serde_json::Value;
+
+use super::sequential::{NBDFUSE, QEMU_FUSE};
+use super::{Work, data};
+use crate::args::Args;
+use crate::held::Held;
+use crate::peers::{Nbdfuse, QemuFuse};
+use crate::process::LIMIT;
+use crate::results::{OURS, Results};
+use crate::units::Unit;
+
+pub(crate) const WORK: Work = Work {
+    letter: 'b',
+    title: "random reads of 4 KiB",
+    how: "fio with O_DIRECT on a disk of full blocks, for two seconds each; a queue depth of 16 is 16 requests of one \
+          process (libaio). QEMU's FUSE export is in QEMU itself: it needs no NBD.",
+    run: operations,
+};
+
+/// What is done with so many requests at once.
+pub(crate) fn depth(requests: u32) -> String {
+    format!("4 KiB random, QD{requests}")
+}
+
+fn operations(args: &Args, results: &mut Results) {
+    let machine = Machine::build(Flavor::New).disk(data::full("vda", args.size)).start();
+    for _ in 0..args.rounds {
+        for requests in [1, 16] {
+            let mut add = |who: &str, disk: &Path| {
+                results.add('b', &depth(requests), who, Unit::PerSecond, fio(disk, requests));
+            };
+            add(OURS, &Held::of(&machine).mount.disk("vda"));
+            let held = Held::of(&machine);
+            add(NBDFUSE, &Nbdfuse::of(&held.uri()).disk());
+            add(QEMU_FUSE, &QemuFuse::of(&held).disk());
+        }
+    }
+}
+
+/// Operations a second.
+#[track_caller]
+fn fio(disk: &Path, requests: u32) -> f64 {
+    let mut command = tool("fio");
+    command.args(["--name=random", "--rw=randread", "--bs=4k", "--direct=1", "--readonly", "--time_based"]);
+    command.args(["--runtime=2", "--ioengine=libaio", "--output-format=json"]);
+    command.arg(format!("--iodepth={requests}")).arg(format!("--filename={}", disk.display()));
+    let text = run_within(&mut command, LIMIT).success();
+    // fio may say something before its JSON.
+    let json = text.find('{').map_or("", |start| &text[start..]);
+    let told: Value = serde_json::from_str(json).unwrap_or_else(|e| panic!("fio: {e}\n{text}"));
+    let job = &told["jobs"][0];
+    assert_eq!(job["error"], 0, "fio: {job}");
+    job["read"]["iops"].as_f64().expect("operations a second")
+}
