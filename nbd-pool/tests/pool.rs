@@ -288,3 +288,54 @@ fn futures_are_send() {
     send(|pool| async move { pool.block_status("", 0..0, |_| ControlFlow::Continue(())).await });
     send(|pool| async move { pool.close().await });
 }
+
+/// Begins a read; what it ends with.
+fn begin(pool: &Pool, offset: u64, length: usize) -> tokio::sync::oneshot::Receiver<Result<BytesMut, nbd_pool::Error>> {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    pool.begin_read(offset, BytesMut::zeroed(length), Box::new(move |outcome| drop(tell.send(outcome))));
+    told
+}
+
+#[tokio::test]
+async fn reads_that_are_begun_go_through_small_bounds() {
+    let listener = Listener::bind().expect("a socket");
+    let address = listener.address();
+    let server = serve_all(listener, offer());
+    let config = Config { max_in_flight_bytes: 10_000, max_in_flight_requests: 3, request_size: 4096, ..config() };
+    let pool = connect(address, config).await;
+    let begun: Vec<_> = (0..6).map(|at| (at * 1000, begin(&pool, at * 1000, 300_000))).collect();
+    for (offset, told) in begun {
+        let buf = in_time(Box::pin(told)).await.expect("told").expect("read");
+        let start = usize::try_from(offset).expect("small");
+        assert!(buf[..] == disk().content[start..start + 300_000], "wrong bytes");
+    }
+    let beyond =
+        begin(&pool, u64::try_from(SIZE).expect("small"), 1).await.expect("told").expect_err("there is nothing");
+    assert_eq!(beyond.kind(), ErrorKind::OutOfRange);
+    assert!(begin(&pool, 0, 0).await.expect("told").expect("read").is_empty());
+    pool.close().await;
+    let late = begin(&pool, 0, 512).await.expect("told").expect_err("closed");
+    assert_eq!(late.kind(), ErrorKind::Closed);
+    server.abort();
+}
+
+#[tokio::test]
+async fn what_a_lost_connection_owes_to_a_read_that_was_begun_is_asked_again() {
+    let listener = Listener::bind().expect("a socket");
+    let address = listener.address();
+    let server = async {
+        let mut first = listener.accept(&offer()).await.expect("a client");
+        first.request().await.expect("valid").expect("a request");
+        drop(first);
+        let mut second = listener.accept(&offer()).await.expect("the client comes back");
+        second.serve(&disk()).await.expect("served");
+    };
+    let client = async {
+        let pool = connect(address, Config { connections: 1, ..config() }).await;
+        let buf = begin(&pool, 4096, 8192).await.expect("told").expect("read");
+        assert!(buf[..] == disk().content[4096..12288], "wrong bytes");
+        assert_eq!(pool.stats().reconnects, 1);
+        pool.close().await;
+    };
+    in_time(Box::pin(async { tokio::join!(server, client) })).await;
+}
