@@ -393,6 +393,8 @@ mod tests {
         let options = Options::parse("scratch_limit=10G,hold_limit=2h,idle_timeout=90").unwrap();
         assert_eq!(options.scratch_limit, Some(10 << 30));
         assert_eq!((options.hold_limit, options.idle_timeout), (Some(2 * HOUR), Some(HOUR / 40)));
+        let options = Options::parse("cache=64M,readahead=0").unwrap();
+        assert_eq!((options.cache, options.readahead), (64 << 20, 0));
         let options = Options::parse("max_rate=20M,max_inflight=4,polite").unwrap();
         assert_eq!((options.max_rate, options.max_inflight, options.polite), (Some(20 << 20), Some(4), true));
     }
@@ -417,6 +419,8 @@ mod tests {
             ("scratch_limit=99999999T", "number of bytes"),
             ("hold_limit=soon", "a time"),
             ("idle_timeout=0", "a time"),
+            ("cache=0", "number of bytes"),
+            ("readahead=far", "number of bytes"),
             ("max_rate=1K", "at least 64K"),
             ("max_rate=fast", "bytes a second"),
             ("max_inflight=0", "from 1 to 1024"),

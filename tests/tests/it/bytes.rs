@@ -212,3 +212,52 @@ fn seeks_past_the_end(disk: &Path, size: u64, data: &[Extent]) {
     // The other kinds of lseek are the kernel's.
     assert_eq!(seek(&file, SeekFrom::End(0)), Ok(size));
 }
+
+// Read-ahead fetches what will be read, once, and what is on its way for one reader is on its way for all.
+on!(no_byte_is_fetched_twice: new = New, old = Old);
+fn no_byte_is_fetched_twice(flavor: Flavor) {
+    const SIZE: u64 = 24 * MIB;
+    let machine = Machine::build(flavor).disk(Disk::raw("vda", SIZE).filled(&[(0, SIZE)])).start();
+    let before = machine.copy("vda", "before");
+    let mount = Mount::of(&machine);
+    let fetched = || mount.status()["point"]["nbd"]["bytes"].as_u64().expect("a count");
+    let held = File::open(mount.disk("vda")).expect("a disk");
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let mut bytes = Vec::new();
+                open_direct(&mount.disk("vda")).read_to_end(&mut bytes).expect("the disk");
+                assert!(bytes == fs::read(&before).expect("the copy"), "wrong bytes");
+            });
+        }
+    });
+    oracle::same(&mount.disk("vda"), &before);
+    assert_eq!(fetched(), SIZE);
+    // The same blocks by another name are at hand.
+    ok(tool("cat").arg(mount.path("current/vda/disk.qcow2")));
+    assert_eq!(fetched(), SIZE);
+    drop(held);
+    assert!(mount.unmount().success());
+}
+
+on!(what_is_scattered_is_fetched_alone: new = New, old = Old);
+fn what_is_scattered_is_fetched_alone(flavor: Flavor) {
+    const CLUSTER: u64 = 65536;
+    let machine = Machine::build(flavor).disk(Disk::qcow2("vda", 256 * MIB).filled(&[(0, MIB)])).start();
+    machine.add_bitmap("vda", "since", CLUSTER);
+    for at in (0..256 * MIB).step_by(2 << 20) {
+        machine.write("vda", at, 4096, 0x5a);
+    }
+    let dirty = 128 * CLUSTER;
+    let mount = Mount::of(&machine);
+    for file in ["delta.qcow2", "delta.raw"] {
+        ok(tool("cp")
+            .arg("--sparse=always")
+            .arg(mount.path(&format!("checkpoints/since/vda/{file}")))
+            .arg(mount.beside(file)));
+        let fetched = mount.status()["point"]["nbd"]["bytes"].as_u64().expect("a count");
+        assert!(fetched >= dirty && fetched <= dirty / 50 * 51, "{fetched} bytes for {dirty} of {file}");
+        mount.command(&["release"]).success();
+    }
+    assert!(mount.unmount().success());
+}
