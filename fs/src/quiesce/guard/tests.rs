@@ -9,9 +9,9 @@ use crate::quiesce::report;
 use crate::quiesce::testing::{Act, FILESYSTEMS, Scripted};
 
 const LIMITS: Limits = Limits {
-    answer: Duration::from_millis(200),
-    freeze: Duration::from_millis(200),
-    hold: Duration::from_millis(500),
+    answer: Duration::from_millis(600),
+    freeze: Duration::from_millis(600),
+    hold: Duration::from_secs(1),
     patience: Duration::from_secs(20),
 };
 
