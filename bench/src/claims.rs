@@ -3,8 +3,10 @@
 use crate::readers::Reader;
 use crate::results::{OURS, Results};
 use crate::units::figure;
+use crate::work::increment::{CHANGED, FETCHED};
 use crate::work::random::depth;
 use crate::work::sequential::{CLIENT_CPU, COPIED, NBDFUSE, QEMU_FUSE, cold};
+use crate::work::sparse::{ALONE, RAW};
 
 /// What a ratio is to be.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -66,6 +68,11 @@ pub(crate) fn of(results: &Results) -> Vec<Claim> {
     for (requests, peer, target) in [(1, NBDFUSE, 1.15), (16, NBDFUSE, 2.0), (16, QEMU_FUSE, 1.2)] {
         let (what, says) = (depth(requests), format!("2. 4 KiB random, QD{requests}, against {peer}"));
         claims.push(claim(&says, AtLeast(target), (&what, OURS), (&what, peer)));
+    }
+    claims.push(claim("3. cp of a sparse disk against cp of its data", AtMost(1.3), (RAW, OURS), (ALONE, "cp")));
+    claims.push(claim("4. fetched against changed", AtMost(1.02), (FETCHED, OURS), (CHANGED, OURS)));
+    for not_yet in ["4. increment against virtnbdbackup's", "5. p99 of a guest's writes", "5. the same with polite"] {
+        claims.push(Claim { says: not_yet.to_owned(), target: AtMost(1.0), ratio: None });
     }
     let cpu = ((CLIENT_CPU, OURS), (CLIENT_CPU, NBDFUSE));
     claims.push(claim("6. CPU of the daemon against nbdfuse's", AtMost(0.6), cpu.0, cpu.1));

@@ -2,8 +2,10 @@
 
 pub(crate) mod data;
 mod first_byte;
+pub(crate) mod increment;
 pub(crate) mod random;
 pub(crate) mod sequential;
+pub(crate) mod sparse;
 
 use crate::args::Args;
 use crate::results::Results;
@@ -20,7 +22,8 @@ pub(crate) struct Work {
 }
 
 /// All of them, in the order of the report.
-pub(crate) const ALL: &[Work] = &[sequential::WORK, random::WORK, first_byte::WORK, sequential::COST];
+pub(crate) const ALL: &[Work] =
+    &[sequential::WORK, random::WORK, sparse::WORK, increment::WORK, first_byte::WORK, sequential::COST];
 
 /// What the chart shows of it all.
 pub(crate) const CHARTED: &[&str] = &[
