@@ -121,7 +121,7 @@ fn a_guardian_that_is_killed_is_replaced(flavor: Flavor) {
     let first = mount.guardian();
     signal_pid(first, Signal::KILL);
     wait_until("a new guardian", RESCUE_LIMIT, || {
-        mount.status()["guard"]["pid"].as_u64().is_some_and(|pid| pid != u64::from(first))
+        mount.status()["guard"]["pid"].as_u64().is_some_and(|pid| pid != 0 && pid != u64::from(first))
     });
     let status = mount.status();
     if status["point"]["state"] == "none" {
