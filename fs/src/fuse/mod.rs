@@ -154,8 +154,11 @@ impl Filesystem for Adapter {
         let refused = |what: &str| io::Error::other(format!("the kernel refuses {what}"));
         config.set_max_write(MAX_REQUEST).map_err(|_| refused("requests of 1 MiB"))?;
         config.set_max_background(MAX_BACKGROUND).map_err(|_| refused("64 background requests"))?;
-        // Look-ups in one directory need not wait for each other. An older kernel does without.
-        config.add_capabilities(InitFlags::FUSE_PARALLEL_DIROPS).ok();
+        // Look-ups in one directory need not wait for each other, nor need reads of one process that waits for none of
+        // them (io_submit(2) with O_DIRECT). An older kernel does without.
+        for wanted in [InitFlags::FUSE_PARALLEL_DIROPS, InitFlags::FUSE_ASYNC_DIO] {
+            config.add_capabilities(wanted).ok();
+        }
         Ok(())
     }
 
