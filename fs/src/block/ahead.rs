@@ -3,7 +3,7 @@
 //! ```text
 //!     ┌─ a cursor ────────────── window ──────────────┐
 //! ────┴ read so far ┬──────── asked for ahead ────────┴────▶
-//!                   └ refilled when half of it is used up
+//!                   └ topped up as it is used up
 //! ```
 //! A reader that went on twice where it was gets a window, which doubles as it goes on. Several readers of one handle have a
 //! cursor each; the kernel's threads deliver reads a little out of order.
@@ -63,7 +63,8 @@ impl Ahead {
         cursor.front = cursor.front.max(cursor.end);
         let left = cursor.front - cursor.end;
         let mut wanted = None;
-        if cursor.in_a_row >= IN_A_ROW && most > 0 && left <= cursor.window / 2 {
+        // In small steps: QEMU works on all the time, and gives no memory back that it needs again at once.
+        if cursor.in_a_row >= IN_A_ROW && most > 0 && left.saturating_add(ALIGNMENT) <= cursor.window.max(ALIGNMENT) {
             cursor.window = if cursor.window == 0 { FIRST.min(most) } else { (cursor.window * 2).min(most) };
             let until = cursor.end.saturating_add(cursor.window).next_multiple_of(ALIGNMENT);
             if until > cursor.front {
