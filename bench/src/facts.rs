@@ -25,7 +25,8 @@ pub(crate) fn tell(args: &Args) -> Facts {
     vec![
         ("date", first_line(tool("date").args(["-u", "+%Y-%m-%d %H:%M UTC"]))),
         ("processors", format!("{processors} × {}", model.unwrap_or("unknown"))),
-        ("kernel", first_line(tool("uname").arg("-sr"))),
+        // What a distribution appends says nothing to others.
+        ("kernel", first_line(tool("uname").arg("-sr")).split('-').next().unwrap_or_default().to_owned()),
         ("QEMU", version("qemu-system-x86_64")),
         ("nbdfuse, nbdcopy", version("nbdcopy")),
         ("rounds", args.rounds.to_string()),
