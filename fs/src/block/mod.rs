@@ -66,8 +66,7 @@ pub trait Source: Send + Sync {
     async fn read(&self, offset: u64, buf: BytesMut) -> Result<BytesMut>;
 
     /// Begins what [`Source::read`] does, without waiting; any thread may. Everything comes back where that cannot be done.
-    fn begin(&self, offset: u64, buf: BytesMut, begun: Begun) -> Option<(BytesMut, Begun)> {
-        let _ = offset;
+    fn begin(&self, _offset: u64, buf: BytesMut, begun: Begun) -> Option<(BytesMut, Begun)> {
         Some((buf, begun))
     }
 

@@ -7,6 +7,7 @@ use proptest::prelude::*;
 use tokio::sync::Semaphore;
 
 use super::*;
+use crate::block::allocation::Allocation;
 use crate::block::{Begun, Map, Sink, Traffic};
 
 const SIZE: u64 = 8 << 20;
@@ -229,6 +230,21 @@ async fn nothing_is_given_out_before_it_is_confirmed() {
     keeper.refuse.store(false, Ordering::SeqCst);
     keeper.turns.add_permits(1);
     assert!(read(512..1024).await.unwrap().is_ok(), "what was not is fetched again");
+}
+
+#[tokio::test]
+async fn what_was_learnt_of_holes_is_used_unasked_only_once_it_is_confirmed() {
+    for refuse in [false, true] {
+        let (turns, asked) = (Semaphore::new(0), AtomicUsize::new(0));
+        let keeper = Arc::new(Told { turns, asked, refuse: AtomicBool::new(refuse) });
+        let allocation = Allocation::new(Slow::new(0), SIZE, Some(keeper.clone()));
+        allocation.complete().await.unwrap();
+        settle().await;
+        assert_eq!(allocation.within_if_known(0..SIZE), None);
+        keeper.turns.add_permits(1);
+        settle().await;
+        assert_eq!(allocation.within_if_known(0..SIZE).is_some(), !refuse);
+    }
 }
 
 /// A source that begins reads itself, and answers at once on the same thread.
