@@ -34,11 +34,17 @@ struct Slow {
     /// How often each byte range was asked for.
     asked: Mutex<BTreeMap<(u64, usize), usize>>,
     fail: AtomicBool,
+    /// It begins reads itself, and answers at once on the same thread.
+    prompt: bool,
 }
 
 impl Slow {
     fn new(permits: usize) -> Arc<Self> {
-        Arc::new(Self { permits: Semaphore::new(permits), asked: Mutex::default(), fail: AtomicBool::new(false) })
+        Arc::new(Self::with(permits, false))
+    }
+
+    fn with(permits: usize, prompt: bool) -> Self {
+        Self { permits: Semaphore::new(permits), asked: Mutex::default(), fail: AtomicBool::new(false), prompt }
     }
 
     fn asked(&self) -> Vec<(u64, usize)> {
@@ -56,6 +62,15 @@ impl Source for Slow {
         }
         fill(offset, &mut buf);
         Ok(buf)
+    }
+
+    fn begin(&self, offset: u64, mut buf: BytesMut, begun: Begun) -> Option<(BytesMut, Begun)> {
+        if !self.prompt {
+            return Some((buf, begun));
+        }
+        fill(offset, &mut buf);
+        begun(Ok(buf));
+        None
     }
 
     async fn map(&self, _: &Map, window: Range<u64>, sink: &mut Sink<'_>) -> Result<()> {
@@ -247,36 +262,6 @@ async fn what_was_learnt_of_holes_is_used_unasked_only_once_it_is_confirmed() {
     }
 }
 
-/// A source that begins reads itself, and answers at once on the same thread.
-struct Prompt;
-
-#[async_trait]
-impl Source for Prompt {
-    async fn read(&self, _: u64, _: BytesMut) -> Result<BytesMut> {
-        panic!("it begins reads")
-    }
-
-    fn begin(&self, offset: u64, mut buf: BytesMut, begun: Begun) -> Option<(BytesMut, Begun)> {
-        fill(offset, &mut buf);
-        begun(Ok(buf));
-        None
-    }
-
-    async fn map(&self, _: &Map, _: Range<u64>, _: &mut Sink<'_>) -> Result<()> {
-        Ok(())
-    }
-
-    async fn give_back(&self, _: Range<u64>) -> Result<()> {
-        Ok(())
-    }
-
-    fn traffic(&self) -> Traffic {
-        Traffic::default()
-    }
-
-    async fn close(&self) {}
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
@@ -289,7 +274,7 @@ proptest! {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
             let cache = Cache::new(budget);
-            let disks = [cache.disk(Arc::new(Prompt), None), cache.disk(Arc::new(Prompt), None)];
+            let disks = [(); 2].map(|()| cache.disk(Arc::new(Slow::with(0, true)), None));
             for (number, (ahead, start, length)) in steps.into_iter().enumerate() {
                 let (disk, range) = (&disks[number % 2], start..(start + length).min(SIZE));
                 if ahead {
