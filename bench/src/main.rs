@@ -16,6 +16,7 @@ mod process;
 mod readers;
 mod report;
 mod results;
+mod turns;
 mod units;
 mod work;
 

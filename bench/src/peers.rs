@@ -13,19 +13,21 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::held::Held;
+use crate::results::OURS;
+use crate::work::sequential::{NBDFUSE, QEMU_FUSE};
 
 /// For a file system to appear, or to go.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// nbdfuse with its defaults, over a socket of the same export.
-pub(crate) struct Nbdfuse {
+struct Nbdfuse {
     server: Running,
     dir: TempDir,
 }
 
 impl Nbdfuse {
     #[track_caller]
-    pub(crate) fn of(uri: &str) -> Self {
+    fn of(uri: &str) -> Self {
         let dir = mount_point();
         let mut command = tool("nbdfuse");
         command.arg("-r").arg(dir.path().join("mnt")).arg(uri);
@@ -38,11 +40,11 @@ impl Nbdfuse {
         Self { server, dir }
     }
 
-    pub(crate) fn disk(&self) -> PathBuf {
+    fn disk(&self) -> PathBuf {
         self.dir.path().join("mnt/nbd")
     }
 
-    pub(crate) fn pid(&self) -> u32 {
+    fn pid(&self) -> u32 {
         self.server.pid()
     }
 }
@@ -54,7 +56,7 @@ impl Drop for Nbdfuse {
 }
 
 /// QEMU's own FUSE export of the same node, in the same process: nothing is between the two but the kernel.
-pub(crate) struct QemuFuse<'a> {
+struct QemuFuse<'a> {
     machine: &'a Machine,
     dir: TempDir,
 }
@@ -64,7 +66,7 @@ const EXPORT: &str = "bench-fuse";
 
 impl<'a> QemuFuse<'a> {
     #[track_caller]
-    pub(crate) fn of(held: &Held<'a>) -> Self {
+    fn of(held: &Held<'a>) -> Self {
         let dir = mount_point();
         File::create(dir.path().join("disk")).expect("a file to export over");
         let peer = Self { machine: held.machine, dir };
@@ -75,7 +77,7 @@ impl<'a> QemuFuse<'a> {
         peer
     }
 
-    pub(crate) fn disk(&self) -> PathBuf {
+    fn disk(&self) -> PathBuf {
         self.dir.path().join("disk")
     }
 }
@@ -87,6 +89,24 @@ impl Drop for QemuFuse<'_> {
             let gone = |data: &serde_json::Value| data["id"] == EXPORT;
             self.machine.qmp().wait_event("BLOCK_EXPORT_DELETED", LIMIT, gone);
         }
+    }
+}
+
+/// Those that show a disk as a file, ourselves among them.
+pub(crate) const FILE_SYSTEMS: [&str; 3] = [OURS, NBDFUSE, QEMU_FUSE];
+
+/// Has one of [`FILE_SYSTEMS`] show a machine's disk, at a point in time and in a mount of its own: `work` is given the
+/// file, and the file system's process. QEMU's export has none besides QEMU.
+#[track_caller]
+pub(crate) fn shown<R>(who: &str, machine: &Machine, work: impl FnOnce(&Path, Option<u32>) -> R) -> R {
+    let held = Held::of(machine);
+    match who {
+        NBDFUSE => {
+            let peer = Nbdfuse::of(&held.uri());
+            work(&peer.disk(), Some(peer.pid()))
+        }
+        QEMU_FUSE => work(&QemuFuse::of(&held).disk(), None),
+        _ => work(&held.mount.disk("vda"), Some(held.mount.pid())),
     }
 }
 

@@ -6,6 +6,7 @@ use std::process::Command;
 use pullfs_tests::disk::Disk;
 use pullfs_tests::tools::tool;
 
+use crate::process::timed;
 use crate::units::MIB;
 
 /// So much is filled at once, in memory.
@@ -29,6 +30,18 @@ pub(crate) fn cp(from: &Path, to: &Path) -> Command {
     let mut command = tool("cp");
     command.arg(from).arg(to);
     command
+}
+
+/// Panics unless two files hold the same bytes.
+#[track_caller]
+pub(crate) fn same(one: &Path, other: &Path) {
+    timed(tool("cmp").arg(one).arg(other));
+}
+
+/// Panics unless two images hold the same bytes, whatever their formats; a machine may have them.
+#[track_caller]
+pub(crate) fn same_image(one: &Path, other: &Path) {
+    timed(tool("qemu-img").args(["compare", "-U"]).arg(one).arg(other));
 }
 
 #[cfg(test)]

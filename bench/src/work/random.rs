@@ -8,13 +8,12 @@ use pullfs_tests::process::run_within;
 use pullfs_tests::tools::tool;
 use serde_json::Value;
 
-use super::sequential::{NBDFUSE, QEMU_FUSE};
 use super::{Work, data};
 use crate::args::Args;
-use crate::held::Held;
-use crate::peers::{Nbdfuse, QemuFuse};
+use crate::peers::{FILE_SYSTEMS, shown};
 use crate::process::LIMIT;
-use crate::results::{OURS, Results};
+use crate::results::Results;
+use crate::turns::turns;
 use crate::units::Unit;
 
 pub(crate) const WORK: Work = Work {
@@ -32,15 +31,12 @@ pub(crate) fn depth(requests: u32) -> String {
 
 fn operations(args: &Args, results: &mut Results) {
     let machine = Machine::build(Flavor::New).disk(data::full("vda", args.size)).start();
-    for _ in 0..args.rounds {
+    for round in 0..args.rounds {
         for requests in [1, 16] {
-            let mut add = |who: &str, disk: &Path| {
-                results.add('b', &depth(requests), who, Unit::PerSecond, fio(disk, requests));
-            };
-            add(OURS, &Held::of(&machine).mount.disk("vda"));
-            let held = Held::of(&machine);
-            add(NBDFUSE, &Nbdfuse::of(&held.uri()).disk());
-            add(QEMU_FUSE, &QemuFuse::of(&held).disk());
+            for who in turns(&FILE_SYSTEMS, round) {
+                let operations = shown(who, &machine, |disk, _| fio(disk, requests));
+                results.add('b', &depth(requests), who, Unit::PerSecond, operations);
+            }
         }
     }
 }

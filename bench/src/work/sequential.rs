@@ -2,20 +2,21 @@
 
 use std::fs::File;
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use pullfs_tests::flavor::Flavor;
 use pullfs_tests::machine::Machine;
-use pullfs_tests::oracle;
 use rustix::fs::{Advice, fadvise};
 
 use super::Work;
 use crate::args::Args;
 use crate::held::Held;
-use crate::peers::{self, NBDCOPY, Nbdfuse, QemuFuse};
+use crate::peers::{self, FILE_SYSTEMS, NBDCOPY, shown};
 use crate::process::{cpu, cpu_of_ended, most_resident, timed};
 use crate::readers::{READERS, Reader};
 use crate::results::{OURS, Results};
+use crate::turns::turns;
 use crate::units::{GIB, MIB, Unit, float};
 use crate::work::data;
 
@@ -24,7 +25,8 @@ pub(crate) const WORK: Work = Work {
     title: "sequential read of a disk of random data",
     how: "The image is in the page cache of the server's side, so that the ways are compared and not the disk below. Each \
           reader has a mount of its own that has read nothing yet, then reads again from the kernel's page cache. The \
-          copiers and the other file systems read the same export of the same point in time.",
+          copiers and the other file systems read the export of a point in time that pullfs holds. Who begins changes from \
+          round to round; each copy of the first round is compared with the image.",
     run: throughput,
 };
 
@@ -32,7 +34,8 @@ pub(crate) const COST: Work = Work {
     letter: 'f',
     title: "what reading it with `dd bs=1M` once costs",
     how: "CPU seconds of the client's process (the file system's, or the copier's) and of QEMU, and the client's largest \
-          resident memory.",
+          resident memory. Each has a mount, or an export, of its own. QEMU's FUSE export has no client: all that it costs \
+          is QEMU's.",
     run: cost,
 };
 
@@ -43,6 +46,7 @@ const QEMU_CPU: &str = "CPU of QEMU meanwhile";
 const MEMORY: &str = "memory of the client at most";
 pub(crate) const NBDFUSE: &str = "nbdfuse";
 pub(crate) const QEMU_FUSE: &str = "QEMU's FUSE export";
+const CONVERT: &str = "qemu-img convert";
 const IMAGE: &str = "the raw image itself";
 
 /// What a reader does with a fresh mount.
@@ -59,34 +63,35 @@ fn throughput(args: &Args, results: &mut Results) {
     compare(&machine);
     let speed = |took: Duration| float(size) / float(MIB) / took.as_secs_f64();
     let mut add = |what: &str, who: &str, took| results.add('a', what, who, Unit::MibPerSecond, speed(took));
-    for _ in 0..args.rounds {
+    let readers: Vec<&str> = FILE_SYSTEMS.into_iter().chain([IMAGE]).collect();
+    let copiers: Vec<&str> = nbdcopies().chain([CONVERT, OURS, IMAGE]).collect();
+    let target = machine.dir().join("copy");
+    for round in 0..args.rounds {
         for reader in READERS {
-            let mut both = |who: &str, disk: &Path| {
-                add(&cold(reader), who, reader.read(disk, size));
-                if reader != Reader::Direct {
-                    add(&again(reader), who, reader.read(disk, size));
+            for who in turns(&readers, round) {
+                if who == IMAGE {
+                    add(&cold(reader), IMAGE, reader.read(machine.image("vda"), size));
+                    continue;
                 }
-            };
-            both(OURS, &Held::of(&machine).mount.disk("vda"));
-            let held = Held::of(&machine);
-            both(NBDFUSE, &Nbdfuse::of(&held.uri()).disk());
-            both(QEMU_FUSE, &QemuFuse::of(&held).disk());
-            add(&cold(reader), IMAGE, reader.read(machine.image("vda"), size));
+                shown(who, &machine, |disk, _| {
+                    add(&cold(reader), who, reader.read(disk, size));
+                    if reader != Reader::Direct {
+                        add(&again(reader), who, reader.read(disk, size));
+                    }
+                });
+            }
         }
-        let (target, null) = (machine.dir().join("copy"), Path::new("null:"));
-        for nbdcopy in &NBDCOPY {
+        for who in turns(&copiers, round) {
             let held = Held::of(&machine);
-            add(COPIED, nbdcopy.name, timed(&nbdcopy.command(&held.uri(), null)));
-            add(TO_FILE, nbdcopy.name, timed(&nbdcopy.command(&held.uri(), &target)));
+            if nbdcopies().any(|name| name == who) {
+                add(COPIED, who, timed(&copier(who, &held, Path::new("null:"))));
+            }
+            add(TO_FILE, who, timed(&copier(who, &held, &target)));
+            if round == 0 {
+                data::same(&target, machine.image("vda"));
+            }
             empty(&target);
         }
-        let held = Held::of(&machine);
-        add(TO_FILE, "qemu-img convert", timed(&peers::convert(&held.uri(), &target)));
-        empty(&target);
-        add(TO_FILE, OURS, timed(&data::cp(&held.mount.disk("vda"), &target)));
-        empty(&target);
-        add(TO_FILE, IMAGE, timed(&data::cp(machine.image("vda"), &target)));
-        empty(&target);
     }
 }
 
@@ -94,47 +99,57 @@ fn cost(args: &Args, results: &mut Results) {
     let mut machine = machine(args.size);
     let gib = float(args.size) / float(GIB);
     let qemu = machine.server().pid();
-    for _ in 0..args.rounds {
-        let mut add = |who: &str, client: f64, server: f64| {
-            results.add('f', CLIENT_CPU, who, Unit::CpuPerGib, client / gib);
-            results.add('f', QEMU_CPU, who, Unit::CpuPerGib, server / gib);
-        };
-        let held = Held::of(&machine);
-        let ours = Spent::by(held.mount.pid(), qemu, || Reader::Dd.read(&held.mount.disk("vda"), args.size));
-        add(OURS, ours.client, ours.server);
-        let nbdfuse = Nbdfuse::of(&held.uri());
-        let theirs = Spent::by(nbdfuse.pid(), qemu, || Reader::Dd.read(&nbdfuse.disk(), args.size));
-        add(NBDFUSE, theirs.client, theirs.server);
-        let memory = [(OURS, most_resident(held.mount.pid())), (NBDFUSE, most_resident(nbdfuse.pid()))];
-        drop(nbdfuse);
-        let export = QemuFuse::of(&held);
-        let both = Spent::by(qemu, qemu, || Reader::Dd.read(&export.disk(), args.size));
-        add(QEMU_FUSE, 0.0, both.server);
-        drop(export);
-        for nbdcopy in &NBDCOPY {
-            let (before, server) = (cpu_of_ended(), cpu(qemu));
-            timed(&nbdcopy.command(&held.uri(), Path::new("null:")));
-            add(nbdcopy.name, cpu_of_ended() - before, cpu(qemu) - server);
-        }
-        for (who, mib) in memory {
-            results.add('f', MEMORY, who, Unit::Mib, mib);
+    let everybody: Vec<&str> = FILE_SYSTEMS.into_iter().chain(nbdcopies()).collect();
+    for round in 0..args.rounds {
+        for who in turns(&everybody, round) {
+            let spent = if nbdcopies().any(|name| name == who) {
+                let held = Held::of(&machine);
+                let (client, server) = (cpu_of_ended(), cpu(qemu));
+                timed(&copier(who, &held, Path::new("null:")));
+                Spent { client: Some(cpu_of_ended() - client), memory: None, server: cpu(qemu) - server }
+            } else {
+                shown(who, &machine, |disk, client| {
+                    let (before, server) = (client.map(cpu), cpu(qemu));
+                    Reader::Dd.read(disk, args.size);
+                    let client_spent = client.zip(before).map(|(pid, before)| cpu(pid) - before);
+                    Spent { client: client_spent, memory: client.map(most_resident), server: cpu(qemu) - server }
+                })
+            };
+            let mut add = |what: &str, unit, sample| results.add('f', what, who, unit, sample);
+            if let Some(client) = spent.client {
+                add(CLIENT_CPU, Unit::CpuPerGib, client / gib);
+            }
+            add(QEMU_CPU, Unit::CpuPerGib, spent.server / gib);
+            if let Some(memory) = spent.memory {
+                add(MEMORY, Unit::Mib, memory);
+            }
         }
     }
 }
 
-/// CPU seconds.
+/// What a disk's reading cost: CPU seconds, and MiB.
 struct Spent {
-    client: f64,
+    client: Option<f64>,
+    memory: Option<f64>,
     server: f64,
 }
 
-impl Spent {
-    /// What two processes spend while something is done.
-    #[track_caller]
-    fn by(client: u32, server: u32, work: impl FnOnce() -> Duration) -> Self {
-        let before = (cpu(client), cpu(server));
-        work();
-        Self { client: cpu(client) - before.0, server: cpu(server) - before.1 }
+/// The names of the ways to run nbdcopy.
+fn nbdcopies() -> impl Iterator<Item = &'static str> {
+    NBDCOPY.iter().map(|nbdcopy| nbdcopy.name)
+}
+
+/// A copy of the machine's disk to a file (nbdcopy: or to `null:`) by one of those who make some.
+#[track_caller]
+fn copier(who: &str, held: &Held<'_>, target: &Path) -> Command {
+    match who {
+        OURS => data::cp(&held.mount.disk("vda"), target),
+        IMAGE => data::cp(held.machine.image("vda"), target),
+        CONVERT => peers::convert(&held.uri(), target),
+        _ => {
+            let nbdcopy = NBDCOPY.iter().find(|nbdcopy| nbdcopy.name == who).expect("a way to run nbdcopy");
+            nbdcopy.command(&held.uri(), target)
+        }
     }
 }
 
@@ -150,7 +165,7 @@ fn machine(size: u64) -> Machine {
 #[track_caller]
 fn compare(machine: &Machine) {
     let held = Held::of(machine);
-    oracle::same(&held.mount.disk("vda"), machine.image("vda"));
+    data::same(&held.mount.disk("vda"), machine.image("vda"));
 }
 
 /// Takes a copy's blocks away, and what is waiting to be written with them.

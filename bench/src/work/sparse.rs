@@ -8,7 +8,7 @@ use pullfs_tests::machine::Machine;
 use pullfs_tests::tools::tool;
 
 use super::Work;
-use super::data::{cp, pieces};
+use super::data::{cp, pieces, same_image};
 use crate::args::Args;
 use crate::held::Held;
 use crate::peers::{NBDCOPY, convert};
@@ -20,7 +20,7 @@ pub(crate) const WORK: Work = Work {
     letter: 'c',
     title: "a copy of a 100 GiB disk with little data on it",
     how: "The data lies in eight places. `cp` has its defaults. The time of a first copy includes asking what is allocated; \
-          the peers do that too. \"The data alone\" is `cp` of a file of as many bytes beside it.",
+          the peers do that too. Each copy of the first round is compared with the disk. \"The data alone\" is `cp` of a file of as many bytes beside it.",
     run: copies,
 };
 
@@ -44,9 +44,12 @@ fn copies(args: &Args, results: &mut Results) {
             .args(["if=/dev/urandom", "bs=1M"])
             .arg(format!("count={}", args.size / MIB)),
     );
-    for _ in 0..args.rounds {
+    for round in 0..args.rounds {
         let mut add = |what: &str, who: &str, command: &std::process::Command| {
             let took = timed(command);
+            if round == 0 && what != ALONE {
+                same_image(&copy, machine.image("vda"));
+            }
             std::fs::remove_file(&copy).expect("a copy");
             results.add('c', what, who, Unit::Seconds, took.as_secs_f64());
         };
