@@ -9,15 +9,19 @@
 
 mod args;
 mod claims;
+mod domain;
 mod facts;
 mod held;
+mod libvirt;
 mod peers;
 mod process;
+mod pulled;
 mod readers;
 mod report;
 mod results;
 mod turns;
 mod units;
+mod vm;
 mod work;
 
 use std::time::Instant;

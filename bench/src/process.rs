@@ -1,6 +1,7 @@
 //! What processes cost, as the kernel counts it.
 
 use std::fs;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,12 @@ pub(crate) fn timed(command: &Command) -> Duration {
     let took = start.elapsed();
     assert!(output.status.success(), "{command:?}: {}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
     took
+}
+
+/// Has a file written to its disk.
+#[track_caller]
+pub(crate) fn sync(file: &Path) {
+    timed(tool("sync").arg(file));
 }
 
 /// CPU seconds of a process so far.

@@ -79,9 +79,9 @@ impl Disk {
         self
     }
 
-    /// The disk's image; a new one is made in `dir`.
+    /// Makes the disk's image in `dir`, unless it has one.
     #[track_caller]
-    pub(crate) fn create_in(&mut self, dir: &Path) {
+    pub fn create_in(&mut self, dir: &Path) {
         if self.image.is_none() {
             self.image = Some(self.create(dir));
         }
@@ -89,7 +89,7 @@ impl Disk {
 
     /// The disk's image.
     #[track_caller]
-    pub(crate) fn image(&self) -> &Path {
+    pub fn image(&self) -> &Path {
         self.image.as_deref().expect("a disk of a machine has an image")
     }
 

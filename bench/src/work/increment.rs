@@ -1,53 +1,165 @@
-//! (d) What changed: an incremental backup, from its beginning to the last byte on disk.
+//! (d) What changed: an incremental backup, from its beginning to its end; and the full one that it stands on.
 
-use std::time::Instant;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use pullfs_tests::disk::Disk;
 use pullfs_tests::flavor::Flavor;
 use pullfs_tests::machine::Machine;
 use pullfs_tests::mount::Mount;
+use pullfs_tests::tools;
+use serde_json::json;
 
-use super::Work;
-use super::data::cp;
+use super::data::{cp, same_image};
+use super::{Work, full};
 use crate::args::Args;
-use crate::process::timed;
+use crate::domain::{Domain, unlocked};
+use crate::libvirt::{Libvirt, Virtnbdbackup};
+use crate::process::{sync, timed};
+use crate::pulled;
 use crate::results::{OURS, Results};
+use crate::turns::turns;
 use crate::units::{MIB, Unit, float};
+use crate::vm::{self, Vm};
 
 pub(crate) const WORK: Work = Work {
     letter: 'd',
-    title: "an incremental backup of 1 %, in scattered clusters of 64 KiB",
-    how: "From `pullfs begin` to the end of `cp delta.qcow2`, and of `sync` of the copy. The disk is a hundred times as large as \
-          what changed. virtnbdbackup is not run yet.",
-    run: increments,
+    title: "an incremental backup of 1 %, in scattered clusters of 64 KiB, and a full backup",
+    how: "All back up the same running disk, from their first command until it is let go of, with the copy on disk (`sync`). \
+          pullfs: `begin --checkpoint`, `cp`, `release`, of a mount that is there. virtnbdbackup: one run of it, with its \
+          defaults, on a domain that is paused. The loop is what scripts do: a pull backup by hand, `qemu-img map` with \
+          `x-dirty-bitmap`, and a copy-on-read of each run (`qemu-io -C`) into a qcow2 image; one qemu-io does them all, \
+          which is kinder than one for each run. The disk of the increment is a hundred times as large as what changed, and \
+          other clusters change each round. The full backup is of a qcow2 disk full of data. What all of them copied is \
+          compared with the disk afterwards.",
+    run: backups,
 };
 
 /// What is compared.
-pub(crate) const DELTA: &str = "begin and cp of delta.qcow2, 1 % changed";
+pub(crate) const DELTA: &str = "an increment of 1 %, start to finish";
 pub(crate) const FETCHED: &str = "MiB fetched for 1 % changed";
 pub(crate) const CHANGED: &str = "MiB changed, of 1 %";
+/// By whom.
+pub(crate) const VIRTNBDBACKUP: &str = "virtnbdbackup";
+const LOOP: &str = "qemu-img map, qemu-io";
 
+/// Of the dirty bitmap, and of what changes.
 const CLUSTER: u64 = 65536;
+/// One cluster of so many changes.
+const EVERY: u64 = 100;
 
-fn increments(args: &Args, results: &mut Results) {
+fn backups(args: &Args, results: &mut Results) {
     let clusters = args.size / 8 / CLUSTER;
-    let size = clusters * 100 * CLUSTER;
-    let machine = Machine::build(Flavor::New).disk(Disk::qcow2("vda", size).filled(&[(0, MIB)])).start();
-    machine.add_bitmap("vda", "monday", CLUSTER);
-    for number in 0..clusters {
-        machine.write("vda", number * 100 * CLUSTER, CLUSTER, 0x5a);
+    let disk = || Disk::qcow2("vda", clusters * EVERY * CLUSTER).filled(&[(0, MIB)]);
+    match Libvirt::start() {
+        Ok(libvirt) => {
+            increments(args, results, Domain::start(&libvirt, disk()), clusters, Some(&libvirt));
+            full::backups(args, results, &libvirt);
+        }
+        Err(why) => {
+            results.miss('d', &format!("virtnbdbackup, and with it the full backup: {why}"));
+            let machine = Machine::build(Flavor::New).disk(disk()).start();
+            increments(args, results, machine, clusters, None);
+        }
     }
-    for _ in 0..args.rounds {
-        let mount = Mount::of(&machine);
-        let copy = mount.beside("delta.qcow2");
-        let start = Instant::now();
-        mount.command(&["begin"]).success();
-        timed(&cp(&mount.path("checkpoints/monday/vda/delta.qcow2"), &copy));
-        timed(pullfs_tests::tools::tool("sync").arg(&copy));
-        results.add('d', DELTA, OURS, Unit::Seconds, start.elapsed().as_secs_f64());
-        let fetched = mount.status()["point"]["nbd"]["bytes"].as_u64().expect("a count");
-        results.add('d', FETCHED, OURS, Unit::Mib, float(fetched) / float(MIB));
+}
+
+/// The checkpoint that a round is the increment since: virtnbdbackup counts its own, and expects no other.
+fn since(round: u16) -> String {
+    format!("virtnbdbackup.{round}")
+}
+
+fn increments(args: &Args, results: &mut Results, mut vm: impl Vm, clusters: u64, libvirt: Option<&Libvirt>) {
+    let images = tempfile::Builder::new().prefix("pullfs-bench-").tempdir_in("/var/tmp").expect("a directory");
+    let copy = |who: &str, round: u16| images.path().join(format!("{who}.{round}.qcow2"));
+    let base = images.path().join("base.qcow2");
+    timed(tools::tool("qemu-img").args(["convert", "-U", "-O", "qcow2"]).arg(vm.image()).arg(&base));
+    let theirs = libvirt.map(|libvirt| Virtnbdbackup::of(libvirt, Domain::NAME, &images.path().join(VIRTNBDBACKUP)));
+    if let Some(theirs) = &theirs {
+        timed(&theirs.command("full"));
+    }
+    for round in 0..args.rounds {
+        change(&vm, clusters, round, theirs.is_none());
+        for who in turns(&[OURS, VIRTNBDBACKUP, LOOP], round) {
+            let start = Instant::now();
+            let took = match (who, &theirs) {
+                (OURS, _) => {
+                    let mount = Mount::source(&vm.source(), "");
+                    let delta = mount.path(&format!("checkpoints/{}/{}/delta.qcow2", since(round), vm.disk()));
+                    let (took, fetched) = backup(&mount, &delta, &copy(who, round));
+                    results.add('d', FETCHED, OURS, Unit::Mib, float(fetched) / float(MIB));
+                    took
+                }
+                (LOOP, _) => {
+                    pulled::increment(&vm, &since(round), &copy(who, round));
+                    start.elapsed()
+                }
+                (_, Some(theirs)) => {
+                    timed(&theirs.command("inc"));
+                    sync(&theirs.increment(&since(round + 1)));
+                    start.elapsed()
+                }
+                (_, None) => continue,
+            };
+            results.add('d', DELTA, who, Unit::Seconds, took.as_secs_f64());
+        }
         results.add('d', CHANGED, OURS, Unit::Mib, float(clusters * CLUSTER) / float(MIB));
     }
-    results.miss('d', "virtnbdbackup, and `qemu-img map` with a loop of copies");
+    vm.quit();
+    for who in [OURS, LOOP] {
+        let copies: Vec<PathBuf> = (0..args.rounds).map(|round| copy(who, round)).collect();
+        same_image(chained(&base, &copies), vm.image());
+    }
+    if let Some(theirs) = &theirs {
+        let restored = theirs.restored();
+        unlocked(&restored);
+        same_image(&restored, vm.image());
+    }
+}
+
+/// The guest changes its part, other clusters each round, and the checkpoint of the round knows of it.
+#[track_caller]
+fn change(vm: &dyn Vm, clusters: u64, round: u16, begin: bool) {
+    if begin {
+        let arguments = json!({"node": vm::node(vm), "name": since(round), "granularity": CLUSTER});
+        vm.qmp().must("block-dirty-bitmap-add", arguments);
+    }
+    let pattern = u8::try_from(round % 250).expect("a byte") + 1;
+    for number in 0..clusters {
+        vm::write(vm, (number * EVERY + u64::from(round) % EVERY) * CLUSTER, CLUSTER, pattern);
+    }
+    assert_eq!(vm::changed(vm, &since(round)), clusters * CLUSTER, "what changed");
+}
+
+/// From `pullfs begin` to the end of `pullfs release`, with a copy of a file on disk meanwhile; and the bytes that
+/// were fetched for it. As virtnbdbackup does, it makes a checkpoint for the next; this one is deleted again, because
+/// theirs are what all increments here are since.
+#[track_caller]
+pub(super) fn backup(mount: &Mount, file: &Path, copy: &Path) -> (Duration, u64) {
+    let command = |arguments: &[&str]| {
+        let mut command = Command::new(tools::pullfs());
+        command.args(arguments).arg(mount.mnt());
+        command
+    };
+    let mut took = timed(&command(&["begin", "--checkpoint", "bench"]));
+    took += timed(&cp(file, copy));
+    let start = Instant::now();
+    sync(copy);
+    took += start.elapsed();
+    let fetched = mount.status()["point"]["nbd"]["bytes"].as_u64().expect("a count");
+    took += timed(&command(&["release"]));
+    mount.checkpoint("delete", "bench").success();
+    (took, fetched)
+}
+
+/// The last of increments that stand one upon the other, the first of them on `base`.
+#[track_caller]
+fn chained<'a>(base: &'a Path, copies: &'a [PathBuf]) -> &'a Path {
+    let mut below = base;
+    for copy in copies {
+        timed(tools::tool("qemu-img").args(["rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b"]).arg(below).arg(copy));
+        below = copy;
+    }
+    below
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod data;
 mod first_byte;
+pub(crate) mod full;
 pub(crate) mod increment;
 pub(crate) mod random;
 pub(crate) mod sequential;
