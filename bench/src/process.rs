@@ -33,10 +33,16 @@ pub(crate) fn timed(command: &Command) -> Duration {
     took
 }
 
-/// Has a file written to its disk.
+/// Has a file written to its disk; how long that took.
 #[track_caller]
-pub(crate) fn sync(file: &Path) {
-    timed(tool("sync").arg(file));
+pub(crate) fn sync(file: &Path) -> Duration {
+    timed(tool("sync").arg(file))
+}
+
+/// Has all of a file system written to its disk, so that nobody waits for what others wrote.
+#[track_caller]
+pub(crate) fn settle(dir: &Path) {
+    timed(tool("sync").arg("--file-system").arg(dir));
 }
 
 /// CPU seconds of a process so far.

@@ -16,7 +16,7 @@ use super::{Work, full};
 use crate::args::Args;
 use crate::domain::{Domain, unlocked};
 use crate::libvirt::{Libvirt, Virtnbdbackup};
-use crate::process::{sync, timed};
+use crate::process::{settle, sync, timed};
 use crate::pulled;
 use crate::results::{OURS, Results};
 use crate::turns::turns;
@@ -31,7 +31,8 @@ pub(crate) const WORK: Work = Work {
           defaults, on a domain that is paused. The loop is what scripts do: a pull backup by hand, `qemu-img map` with \
           `x-dirty-bitmap`, and a copy-on-read of each run (`qemu-io -C`) into a qcow2 image; one qemu-io does them all, \
           which is kinder than one for each run. The disk of the increment is a hundred times as large as what changed, and \
-          other clusters change each round. The full backup is of a qcow2 disk full of data. What all of them copied is \
+          other clusters change each round. The full backup is of a qcow2 disk full of data; \"the image itself\" is `cp` and `sync` of it, \
+          with no machine between. What all of them copied is \
           compared with the disk afterwards.",
     run: backups,
 };
@@ -81,15 +82,17 @@ fn increments(args: &Args, results: &mut Results, mut vm: impl Vm, clusters: u64
     }
     for round in 0..args.rounds {
         change(&vm, clusters, round, theirs.is_none());
+        let mut fetched = 0;
         for who in turns(&[OURS, VIRTNBDBACKUP, LOOP], round) {
+            settle(images.path());
             let start = Instant::now();
             let took = match (who, &theirs) {
                 (OURS, _) => {
                     let mount = Mount::source(&vm.source(), "");
                     let delta = mount.path(&format!("checkpoints/{}/{}/delta.qcow2", since(round), vm.disk()));
-                    let (took, fetched) = backup(&mount, &delta, &copy(who, round));
-                    results.add('d', FETCHED, OURS, Unit::Mib, float(fetched) / float(MIB));
-                    took
+                    let took = backup(&mount, &delta, &copy(who, round));
+                    fetched = took.fetched;
+                    took.all
                 }
                 (LOOP, _) => {
                     pulled::increment(&vm, &since(round), &copy(who, round));
@@ -104,6 +107,7 @@ fn increments(args: &Args, results: &mut Results, mut vm: impl Vm, clusters: u64
             };
             results.add('d', DELTA, who, Unit::Seconds, took.as_secs_f64());
         }
+        results.add('d', FETCHED, OURS, Unit::Mib, float(fetched) / float(MIB));
         results.add('d', CHANGED, OURS, Unit::Mib, float(clusters * CLUSTER) / float(MIB));
     }
     vm.quit();
@@ -132,25 +136,32 @@ fn change(vm: &dyn Vm, clusters: u64, round: u16, begin: bool) {
     assert_eq!(vm::changed(vm, &since(round)), clusters * CLUSTER, "what changed");
 }
 
-/// From `pullfs begin` to the end of `pullfs release`, with a copy of a file on disk meanwhile; and the bytes that
-/// were fetched for it. As virtnbdbackup does, it makes a checkpoint for the next; this one is deleted again, because
-/// theirs are what all increments here are since.
+/// What a backup took.
+pub(super) struct Took {
+    /// From its first command to the end of its last.
+    pub(super) all: Duration,
+    /// Of it, the `sync` of what it wrote.
+    pub(super) sync: Duration,
+    /// The bytes that were fetched for it.
+    fetched: u64,
+}
+
+/// Copies a file of the mount between `pullfs begin` and `pullfs release`. As virtnbdbackup does, it makes a checkpoint
+/// for the next backup; this one is deleted again, because theirs are what all increments here are since.
 #[track_caller]
-pub(super) fn backup(mount: &Mount, file: &Path, copy: &Path) -> (Duration, u64) {
+pub(super) fn backup(mount: &Mount, file: &Path, copy: &Path) -> Took {
     let command = |arguments: &[&str]| {
         let mut command = Command::new(tools::pullfs());
         command.args(arguments).arg(mount.mnt());
         command
     };
-    let mut took = timed(&command(&["begin", "--checkpoint", "bench"]));
-    took += timed(&cp(file, copy));
-    let start = Instant::now();
-    sync(copy);
-    took += start.elapsed();
+    let begun = timed(&command(&["begin", "--checkpoint", "bench"]));
+    let copied = timed(&cp(file, copy));
+    let sync = sync(copy);
     let fetched = mount.status()["point"]["nbd"]["bytes"].as_u64().expect("a count");
-    took += timed(&command(&["release"]));
+    let all = begun + copied + sync + timed(&command(&["release"]));
     mount.checkpoint("delete", "bench").success();
-    (took, fetched)
+    Took { all, sync, fetched }
 }
 
 /// The last of increments that stand one upon the other, the first of them on `base`.
