@@ -2,8 +2,7 @@
 #
 # Mounts that others made are let go of, so that nobody who unmounts one waits for us.
 umount -l -a -t fuse,fuse.pullfs,fuse.nbdfuse 2>/dev/null || :
-for private in /run /etc/libvirt /var/lib/libvirt /var/cache/libvirt /var/log/libvirt; do
-    mkdir -p "$private"
+for private in /run /etc/libvirt /var/lib /var/cache /var/log; do
     mount -t tmpfs -o mode=755 tmpfs "$private"
 done
 
