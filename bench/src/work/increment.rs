@@ -31,9 +31,8 @@ pub(crate) const WORK: Work = Work {
           defaults, on a domain that is paused. The loop is what scripts do: a pull backup by hand, `qemu-img map` with \
           `x-dirty-bitmap`, and a copy-on-read of each run (`qemu-io -C`) into a qcow2 image; one qemu-io does them all, \
           which is kinder than one for each run. The disk of the increment is a hundred times as large as what changed, and \
-          other clusters change each round. The full backup is of a qcow2 disk full of data; \"the image itself\" is `cp` and `sync` of it, \
-          with no machine between. What all of them copied is \
-          compared with the disk afterwards.",
+          other clusters change each round. The full backup is of a qcow2 disk full of data; \"the image itself\" is `cp` \
+          and `sync` of it, with no machine between. What all of them copied is compared with the disk afterwards.",
     run: backups,
 };
 
