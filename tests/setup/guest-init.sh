@@ -8,7 +8,8 @@
 #   daily   the above, and for each N a file /days/N on both disks, there for good before `counter=N`
 #   idle    mounted and silent
 #   list    mounts each disk there is, says `vda=N` for its files /days/N, and powers off
-#   stalls  mounts nothing, overwrites /dev/vda as stalls.c does, pullfs.passes=N times (for good), and powers off
+#   stalls  mounts nothing, overwrites /dev/vda as stalls.c does, pullfs.passes=N times (for good), and powers off;
+#           pullfs.passes=times: with small writes, and tells how long they take
 # pullfs.agent starts qemu-guest-agent, and pullfs.agent=COMMAND,… one that does not allow these commands.
 /bin/busybox --install -s /bin
 mount -t proc proc /proc

@@ -34,3 +34,4 @@ pub mod tmpfs;
 pub mod tools;
 pub mod turncoat;
 pub mod user;
+pub mod write_times;

@@ -45,6 +45,14 @@ impl Stalls {
 
     #[track_caller]
     fn boot_on(flavor: Flavor, disk: Disk, mib: u64, words: &str, arguments: &[String]) -> Self {
+        let guest = Self::start(flavor, disk, mib, words, arguments);
+        guest.wait_written(1);
+        guest
+    }
+
+    /// Starts a guest, and does not wait for it.
+    #[track_caller]
+    pub(crate) fn start(flavor: Flavor, disk: Disk, mib: u64, words: &str, arguments: &[String]) -> Self {
         let images = tempfile::Builder::new().prefix("pullfs-guest-").tempdir().expect("a temporary directory");
         let (image, serial) = (images.path().join("vda.raw"), images.path().join("serial"));
         let mut file = File::create(&image).expect("an image");
@@ -56,9 +64,7 @@ impl Stalls {
             .arguments(&linux(&format!("pullfs.mode=stalls {words}"), &serial))
             .arguments(arguments)
             .start();
-        let guest = Self { machine, serial, _images: images };
-        guest.wait_written(1);
-        guest
+        Self { machine, serial, _images: images }
     }
 
     /// The machine that the guest runs on.

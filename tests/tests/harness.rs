@@ -22,6 +22,7 @@ use pullfs_tests::qmp::Qmp;
 use pullfs_tests::relay::{MOMENTS, Relay};
 use pullfs_tests::stalls::Stalls;
 use pullfs_tests::tmpfs::Tmpfs;
+use pullfs_tests::write_times::WriteTimes;
 use pullfs_tests::{guest, oracle, scattered, snapshot, tools};
 use serde_json::json;
 
@@ -351,6 +352,20 @@ fn a_guest_tells_its_slowest_write_and_when_it_stood_still() {
     guest.machine().qmp().must("cont", json!({}));
     assert_eq!(guest.stops().len(), 1);
     assert_eq!(guest.status(), "running");
+}
+
+#[test]
+fn a_guest_tells_how_long_small_writes_take() {
+    if !Flavor::New.available() {
+        return;
+    }
+    let limits = json!({"iops-total": 100});
+    let guest = WriteTimes::boot(Flavor::New, 16, Some(&limits));
+    let times = guest.of_next(3);
+    // The bucket of a throttle group lets a tenth of a second's pass at once; a second is longer if its last write was slow.
+    assert!((1..=400).contains(&times.count()), "{times:?}");
+    assert!(times.longest() >= Duration::from_millis(8), "they wait for each other: {times:?}");
+    assert!(times.permille(500) <= times.permille(990) && times.permille(990) <= times.longest(), "{times:?}");
 }
 
 #[test]
