@@ -15,6 +15,7 @@ mod held;
 mod libvirt;
 mod peers;
 mod process;
+mod pull;
 mod pulled;
 mod readers;
 mod report;

@@ -141,6 +141,15 @@ pub(crate) fn convert(uri: &str, target: &Path) -> Command {
     command
 }
 
+/// `qemu-img convert` of an export of so many bytes to nowhere.
+#[track_caller]
+pub(crate) fn convert_to_null(uri: &str, size: u64) -> Command {
+    let mut command = tool("qemu-img");
+    command.args(["convert", "-n", "-f", "raw", uri, "--target-image-opts"]);
+    command.arg(format!("driver=raw,file.driver=null-co,file.size={size}"));
+    command
+}
+
 fn mount_point() -> TempDir {
     let dir = tempfile::Builder::new().prefix("pullfs-bench-").tempdir().expect("a temporary directory");
     std::fs::create_dir(dir.path().join("mnt")).expect("a directory");

@@ -3,12 +3,17 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use pullfs_tests::tools::tool;
 
 /// For the largest copy on a slow disk.
 pub(crate) const LIMIT: Duration = Duration::from_secs(900);
+
+/// Between looks at a command that is to end before its end.
+const POLL: Duration = Duration::from_millis(20);
 
 /// Linux tells times of processes in these, on every architecture that QEMU runs machines on.
 const TICKS_PER_SECOND: f64 = 100.0;
@@ -43,6 +48,44 @@ pub(crate) fn sync(file: &Path) -> Duration {
 #[track_caller]
 pub(crate) fn settle(dir: &Path) {
     timed(tool("sync").arg("--file-system").arg(dir));
+}
+
+/// Runs a command again and again while something is done, and ends it then; how long each of its runs took that came to
+/// its end. They must succeed.
+#[track_caller]
+pub(crate) fn again_and_again<R>(command: &Command, work: impl FnOnce() -> R) -> (R, Vec<Duration>) {
+    let enough = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let runs = scope.spawn(|| {
+            let mut took = Vec::new();
+            while let Some(run) = unless(&enough, command) {
+                took.push(run);
+            }
+            took
+        });
+        let done = work();
+        enough.store(true, Ordering::Relaxed);
+        (done, runs.join().expect("a command that runs again and again"))
+    })
+}
+
+/// Runs a command to its end; `None` when it was ended because it is enough.
+fn unless(enough: &AtomicBool, command: &Command) -> Option<Duration> {
+    let start = Instant::now();
+    let mut child = tool("setpriv");
+    child.args(["--pdeathsig", "KILL"]).arg(command.get_program()).args(command.get_args());
+    let mut child = child.stdin(Stdio::null()).stdout(Stdio::null()).spawn().expect("a command that runs");
+    loop {
+        if let Some(status) = child.try_wait().expect("waiting for a child") {
+            assert!(status.success(), "{command:?}: {status}");
+            return Some(start.elapsed());
+        }
+        if enough.load(Ordering::Relaxed) {
+            child.kill().and_then(|()| child.wait()).expect("the end of a child");
+            return None;
+        }
+        thread::sleep(POLL);
+    }
 }
 
 /// CPU seconds of a process so far.
@@ -90,6 +133,23 @@ fn stat(pid: &str) -> Vec<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_command_is_run_until_it_is_enough() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo >>$0"]).arg(&log);
+        let runs = || fs::read(&log).map_or(0, |log| log.len());
+        let start = Instant::now();
+        let ((), took) = again_and_again(&command, || {
+            while runs() < 3 {
+                assert!(start.elapsed() < Duration::from_secs(60), "{} runs", runs());
+                thread::yield_now();
+            }
+        });
+        assert!((2..=runs()).contains(&took.len()), "{took:?}");
+    }
 
     #[test]
     fn our_own_cost_is_told() {

@@ -41,11 +41,17 @@ impl Reader {
     pub(crate) fn read(self, file: &Path, size: u64) -> Duration {
         match self {
             Self::Dd => timed(&dd(file, &[])),
-            Self::Direct => timed(&dd(file, &["iflag=direct"])),
+            Self::Direct => timed(&direct(file)),
             Self::Cat => timed(tool("cat").arg(file)),
             Self::Streams => streams(file, size / 4 / MIB),
         }
     }
+}
+
+/// `dd` past the page cache.
+#[track_caller]
+pub(crate) fn direct(file: &Path) -> Command {
+    dd(file, &["iflag=direct"])
 }
 
 #[track_caller]

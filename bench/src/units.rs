@@ -10,6 +10,7 @@ pub(crate) enum Unit {
     /// Operations a second.
     PerSecond,
     Seconds,
+    Milliseconds,
     /// CPU seconds for a GiB of data.
     CpuPerGib,
     Mib,
@@ -22,6 +23,7 @@ impl Unit {
             Self::MibPerSecond => "MiB/s",
             Self::PerSecond => "1/s",
             Self::Seconds => "s",
+            Self::Milliseconds => "ms",
             Self::CpuPerGib => "CPU s/GiB",
             Self::Mib => "MiB",
         }

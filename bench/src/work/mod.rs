@@ -3,6 +3,7 @@
 pub(crate) mod data;
 mod first_byte;
 pub(crate) mod full;
+pub(crate) mod guest;
 pub(crate) mod increment;
 pub(crate) mod random;
 pub(crate) mod sequential;
@@ -24,7 +25,7 @@ pub(crate) struct Work {
 
 /// All of them, in the order of the report.
 pub(crate) const ALL: &[Work] =
-    &[sequential::WORK, random::WORK, sparse::WORK, increment::WORK, first_byte::WORK, sequential::COST];
+    &[sequential::WORK, random::WORK, sparse::WORK, increment::WORK, first_byte::WORK, sequential::COST, guest::WORK];
 
 /// What the chart shows of it all.
 pub(crate) const CHARTED: &[&str] = &[
