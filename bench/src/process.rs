@@ -95,6 +95,15 @@ pub(crate) fn cpu(pid: u32) -> f64 {
     (fields[11] + fields[12]) / TICKS_PER_SECOND
 }
 
+/// CPU time of a process' threads so far, to the nanosecond. What ended threads used is not in it.
+#[track_caller]
+pub(crate) fn cpu_to_now(pid: u32) -> Duration {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).expect("a process of ours");
+    // One that ends meanwhile is gone.
+    let told = threads.filter_map(|thread| fs::read_to_string(thread.ok()?.path().join("schedstat")).ok());
+    Duration::from_nanos(told.filter_map(|told| told.split(' ').next()?.parse::<u64>().ok()).sum())
+}
+
 /// CPU seconds so far of all our children that have ended.
 #[track_caller]
 pub(crate) fn cpu_of_ended() -> f64 {
@@ -105,21 +114,27 @@ pub(crate) fn cpu_of_ended() -> f64 {
 /// What a process had in memory at most, in MiB.
 #[track_caller]
 pub(crate) fn most_resident(pid: u32) -> f64 {
-    resident(pid, "VmHWM:")
+    status(pid, "VmHWM:") / 1024.0
 }
 
 /// What a process has in memory, in MiB.
 #[track_caller]
 pub(crate) fn resident_now(pid: u32) -> f64 {
-    resident(pid, "VmRSS:")
+    status(pid, "VmRSS:") / 1024.0
+}
+
+/// How many threads a process has.
+#[track_caller]
+pub(crate) fn threads(pid: u32) -> f64 {
+    status(pid, "Threads:")
 }
 
 #[track_caller]
-fn resident(pid: u32, key: &str) -> f64 {
+fn status(pid: u32, key: &str) -> f64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("a process of ours");
     let line = status.lines().find_map(|line| line.strip_prefix(key));
-    let kib = line.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
-    kib.expect("the memory of a process") / 1024.0
+    let number = line.and_then(|rest| rest.split_whitespace().next()?.parse::<f64>().ok());
+    number.expect("what the kernel tells of a process")
 }
 
 /// The numbers of /proc/PID/stat from the third field on, which is the state and counts as 0 here.
@@ -160,5 +175,6 @@ mod tests {
         }
         // The kernel counts each a little late: which is larger is not told.
         assert!(most_resident(pid) > 0.0 && resident_now(pid) > 0.0);
+        assert!(cpu_to_now(pid) > Duration::ZERO && threads(pid) >= 1.0);
     }
 }

@@ -22,12 +22,33 @@ pub(crate) struct Series {
     /// Who did it.
     pub(crate) who: String,
     pub(crate) unit: Unit,
+    /// With how much it was done, where that is what differs and not who did it.
+    pub(crate) step: Option<Step>,
     pub(crate) samples: Vec<f64>,
+}
+
+/// How much something was done with.
+#[derive(Clone, Debug)]
+pub(crate) struct Step {
+    /// For people, such as `4 GiB`.
+    pub(crate) name: String,
+    pub(crate) count: f64,
+    /// What it counts.
+    pub(crate) each: &'static str,
 }
 
 impl Results {
     /// Adds a sample to its series.
     pub(crate) fn add(&mut self, work: char, what: &str, who: &str, unit: Unit, sample: f64) {
+        self.add_to(work, what, who, unit, None, sample);
+    }
+
+    /// Adds a sample of ours to the series of its step.
+    pub(crate) fn grow(&mut self, work: char, what: &str, step: &Step, unit: Unit, sample: f64) {
+        self.add_to(work, what, &step.name, unit, Some(step), sample);
+    }
+
+    fn add_to(&mut self, work: char, what: &str, who: &str, unit: Unit, step: Option<&Step>, sample: f64) {
         match self.series.iter_mut().find(|series| series.work == work && series.what == what && series.who == who) {
             Some(series) => series.samples.push(sample),
             None => self.series.push(Series {
@@ -35,6 +56,7 @@ impl Results {
                 what: what.to_owned(),
                 who: who.to_owned(),
                 unit,
+                step: step.cloned(),
                 samples: vec![sample],
             }),
         }
@@ -94,7 +116,7 @@ mod tests {
 
     fn of(samples: &[f64]) -> Series {
         let (what, who) = ("dd".to_owned(), OURS.to_owned());
-        Series { work: 'a', what, who, unit: Unit::MibPerSecond, samples: samples.to_vec() }
+        Series { work: 'a', what, who, unit: Unit::MibPerSecond, step: None, samples: samples.to_vec() }
     }
 
     #[test]

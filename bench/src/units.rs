@@ -14,6 +14,8 @@ pub(crate) enum Unit {
     /// CPU seconds for a GiB of data.
     CpuPerGib,
     Mib,
+    /// Of threads.
+    Count,
 }
 
 impl Unit {
@@ -26,6 +28,7 @@ impl Unit {
             Self::Milliseconds => "ms",
             Self::CpuPerGib => "CPU s/GiB",
             Self::Mib => "MiB",
+            Self::Count => "",
         }
     }
 

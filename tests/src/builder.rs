@@ -28,6 +28,7 @@ pub struct Builder {
     pub(crate) dir: TempDir,
     pub(crate) disks: Vec<Disk>,
     iothread: bool,
+    scsi: bool,
     namespace: Option<String>,
     arguments: Vec<String>,
 }
@@ -35,7 +36,7 @@ pub struct Builder {
 impl Builder {
     pub(crate) fn new(flavor: Flavor) -> Self {
         let dir = tempfile::Builder::new().prefix("pullfs-test-").tempdir().expect("a temporary directory");
-        Self { flavor, dir, disks: Vec::new(), iothread: false, namespace: None, arguments: Vec::new() }
+        Self { flavor, dir, disks: Vec::new(), iothread: false, scsi: false, namespace: None, arguments: Vec::new() }
     }
 
     /// Adds a disk, and makes its image unless it has one.
@@ -50,6 +51,13 @@ impl Builder {
     #[must_use]
     pub fn iothread(mut self) -> Self {
         self.iothread = true;
+        self
+    }
+
+    /// Puts the disks on a SCSI controller, which has places for more of them than a PCI bus. Only a guest writes to those.
+    #[must_use]
+    pub fn scsi(mut self) -> Self {
+        self.scsi = true;
         self
     }
 
@@ -110,11 +118,15 @@ impl Builder {
         if self.iothread {
             command.args(["-object", "iothread,id=io0"]);
         }
+        if self.scsi {
+            command.args(["-device", "virtio-scsi-pci"]);
+        }
         for disk in &self.disks {
             command.arg("-blockdev").arg(disk.blockdev(&self.flavor.node(&disk.id)));
             let iothread = if self.iothread { ",iothread=io0" } else { "" };
             let node = self.flavor.node(&disk.id);
-            command.arg("-device").arg(format!("virtio-blk-pci,id={},drive={node}{iothread}", disk.id));
+            let device = if self.scsi { "scsi-hd" } else { "virtio-blk-pci" };
+            command.arg("-device").arg(format!("{device},id={},drive={node}{iothread}", disk.id));
         }
         if !self.arguments.iter().any(|argument| argument == "-kernel") {
             // Firmware that halts: the machine runs, as its users' machines do, and does nothing by itself.

@@ -22,6 +22,8 @@ pub struct Disk {
     filled: Vec<(u64, u64)>,
     /// The throttle group that its requests wait in.
     group: Option<String>,
+    /// It has data everywhere, and no image.
+    endless: bool,
     pub(crate) image: Option<PathBuf>,
     /// The active layer's node, where it is not the one that the machine was started with.
     pub(crate) node: Option<String>,
@@ -38,6 +40,11 @@ impl Disk {
         Self::new(id, "raw", size)
     }
 
+    /// A disk that takes no space and no time: all of it is data, and what it reads as is nobody's business.
+    pub fn endless(id: &str, size: u64) -> Self {
+        Self { endless: true, ..Self::raw(id, size) }
+    }
+
     fn new(id: &str, format: &'static str, size: u64) -> Self {
         Self {
             id: id.to_owned(),
@@ -46,6 +53,7 @@ impl Disk {
             cluster: CLUSTER,
             filled: Vec::new(),
             group: None,
+            endless: false,
             image: None,
             node: None,
         }
@@ -82,7 +90,7 @@ impl Disk {
     /// Makes the disk's image in `dir`, unless it has one.
     #[track_caller]
     pub fn create_in(&mut self, dir: &Path) {
-        if self.image.is_none() {
+        if self.image.is_none() && !self.endless {
             self.image = Some(self.create(dir));
         }
     }
@@ -97,7 +105,11 @@ impl Disk {
     #[track_caller]
     pub(crate) fn blockdev(&self, node: &str) -> String {
         let file = format!("file-{}", self.id);
-        let mut below = json!({"driver": "file", "node-name": file, "filename": self.image(), "discard": "unmap"});
+        let mut below = if self.endless {
+            json!({"driver": "null-co", "node-name": file, "size": self.size, "read-zeroes": false})
+        } else {
+            json!({"driver": "file", "node-name": file, "filename": self.image(), "discard": "unmap"})
+        };
         if let Some(group) = &self.group {
             below = json!({"driver": "throttle", "throttle-group": group, "file": below});
         }

@@ -1,4 +1,4 @@
-//! A bitmap with a million dirty extents, in no time: written into a qcow2 image where QEMU keeps it.
+//! A bitmap with up to millions of dirty extents, in no time: written into a qcow2 image where QEMU keeps it.
 //!
 //! A million small writes of a guest take minutes. Here qemu-io makes one in each part of the bitmap, so that the image
 //! has a cluster for it; then every other bit of those clusters is set. QEMU loads the bitmap as it loads any.
@@ -20,9 +20,10 @@ const BITMAPS_EXTENSION: u32 = 0x2385_2875;
 /// Of an entry of a bitmap's table: where its cluster is.
 const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;
 
-/// Makes a qcow2 image with a bitmap `name`; the number of its extents is `extents`, rounded up to whole clusters of bits.
+/// Makes a qcow2 image with a bitmap `name` of so many extents, which is a multiple of 4.
 #[track_caller]
-pub fn image(path: &Path, name: &str, extents: u64) -> u64 {
+pub fn image(path: &Path, name: &str, extents: u64) {
+    assert!(extents > 0 && extents.is_multiple_of(4), "a byte of the bitmap holds four extents and four gaps");
     let parts = (extents * 2).div_ceil(BITS);
     let part = BITS * GRANULARITY;
     let size = (parts * part).to_string();
@@ -43,9 +44,11 @@ pub fn image(path: &Path, name: &str, extents: u64) -> u64 {
     for index in 0..parts {
         let cluster = u64_at(&image, table + index * 8) & OFFSET_MASK;
         assert_ne!(cluster, 0, "part {index} of the bitmap is in the image");
-        image.write_all_at(&vec![0x55; 65536], cluster).expect("setting bits");
+        let left = extents / 4 - index * BITS / 8;
+        let mut bits = vec![0x55; usize::try_from(left.min(BITS / 8)).expect("a cluster")];
+        bits.resize(65536, 0);
+        image.write_all_at(&bits, cluster).expect("setting bits");
     }
-    parts * BITS / 2
 }
 
 /// Where the image's only bitmap is described.

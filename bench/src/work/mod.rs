@@ -3,6 +3,7 @@
 pub(crate) mod data;
 mod first_byte;
 pub(crate) mod full;
+mod growth;
 pub(crate) mod guest;
 pub(crate) mod increment;
 pub(crate) mod random;
@@ -24,8 +25,16 @@ pub(crate) struct Work {
 }
 
 /// All of them, in the order of the report.
-pub(crate) const ALL: &[Work] =
-    &[sequential::WORK, random::WORK, sparse::WORK, increment::WORK, first_byte::WORK, sequential::COST, guest::WORK];
+pub(crate) const ALL: &[Work] = &[
+    sequential::WORK,
+    random::WORK,
+    sparse::WORK,
+    increment::WORK,
+    first_byte::WORK,
+    sequential::COST,
+    guest::WORK,
+    growth::WORK,
+];
 
 /// What the chart shows of it all.
 pub(crate) const CHARTED: &[&str] = &[
