@@ -25,9 +25,9 @@ Mount options (-o name=value,…; lists are joined by +):
   tls=DIR              certificates for TCP, and for the server of nbd= (docs/tls.md)
   insecure             TCP without TLS is meant
   agent=PATH           the guest agent's socket, for --quiesce
-  connections=N        NBD connections for each disk, at most (2)
+  connections=N        NBD connections for each disk, at most (1)
   cache=SIZE           memory for blocks of disks, read ahead or lately (32M)
-  readahead=SIZE       how far to read ahead of a reader that goes on; 0 not at all (8M)
+  readahead=SIZE       how far to read ahead of a reader that goes on; 0 not at all (4M)
   max_rate=SIZE        read so many bytes a second of all disks together, at most (no limit)
   max_inflight=N       have the machine so many requests at once, at most (no limit)
   polite               read slowly while the guest keeps its disks busy (docs/guest.md)

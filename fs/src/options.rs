@@ -149,9 +149,10 @@ impl Default for Options {
             tls: None,
             insecure: false,
             agent: None,
-            connections: 2,
+            // Of one connection QEMU takes 16 requests at once (nbd/server.c): a guest's write waits for no more.
+            connections: 1,
             cache: 32 << 20,
-            readahead: 8 << 20,
+            readahead: 4 << 20,
             max_rate: None,
             max_inflight: None,
             polite: false,
