@@ -11,7 +11,7 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use super::wire::{Incoming, Lines};
+use super::wire::{Incoming, Lines, says_nothing};
 use super::writer::Writer;
 use super::{COMMAND_LIMIT, GREETING_LIMIT};
 use crate::error::{Error, Kind, Result};
@@ -197,6 +197,7 @@ async fn cut_lines<R: AsyncRead + Unpin>(mut reader: R, give: mpsc::Sender<io::R
         loop {
             let (last, next) = match lines.next(&mut rest) {
                 Ok(None) => break,
+                Ok(Some(line)) if says_nothing(&line) => continue,
                 Ok(Some(line)) => (false, Ok(line)),
                 Err(error) => (true, Err(io::Error::other(error))),
             };
