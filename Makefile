@@ -83,7 +83,7 @@ soak: setup ## SECONDS=300 SEED=: 64 readers, a writing guest and everything tha
 	$(machines) PULLFS_TEST_SOAK=$(SECONDS),$(SEED) $(CARGO) test -p pullfs-tests --test it --no-fail-fast -- \
 	    --nocapture --test-threads=1 soak::
 
-# Which works (a to f, docs/performance.md), how often, with how much data: make bench WORK=a,b ROUNDS=3 SIZE=512M
+# Which works (a to h, docs/performance.md), how often, with how much data: make bench WORK=a,b ROUNDS=3 SIZE=512M
 WORK   =
 ROUNDS = 5
 SIZE   = 1G
