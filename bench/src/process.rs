@@ -38,16 +38,24 @@ pub(crate) fn timed(command: &Command) -> Duration {
     took
 }
 
+/// Takes so many bytes of memory and lets them go, so that what is timed next finds memory at hand. A virtual machine gives
+/// pages that nobody used for a moment back to its host (free page reporting), and whoever uses them next pays for it.
+pub(crate) fn warm(bytes: u64) {
+    let bytes = usize::try_from(bytes).expect("memory that a bench can take");
+    drop(std::hint::black_box(vec![1_u8; bytes]));
+}
+
 /// Has a file written to its disk; how long that took.
 #[track_caller]
 pub(crate) fn sync(file: &Path) -> Duration {
     timed(tool("sync").arg(file))
 }
 
-/// Has all of a file system written to its disk, so that nobody waits for what others wrote.
+/// Has all of a file system written to its disk, so that nobody waits for what others wrote, and finds memory for `bytes`.
 #[track_caller]
-pub(crate) fn settle(dir: &Path) {
+pub(crate) fn settle(dir: &Path, bytes: u64) {
     timed(tool("sync").arg("--file-system").arg(dir));
+    warm(2 * bytes);
 }
 
 /// Runs a command again and again while something is done, and ends it then; how long each of its runs took that came to

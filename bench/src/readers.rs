@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use pullfs_tests::tools::tool;
 
-use crate::process::{limited, timed};
+use crate::process::{limited, timed, warm};
 use crate::units::MIB;
 
 /// A way to read.
@@ -39,6 +39,8 @@ impl Reader {
     /// Reads a file of `size` bytes; panics if that fails.
     #[track_caller]
     pub(crate) fn read(self, file: &Path, size: u64) -> Duration {
+        // For the page cache, and for what the server needs.
+        warm(2 * size);
         match self {
             Self::Dd => timed(&dd(file, &[])),
             Self::Direct => timed(&direct(file)),

@@ -30,7 +30,7 @@ pub(super) fn backups(args: &Args, results: &mut Results, libvirt: &Libvirt) {
         let images = tempfile::Builder::new().prefix("pullfs-bench-").tempdir_in("/var/tmp").expect("a directory");
         let copy = images.path().join("disk.qcow2");
         for who in turns(&[OURS, VIRTNBDBACKUP, IMAGE], round) {
-            settle(images.path());
+            settle(images.path(), args.size);
             let (all, synced) = match who {
                 OURS => {
                     let mount = Mount::source(&vm.source(), "");

@@ -83,7 +83,7 @@ fn increments(args: &Args, results: &mut Results, mut vm: impl Vm, clusters: u64
         change(&vm, clusters, round, theirs.is_none());
         let mut fetched = 0;
         for who in turns(&[OURS, VIRTNBDBACKUP, LOOP], round) {
-            settle(images.path());
+            settle(images.path(), args.size);
             let start = Instant::now();
             let took = match (who, &theirs) {
                 (OURS, _) => {

@@ -13,7 +13,7 @@ use super::Work;
 use crate::args::Args;
 use crate::held::Held;
 use crate::peers::{self, FILE_SYSTEMS, NBDCOPY, shown};
-use crate::process::{cpu, cpu_of_ended, most_resident, timed};
+use crate::process::{cpu, cpu_of_ended, most_resident, timed, warm};
 use crate::readers::{READERS, Reader};
 use crate::results::{OURS, Results};
 use crate::turns::turns;
@@ -84,8 +84,10 @@ fn throughput(args: &Args, results: &mut Results) {
         for who in turns(&copiers, round) {
             let held = Held::of(&machine);
             if nbdcopies().any(|name| name == who) {
+                warm(2 * size);
                 add(COPIED, who, timed(&copier(who, &held, Path::new("null:"))));
             }
+            warm(2 * size);
             add(TO_FILE, who, timed(&copier(who, &held, &target)));
             if round == 0 {
                 data::same(&target, machine.image("vda"));
@@ -104,6 +106,7 @@ fn cost(args: &Args, results: &mut Results) {
         for who in turns(&everybody, round) {
             let spent = if nbdcopies().any(|name| name == who) {
                 let held = Held::of(&machine);
+                warm(2 * args.size);
                 let (client, server) = (cpu_of_ended(), cpu(qemu));
                 timed(&copier(who, &held, Path::new("null:")));
                 Spent { client: Some(cpu_of_ended() - client), memory: None, server: cpu(qemu) - server }

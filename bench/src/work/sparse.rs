@@ -12,7 +12,7 @@ use super::data::{cp, pieces, same_image};
 use crate::args::Args;
 use crate::held::Held;
 use crate::peers::{NBDCOPY, convert};
-use crate::process::timed;
+use crate::process::{settle, timed};
 use crate::results::{OURS, Results};
 use crate::units::{GIB, MIB, Unit};
 
@@ -46,6 +46,7 @@ fn copies(args: &Args, results: &mut Results) {
     );
     for round in 0..args.rounds {
         let mut add = |what: &str, who: &str, command: &std::process::Command| {
+            settle(images.path(), args.size);
             let took = timed(command);
             if round == 0 && what != ALONE {
                 same_image(&copy, machine.image("vda"));
