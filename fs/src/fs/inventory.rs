@@ -1,9 +1,8 @@
 //! The machine's inventory, asked at most once a second however many look.
 //!
-//! One task asks; those who want to know while it does share the answer.
+//! One task asks; those who want to know while it does share the answer. A fresh answer is had without the task.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
@@ -19,25 +18,46 @@ const MAX_WAITING: usize = 1024;
 
 type Answer = std::result::Result<Arc<Inventory>, (Kind, String)>;
 
+/// The newest answer.
+#[derive(Default)]
+struct Newest {
+    answer: Option<(Instant, Arc<Inventory>)>,
+    /// How often the machine was changed by us: an answer to a question from before a change is not kept.
+    changes: u64,
+}
+
+impl Newest {
+    fn fresh(&self) -> Option<Arc<Inventory>> {
+        let (when, inventory) = self.answer.as_ref()?;
+        (when.elapsed() < FRESH).then(|| inventory.clone())
+    }
+}
+
 /// A handle to the task.
 #[derive(Clone)]
 pub(super) struct Inventories {
     questions: mpsc::Sender<oneshot::Sender<Answer>>,
-    /// Set when an answer from before now must not be given any more.
-    outdated: Arc<AtomicBool>,
+    /// Held for a look.
+    newest: Arc<Mutex<Newest>>,
+}
+
+fn lock(newest: &Mutex<Newest>) -> MutexGuard<'_, Newest> {
+    newest.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Inventories {
     pub(super) fn start(vm: Arc<dyn Vm>) -> Self {
         let (questions, inbox) = mpsc::channel(MAX_WAITING);
-        let outdated = Arc::<AtomicBool>::default();
-        tokio::spawn(run(vm, inbox, outdated.clone()));
-        Self { questions, outdated }
+        let newest = Arc::<Mutex<Newest>>::default();
+        tokio::spawn(run(vm, inbox, newest.clone()));
+        Self { questions, newest }
     }
 
     /// The machine was changed by us: whoever asks from now on wants to see it.
     pub(super) fn forget(&self) {
-        self.outdated.store(true, Ordering::SeqCst);
+        let mut newest = lock(&self.newest);
+        newest.changes += 1;
+        newest.answer = None;
     }
 
     /// The machine as it was within the last second.
@@ -45,6 +65,9 @@ impl Inventories {
     /// # Errors
     /// When it does not answer.
     pub(super) async fn get(&self) -> Result<Arc<Inventory>> {
+        if let Some(fresh) = lock(&self.newest).fresh() {
+            return Ok(fresh);
+        }
         let ended = || Error::new(Kind::Gone, "the mount is ending");
         let (reply, answer) = oneshot::channel();
         self.questions.send(reply).await.map_err(|_| ended())?;
@@ -52,24 +75,53 @@ impl Inventories {
     }
 }
 
-async fn run(vm: Arc<dyn Vm>, mut inbox: mpsc::Receiver<oneshot::Sender<Answer>>, outdated: Arc<AtomicBool>) {
+async fn run(vm: Arc<dyn Vm>, mut inbox: mpsc::Receiver<oneshot::Sender<Answer>>, newest: Arc<Mutex<Newest>>) {
     let mut waiting = Vec::new();
-    let mut newest: Option<(Instant, Arc<Inventory>)> = None;
     while inbox.recv_many(&mut waiting, MAX_WAITING).await > 0 {
-        if outdated.swap(false, Ordering::SeqCst) {
-            newest = None;
-        }
-        let fresh = newest.as_ref().filter(|(when, _)| when.elapsed() < FRESH);
-        let answer: Answer = match fresh {
-            Some((_, inventory)) => Ok(inventory.clone()),
-            None => vm.inventory().await.map(Arc::new).map_err(|error| (error.kind(), chain(&error))),
+        let (fresh, changes) = {
+            let newest = lock(&newest);
+            (newest.fresh(), newest.changes)
         };
-        if let (Ok(inventory), true) = (&answer, fresh.is_none()) {
-            newest = Some((Instant::now(), inventory.clone()));
-        }
+        let answer: Answer = if let Some(inventory) = fresh {
+            Ok(inventory)
+        } else {
+            let answer = vm.inventory().await.map(Arc::new).map_err(|error| (error.kind(), chain(&error)));
+            let mut newest = lock(&newest);
+            if let (Ok(inventory), true) = (&answer, newest.changes == changes) {
+                newest.answer = Some((Instant::now(), inventory.clone()));
+            }
+            answer
+        };
         for reply in waiting.drain(..) {
             // Who asked may have given up.
             reply.send(answer.clone()).ok();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vm::Fleece;
+    use crate::vm::memory::Memory;
+
+    async fn has(inventories: &Inventories, checkpoint: &str) -> bool {
+        inventories.get().await.unwrap().disks[0].bitmaps.contains_key(checkpoint)
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_shared_for_a_second_unless_we_changed_the_machine() {
+        let vm = Memory::new(&[("vda", 512)], Fleece::Job);
+        let inventories = Inventories::start(vm.clone());
+        let first = inventories.get().await.unwrap();
+        assert!(Arc::ptr_eq(&first, &inventories.get().await.unwrap()), "it was not asked for again");
+        vm.checkpoint("monday");
+        inventories.forget();
+        assert!(has(&inventories, "monday").await);
+        // Somebody else's is seen when the answer is too old.
+        vm.checkpoint("tuesday");
+        let aged = Instant::now().checked_sub(FRESH);
+        lock(&inventories.newest).answer.as_mut().unwrap().0 = aged.unwrap();
+        assert!(has(&inventories, "tuesday").await);
     }
 }

@@ -1,7 +1,8 @@
 //! The kernel's side: the only module that knows fuser.
 //!
 //! A read is begun on the thread that takes it from the kernel, and answered there if the data is at hand, else by the thread
-//! that receives the data. Every other request becomes a task. So a thread that takes requests never waits for a machine, and
+//! that receives the data. What is asked of names and attributes is answered there too if the machine need not be asked for
+//! it; every other request becomes a task. So a thread that takes requests never waits for a machine, and
 //! one read never holds up another. The mount itself is made and ended in [`mount`].
 
 pub mod mount;
@@ -11,6 +12,7 @@ use std::future::Future;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
+use std::task::{Context, Waker};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
@@ -115,6 +117,16 @@ impl Adapter {
     fn answer<F: Future<Output = ()> + Send + 'static>(&self, with: impl FnOnce(Arc<Fs>) -> F) {
         self.runtime.spawn(with(self.fs.clone()));
     }
+
+    /// The same, at once if nothing has to be waited for: a listing is tens of thousands of such questions.
+    fn answer_at_once<F: Future<Output = ()> + Send + 'static>(&self, with: impl FnOnce(Arc<Fs>) -> F) {
+        let _runtime = self.runtime.enter();
+        let mut answer = Box::pin(with(self.fs.clone()));
+        // Spawned, it is polled again, so nothing is lost with this waker.
+        if answer.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending() {
+            self.runtime.spawn(answer);
+        }
+    }
 }
 
 fn errno(error: &Error) -> Errno {
@@ -164,7 +176,7 @@ impl Filesystem for Adapter {
 
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let name = name.to_owned();
-        self.answer(|fs| async move {
+        self.answer_at_once(|fs| async move {
             match fs.lookup(parent.0, &name).await {
                 Ok(entry) => {
                     let attr = file_attr(&entry.attr);
@@ -182,7 +194,7 @@ impl Filesystem for Adapter {
     }
 
     fn getattr(&self, _request: &Request, ino: INodeNo, handle: Option<FileHandle>, reply: ReplyAttr) {
-        self.answer(move |fs| async move {
+        self.answer_at_once(move |fs| async move {
             match fs.getattr(ino.0, handle.map(|handle| handle.0)).await {
                 Ok(attr) => reply.attr(&ttl(&attr), &file_attr(&attr)),
                 Err(error) => reply.error(errno(&error)),
@@ -346,7 +358,7 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        self.answer(|fs| async move {
+        self.answer_at_once(|fs| async move {
             match fs.opendir(ino.0).await {
                 Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
                 Err(error) => reply.error(errno(&error)),
@@ -371,13 +383,14 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    /// No file has any; saying so is kinder than not knowing the question.
-    fn listxattr(&self, _request: &Request, _ino: INodeNo, size: u32, reply: ReplyXattr) {
-        if size == 0 { reply.size(0) } else { reply.data(&[]) }
+    /// No file has any. Said in this way, the kernel asks once in the life of the mount, where `ls -l` asks twice for each
+    /// file; whoever asks it is told that they are not supported, which copying tools take for none.
+    fn listxattr(&self, _request: &Request, _ino: INodeNo, _size: u32, reply: ReplyXattr) {
+        reply.error(Errno::ENOSYS);
     }
 
     fn getxattr(&self, _request: &Request, _ino: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
-        reply.error(Errno::NO_XATTR);
+        reply.error(Errno::ENOSYS);
     }
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
