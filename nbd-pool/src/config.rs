@@ -66,7 +66,8 @@ pub struct Config {
     /// Limit of the whole handshake. A server with no free slot accepts and then says nothing.
     pub handshake_timeout: Duration,
     /// Limit of one [`crate::Pool::read`] or one round of [`crate::Pool::block_status`], queueing
-    /// and reconnects included, and of the oldest request on a connection.
+    /// and reconnects included, and of the oldest request on a connection. All rounds of a range get
+    /// as often as much as they are requests of 4 GiB, and once more.
     pub request_timeout: Duration,
     /// Least time between the loss of a connection and the next attempt.
     pub backoff_min: Duration,

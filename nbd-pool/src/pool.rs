@@ -154,7 +154,8 @@ impl Pool {
     ///
     /// # Errors
     /// As [`Pool::read`]; `Unsupported` where the server did not grant `context`. The time limit
-    /// is that of one round, not of the whole range.
+    /// is that of one round, and for the whole range that of each request that it takes at least, and
+    /// of one more: a server that tells of it in crumbs does not keep anybody for ever.
     pub async fn block_status(
         &self,
         context: &str,
@@ -168,24 +169,31 @@ impl Pool {
             let reason = format!("the context {context:?} was not granted");
             Error::new(ErrorKind::Unsupported, reason)
         })?;
-        let mut at = range.start;
-        while at < range.end {
-            let what = || format!("block status of {} bytes at {at}", range.end - at);
-            let extents = inner.limited(what, inner.status_round(index, at..range.end)).await?;
-            // Possible where the server ends an extent within one of its own blocks.
-            if extents.last().is_none_or(|last| last.end() <= at) {
-                return Err(Error::protocol(format!("{} got nowhere", what())));
-            }
-            for extent in &extents {
-                at = at.max(extent.end());
-                if let Some(extent) = extent.clamp(&range)
-                    && sink(extent).is_break()
-                {
-                    return Ok(());
+        let limit = inner.status_limit(&range);
+        let rounds = async {
+            let mut at = range.start;
+            while at < range.end {
+                let what = || format!("block status of {} bytes at {at}", range.end - at);
+                let extents = inner.limited(what, inner.status_round(index, at..range.end)).await?;
+                // Possible where the server ends an extent within one of its own blocks.
+                if extents.last().is_none_or(|last| last.end() <= at) {
+                    return Err(Error::protocol(format!("{} got nowhere", what())));
+                }
+                for extent in &extents {
+                    at = at.max(extent.end());
+                    if let Some(extent) = extent.clamp(&range)
+                        && sink(extent).is_break()
+                    {
+                        return Ok(());
+                    }
                 }
             }
-        }
-        Ok(())
+            Ok(())
+        };
+        timeout(limit, rounds).await.unwrap_or_else(|_| {
+            let what = format!("block status of {} bytes at {}", range.end - range.start, range.start);
+            Err(Error::new(ErrorKind::Timeout, format!("{what}, in many small answers, within {limit:?}")))
+        })
     }
 
     /// Says that `range` is not needed any more. What reading it gives from then on is the server's business; whoever

@@ -3,7 +3,7 @@
 mod scripted;
 
 use std::ops::ControlFlow;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use nbd_pool::testing::{Listener, Offer, Wire};
@@ -242,6 +242,33 @@ async fn the_sink_can_break_off_and_a_status_request_names_its_context() {
         pool.close().await;
     };
     in_time(Box::pin(async { tokio::join!(server, client) })).await;
+}
+
+#[tokio::test]
+async fn a_server_that_tells_of_a_disk_in_crumbs_is_not_heard_out() {
+    let listener = Listener::bind().expect("a socket");
+    let address = listener.address();
+    let server = tokio::spawn(async move {
+        let mut peer = listener.accept(&offer()).await.expect("a client");
+        while let Some(seen) = peer.request().await.expect("valid") {
+            // Each answer in good time, and each a little further.
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            let reply = peer.wire().status(&seen, 1, &[(1, 0)], true);
+            peer.send(&reply).await.expect("sent");
+        }
+    });
+    let limit = Duration::from_millis(500);
+    let pool = connect(address, Config { request_timeout: limit, ..config() }).await;
+    let (start, mut told) = (Instant::now(), 0);
+    let count = |extent: nbd_pool::Extent| {
+        told += extent.length;
+        ControlFlow::Continue(())
+    };
+    let error = in_time(pool.block_status("base:allocation", 0..500_000, count)).await.expect_err("endless");
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    assert!(start.elapsed() >= 2 * limit, "{:?}", start.elapsed());
+    assert!(told > 1 && told <= 200, "{told} bytes");
+    server.abort();
 }
 
 #[tokio::test]

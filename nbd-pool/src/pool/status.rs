@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Inner;
 use super::read::again;
@@ -9,7 +10,17 @@ use crate::connection::Outcome;
 use crate::error::{Error, ErrorKind};
 use crate::extent::Extent;
 
+/// The largest range that one request without extended headers asks about, rounded up.
+const REQUEST: u64 = 1 << 32;
+
 impl Inner {
+    /// How long all rounds of a range may take together.
+    pub(super) fn status_limit(&self, range: &Range<u64>) -> Duration {
+        let requests = (range.end - range.start).div_ceil(REQUEST) + 1;
+        // More than 2^32 requests there are not in 2^64 bytes.
+        self.dialer.config.request_timeout.saturating_mul(u32::try_from(requests).unwrap_or(u32::MAX))
+    }
+
     /// Asks once for the status of `range`, which is not empty, in the context with this index.
     ///
     /// The extents begin at or before `range.start` and may end before or after `range.end`.
