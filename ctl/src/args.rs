@@ -86,7 +86,10 @@ pub(crate) enum Command {
     Demo,
     /// Clean up after a daemon that dies; pullfs starts this for itself
     #[command(hide = true)]
-    Guardian,
+    Guardian {
+        /// The mount's own directory, with its journal
+        dir: PathBuf,
+    },
     /// Keep a guest frozen for a moment; pullfs starts this for itself
     #[command(hide = true)]
     ThawGuard {

@@ -54,7 +54,7 @@ fn main() -> ExitCode {
         Command::Sync(arguments) => sync::run(&arguments),
         Command::Recover(arguments) => recover::run(&arguments),
         Command::Demo => demo::run(),
-        Command::Guardian => return guardian::run(),
+        Command::Guardian { dir } => return guardian::run(&dir),
         Command::ThawGuard { agent } => return thaw_guard::run(&agent),
     };
     match outcome {

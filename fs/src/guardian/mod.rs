@@ -53,8 +53,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Order {
-    /// What to watch over: the mount's directory.
-    Guard { dir: PathBuf },
     /// The daemon lives.
     Beat,
     /// Takes the mount out of the tree.
@@ -67,7 +65,7 @@ enum Order {
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 enum Answer {
-    /// It watches.
+    /// It watches, and needs nobody any more to clean up. The first answer, to no order.
     Ready,
     /// The mount is out of the tree, or was already.
     Detached,
@@ -123,8 +121,8 @@ pub struct Recruit {
 }
 
 impl Recruit {
-    /// Starts the process of a guardian for the mount whose directory is `dir`. `program` has [`SUBCOMMAND`]; `quiet`
-    /// keeps it from the daemon's standard error.
+    /// Starts the process of a guardian for the mount whose directory is `dir`. `program` has [`SUBCOMMAND`], which takes the
+    /// directory; `quiet` keeps it from the daemon's standard error.
     ///
     /// # Errors
     /// When it cannot be started: then nothing must be held.
@@ -141,7 +139,7 @@ impl Recruit {
     pub async fn on_post(self) -> Result<Guardian> {
         let Self { post, child, socket } = self;
         let pid = post.pid.clone();
-        let first = post.brief(child, socket).await?;
+        let first = post.see_up(child, socket).await?;
         let (requests, inbox) = mpsc::channel(4);
         tokio::spawn(post.keep(first, inbox));
         Ok(Guardian { requests, pid })
@@ -195,7 +193,8 @@ impl Post {
         };
         let (ours, theirs) = Socket::pair().map_err(unable)?;
         let mut command = Command::new(&self.program);
-        command.arg(SUBCOMMAND).stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
+        // From its first moment on it knows what to clean up after: the daemon may be dead before it could tell.
+        command.arg(SUBCOMMAND).arg(&self.dir).stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null());
         if self.quiet {
             command.stderr(Stdio::null());
         }
@@ -204,16 +203,12 @@ impl Post {
         Ok((child, ours))
     }
 
-    /// Tells a process that was started what to guard.
-    async fn brief(&self, mut child: Child, socket: Socket) -> Result<Filled> {
+    /// Waits until a process that was started watches.
+    async fn see_up(&self, mut child: Child, socket: Socket) -> Result<Filled> {
         let unable = |error| Error::with_source(Kind::Io, "cannot talk to the guardian", error);
         socket.set_nonblocking(true).map_err(unable)?;
         let mut lines = Lines::new(UnixStream::from_std(socket).map_err(unable)?);
-        let greet = async {
-            tell(&mut lines, &Order::Guard { dir: self.dir.clone() }).await?;
-            hear(&mut lines).await
-        };
-        match timeout(ANSWER_LIMIT, greet).await {
+        match timeout(ANSWER_LIMIT, hear(&mut lines)).await {
             Ok(Ok(Some(Answer::Ready))) => {
                 self.pid.0.store(child.id(), Ordering::Relaxed);
                 Ok(Filled { child, lines })
@@ -229,7 +224,7 @@ impl Post {
 
     async fn fill(&self) -> Result<Filled> {
         let (child, socket) = self.start()?;
-        self.brief(child, socket).await
+        self.see_up(child, socket).await
     }
 
     /// Keeps the post filled until it is dismissed.

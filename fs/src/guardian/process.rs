@@ -6,13 +6,13 @@
 //!              ▼
 //!          takes over: waits for the journal's lock ─▶ undoes ─▶ detaches ─▶ removes the directory ─▶ ends
 //! ```
-//! It is told nothing that it could not read from the journal itself, allocates next to nothing while it waits, and asks
+//! It is told nothing but where the journal is, allocates next to nothing while it waits, and asks
 //! the kernel not to be killed first when memory runs out.
 
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as Socket;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -39,9 +39,9 @@ const PATIENCE: Duration = Duration::from_secs(600);
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
-/// The process: waits for the end of the daemon at standard input, and cleans up behind it.
-pub fn run() -> ExitCode {
-    match live() {
+/// The process: waits for the end of the daemon at standard input, and cleans up behind it. `dir` is the mount's directory.
+pub fn run(dir: &Path) -> ExitCode {
+    match live(dir) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{}", chain(&error));
@@ -50,7 +50,7 @@ pub fn run() -> ExitCode {
     }
 }
 
-fn live() -> Result<()> {
+fn live(dir: &Path) -> Result<()> {
     let unable = |what: &'static str| move |error| Error::with_source(Kind::Io, what, error);
     let socket = socket_at_stdin(super::SUBCOMMAND)?;
     // What ends the daemon's session or terminal is not to end this. It fails where it is not needed.
@@ -68,9 +68,9 @@ fn live() -> Result<()> {
             .collect::<io::Result<Vec<_>>>()
             .map_err(unable("cannot listen to signals"))?;
         let lines = UnixStream::from_std(socket).map(Lines::new).map_err(unable("cannot use standard input"))?;
-        match wait(lines, daemon).await? {
-            Some(dir) => take_over(&dir).await,
-            None => Ok(()),
+        match wait(dir, lines, daemon).await {
+            End::Dead => take_over(dir).await,
+            End::Dismissed => Ok(()),
         }
     })
 }
@@ -81,12 +81,17 @@ fn process(socket: &Socket) -> Option<OwnedFd> {
     pidfd_open(pid, PidfdFlags::empty()).ok()
 }
 
-/// Waits until the daemon is dead, or has let the guardian go; the directory to clean up after.
-async fn wait(mut lines: Lines, daemon: Option<OwnedFd>) -> Result<Option<PathBuf>> {
-    let Some(Order::Guard { dir }) = hear(&mut lines).await? else {
-        return Err(Error::new(Kind::Invalid, "the guardian was not told what to guard"));
-    };
-    // A daemon that died since then is noticed below, and cleaned up after.
+/// How the daemon ended.
+enum End {
+    /// It is dead, or about to be.
+    Dead,
+    /// It has let the guardian go.
+    Dismissed,
+}
+
+/// Waits for the daemon's end.
+async fn wait(dir: &Path, mut lines: Lines, daemon: Option<OwnedFd>) -> End {
+    // A daemon that is dead already is noticed below, and cleaned up after.
     tell(&mut lines, &Answer::Ready).await.ok();
     let mut last = Instant::now();
     loop {
@@ -95,10 +100,10 @@ async fn wait(mut lines: Lines, daemon: Option<OwnedFd>) -> Result<Option<PathBu
             biased;
             order = hear(&mut lines) => order,
             () = sleep_until(last + SILENCE_LIMIT) => {
-                if is_holding(&dir) {
+                if is_holding(dir) {
                     tracing::error!("the daemon gives no sign of life while a point in time is held: it is killed");
                     daemon.as_ref().map(|daemon| pidfd_send_signal(daemon, Signal::KILL));
-                    return Ok(Some(dir));
+                    return End::Dead;
                 }
                 last = Instant::now();
                 continue;
@@ -106,7 +111,7 @@ async fn wait(mut lines: Lines, daemon: Option<OwnedFd>) -> Result<Option<PathBu
         };
         last = Instant::now();
         match order {
-            Ok(Some(Order::Beat | Order::Guard { .. })) => {}
+            Ok(Some(Order::Beat)) => {}
             Ok(Some(Order::Detach { path, device })) => {
                 let answer = match detach(Mount::known(path, device)).await {
                     Ok(()) => Answer::Detached,
@@ -115,8 +120,8 @@ async fn wait(mut lines: Lines, daemon: Option<OwnedFd>) -> Result<Option<PathBu
                 // A daemon that died meanwhile is noticed at the next turn.
                 tell(&mut lines, &answer).await.ok();
             }
-            Ok(Some(Order::Done)) => return Ok(None),
-            Ok(None) | Err(_) => return Ok(Some(dir)),
+            Ok(Some(Order::Done)) => return End::Dismissed,
+            Ok(None) | Err(_) => return End::Dead,
         }
     }
 }
