@@ -141,6 +141,7 @@ pub struct Fs {
     owner: Ownership,
     mounted: SystemTime,
     inventories: Inventories,
+    cache: Arc<Cache>,
     points: Points,
     inodes: Arc<Inodes>,
     handles: Handles,
@@ -162,6 +163,7 @@ impl Fs {
         invalidate: Invalidate,
         guardian: Pid,
     ) -> Self {
+        let cache = Cache::new(options.cache);
         Self {
             owner: Ownership {
                 uid: options.uid.unwrap_or(owner.0),
@@ -174,7 +176,8 @@ impl Fs {
             throttle: None,
             mounted: SystemTime::now(),
             inventories: Inventories::start(vm.clone()),
-            points: Points::start(vm.clone(), Cache::new(options.cache), Terms::from(&options), invalidate),
+            points: Points::start(vm.clone(), cache.clone(), Terms::from(&options), invalidate),
+            cache,
             inodes,
             handles: Handles::default(),
             counters: Counters::default(),
@@ -402,6 +405,7 @@ impl Fs {
             view: &self.points.view(),
             last_error: last_error.as_ref(),
             reads,
+            cache: self.cache.usage(),
         });
         self.status_size.store(u64::try_from(text.len()).unwrap_or(0), Ordering::Relaxed);
         Bytes::from(text)

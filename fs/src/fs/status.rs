@@ -5,6 +5,7 @@ use std::time::SystemTime;
 
 use serde::Serialize;
 
+use crate::block::cache::Usage;
 use crate::block::{Traffic, throttle};
 use crate::point::owner::{Phase, View};
 use crate::vm::{Bitmap, Disk, Inventory, Machine, Scratch, Skipped};
@@ -28,6 +29,7 @@ struct Document<'a> {
     last_end: Option<EndStatus<'a>>,
     last_error: Option<&'a Noted>,
     reads: Reads,
+    cache: Usage,
 }
 
 /// The guardian process.
@@ -144,6 +146,7 @@ pub(super) struct Facts<'a> {
     pub(super) view: &'a View,
     pub(super) last_error: Option<&'a Noted>,
     pub(super) reads: Reads,
+    pub(super) cache: Usage,
 }
 
 fn rfc3339(time: SystemTime) -> String {
@@ -184,6 +187,7 @@ pub(super) fn render(facts: &Facts<'_>) -> Vec<u8> {
         last_end: view.last_end.as_ref().map(|end| EndStatus { reason: &end.reason, time: rfc3339(end.time) }),
         last_error: facts.last_error,
         reads: facts.reads,
+        cache: facts.cache,
     };
     let mut text = serde_json::to_vec_pretty(&document).unwrap_or_default();
     text.push(b'\n');

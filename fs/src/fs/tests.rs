@@ -160,6 +160,7 @@ async fn a_release_makes_open_files_stale_for_good() {
     let first = walk(&fs, "current/vda/disk.raw").await.unwrap();
     let old = fs.open(first.attr.ino, Access::Read).await.unwrap().handle;
     assert_eq!(&fs.read(old, 0, 6).await.unwrap()[..], b"before");
+    assert!(status(&fs).await["cache"]["bytes"].as_u64() > Some(0));
     command(&fs, "release\n").await.unwrap();
     assert_eq!(fs.read(old, 0, 6).await.unwrap_err().kind(), Kind::Stale);
     vm.write("vda", 0, b"after!");
@@ -171,7 +172,9 @@ async fn a_release_makes_open_files_stale_for_good() {
     let new = fs.open(again.attr.ino, Access::Read).await.unwrap().handle;
     assert_eq!(&fs.read(new, 0, 6).await.unwrap()[..], b"after!");
     assert_eq!(fs.read(old, 0, 6).await.unwrap_err().kind(), Kind::Stale);
-    assert_eq!(status(&fs).await["last_end"]["reason"], "released");
+    let told = status(&fs).await;
+    assert_eq!(told["last_end"]["reason"], "released");
+    assert!(told["cache"]["fetched"].as_u64() > Some(0), "{told}");
 }
 
 #[tokio::test]

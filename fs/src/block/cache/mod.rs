@@ -24,6 +24,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
+use serde::Serialize;
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
@@ -50,8 +51,21 @@ pub struct Cache {
     state: Mutex<State>,
 }
 
+/// What a cache takes, and what it was good for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Usage {
+    /// What it takes now, in bytes; also for what is on its way.
+    pub bytes: u64,
+    /// Reads that found all they wanted.
+    pub hits: u64,
+    /// Bytes that were asked of disks, also ahead of reads.
+    pub fetched: u64,
+}
+
 struct State {
     table: Table,
+    hits: u64,
+    fetched: u64,
     buffers: Buffers,
     /// Reads for which there is no room yet. Each is a request of the kernel's, which bounds them.
     queue: VecDeque<Queued>,
@@ -90,7 +104,13 @@ struct Fetch {
 impl Cache {
     /// A cache that takes at most `budget` bytes, and more only for a single read. Must be called in a runtime.
     pub fn new(budget: u64) -> Arc<Self> {
-        let state = State { table: Table::new(budget), buffers: Buffers::default(), queue: VecDeque::new() };
+        let state = State {
+            table: Table::new(budget),
+            hits: 0,
+            fetched: 0,
+            buffers: Buffers::default(),
+            queue: VecDeque::new(),
+        };
         Arc::new(Self { runtime: Handle::current(), next: AtomicU64::new(0), state: Mutex::new(state) })
     }
 
@@ -106,9 +126,10 @@ impl Cache {
         })
     }
 
-    /// What it takes now, in bytes.
-    pub fn bytes(&self) -> u64 {
-        self.state().table.cost()
+    /// What it takes, and what it was good for.
+    pub fn usage(&self) -> Usage {
+        let state = self.state();
+        Usage { bytes: state.table.cost(), hits: state.hits, fetched: state.fetched }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -153,6 +174,7 @@ impl CachedDisk {
     pub fn begin_read(self: &Arc<Self>, range: Range<u64>, done: impl FnOnce(Result<Bytes>) + Send + 'static) {
         let mut state = self.cache.state();
         if let Some(bytes) = state.table.hit(self.id, &range) {
+            state.hits += 1;
             drop(state);
             return done(Ok(bytes));
         }
@@ -219,6 +241,7 @@ impl CachedDisk {
         let here = |found: &Found| if let Found::Here(bytes) = found { Some(bytes.clone()) } else { None };
         let parts: Vec<Option<Bytes>> = found.iter().map(here).collect();
         if parts.iter().all(Option::is_some) {
+            state.hits += 1;
             return Next::Answer(done, joined(parts.into_iter().flatten()));
         }
         let waiting = Arc::new(Waiting::new(parts, done));
@@ -304,6 +327,7 @@ impl State {
     }
 
     fn fetch(&mut self, run: Range<u64>) -> Fetch {
+        self.fetched += run.end - run.start;
         Fetch { buffer: self.buffers.take(table::length(&run)), run }
     }
 }

@@ -151,7 +151,7 @@ async fn reads_beyond_the_budget_take_turns() {
         .collect();
     for served in 0..8 {
         settle().await;
-        assert!(cache.bytes() <= 3 << 20, "{}", cache.bytes());
+        assert!(cache.usage().bytes <= 3 << 20, "{}", cache.usage().bytes);
         assert!(source.asked().len() <= served + 2);
         source.permits.add_permits(1);
     }
@@ -179,7 +179,22 @@ async fn what_is_read_ahead_leaves_room_and_stays_until_it_is_read() {
     let before = source.asked().len();
     assert!(is_right(&disk.read(0..reached).await.unwrap(), &(0..reached)));
     assert_eq!(source.asked().len(), before, "it was still there");
-    assert!(cache.bytes() <= 4 << 20);
+    assert!(cache.usage().bytes <= 4 << 20);
+}
+
+#[tokio::test]
+async fn it_tells_what_it_was_good_for() {
+    let source = Slow::new(64);
+    let cache = Cache::new(1 << 20);
+    let disk = cache.disk(source.clone(), None);
+    assert_eq!(cache.usage(), Usage::default());
+    for range in [0..4096, 0..4096, 1024..2048, 0..8192] {
+        disk.read(range).await.unwrap();
+    }
+    let usage = cache.usage();
+    let asked: usize = source.asked().iter().map(|read| read.1).sum();
+    assert_eq!((usage.hits, usage.fetched), (2, asked as u64));
+    assert!(usage.bytes >= 8192 && usage.bytes <= 1 << 20, "{usage:?}");
 }
 
 #[tokio::test]
@@ -196,7 +211,7 @@ async fn nothing_is_kept_after_the_end() {
     disk.end();
     source.permits.add_permits(1);
     late.await.unwrap().unwrap();
-    assert_eq!(cache.bytes(), 0);
+    assert_eq!(cache.usage().bytes, 0);
 }
 
 /// Confirms when it is told to, and counts.
@@ -282,12 +297,12 @@ proptest! {
                 } else {
                     prop_assert!(is_right(&disk.read(range.clone()).await.unwrap(), &range));
                 }
-                prop_assert!(cache.bytes() <= budget.max(3 << 20) + 4096, "{} of {budget}", cache.bytes());
+                prop_assert!(cache.usage().bytes <= budget.max(3 << 20) + 4096, "{} of {budget}", cache.usage().bytes);
             }
             for disk in &disks {
                 disk.end();
             }
-            prop_assert_eq!(cache.bytes(), 0);
+            prop_assert_eq!(cache.usage().bytes, 0);
             Ok(())
         })?;
     }
