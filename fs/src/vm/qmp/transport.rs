@@ -20,13 +20,14 @@ mod writer;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::os::fd::OwnedFd;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::sync::{broadcast, mpsc, oneshot};
-use tokio::time::timeout;
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout_at};
 
 use self::connection::Connection;
 use self::wire::Incoming;
@@ -36,12 +37,17 @@ use crate::error::{Error, Kind, Result};
 /// How long QEMU may take to greet, and to each step before that. It greets at once unless another client has the socket.
 pub const GREETING_LIMIT: Duration = Duration::from_secs(5);
 
-/// How long the answer to a command may take; QEMU waits for the guest's I/O in some.
+/// How long the answer to a command may take; QEMU waits for the guest's I/O in some. It does one after another, so the time
+/// of a command begins with the last answer to another one.
 pub const COMMAND_LIMIT: Duration = Duration::from_secs(30);
 
 /// The same as long as an answer is overdue that was waited for in vain: QEMU answers in order, so nothing else comes
 /// before it. Whoever undoes many steps then must not wait [`COMMAND_LIMIT`] for each.
 const OVERDUE_LIMIT: Duration = Duration::from_secs(5);
+
+/// Commands that another one waits for at most: so many steps are under way at once (docs/adr/020-steps-of-all-disks-at-once.md),
+/// but for itself.
+const MOST_BEFORE: u32 = 7;
 
 /// Requests waiting for the driver; a caller waits for room.
 const MAX_QUEUED: usize = 64;
@@ -87,6 +93,8 @@ pub struct Qmp {
     descriptors: bool,
     /// Set when an answer did not come in time; taken back by whatever answer comes, and by the end of the connection.
     overdue: Arc<AtomicBool>,
+    /// When the last answer came.
+    answered: watch::Receiver<Instant>,
 }
 
 impl Qmp {
@@ -100,7 +108,9 @@ impl Qmp {
         let (requests, inbox) = mpsc::channel(MAX_QUEUED);
         let connection = Connection::open(monitor).await?;
         let overdue = Arc::<AtomicBool>::default();
+        let (tell, answered) = watch::channel(Instant::now());
         let driver = Driver {
+            answered: tell,
             monitor: monitor.clone(),
             overdue: overdue.clone(),
             messages: messages.clone(),
@@ -109,7 +119,7 @@ impl Qmp {
             connection: Some(connection),
         };
         tokio::spawn(driver.run(inbox));
-        Ok(Self { requests, messages, overdue, descriptors: monitor.passes_descriptors() })
+        Ok(Self { requests, messages, overdue, answered, descriptors: monitor.passes_descriptors() })
     }
 
     /// Whether [`Qmp::execute_with`] is possible.
@@ -142,8 +152,18 @@ impl Qmp {
             answer.await.map_err(|_| ended())?
         };
         let limit = if self.overdue.load(Ordering::Relaxed) { OVERDUE_LIMIT } else { COMMAND_LIMIT };
-        if let Ok(answer) = timeout(limit, exchange).await {
-            return answer.map_err(|error| error.context(format!("QMP command {name} failed")));
+        let (sent, mut exchange) = (Instant::now(), pin!(exchange));
+        let turn = || (*self.answered.borrow()).clamp(sent, sent + limit * MOST_BEFORE);
+        let mut since = sent;
+        loop {
+            if let Ok(answer) = timeout_at(since + limit, &mut exchange).await {
+                return answer.map_err(|error| error.context(format!("QMP command {name} failed")));
+            }
+            // Others were answered meanwhile: it had to wait for them.
+            match turn() {
+                later if later > since => since = later,
+                _ => break,
+            }
         }
         self.overdue.store(true, Ordering::Relaxed);
         let limit = limit.as_secs();
@@ -175,6 +195,7 @@ struct Driver {
     next_id: u64,
     connection: Option<Connection>,
     overdue: Arc<AtomicBool>,
+    answered: watch::Sender<Instant>,
 }
 
 impl Driver {
@@ -240,6 +261,7 @@ impl Driver {
             }
             Incoming::Answer { id: Some(id), outcome } => {
                 self.overdue.store(false, Ordering::Relaxed);
+                self.answered.send_replace(Instant::now());
                 let Entry::Occupied(waiting) = self.waiting.entry(id) else { return Ok(()) };
                 let answer = match outcome {
                     Ok(raw) => Ok(wire::value(raw)?),

@@ -3,7 +3,6 @@
 mod tcp;
 
 use std::path::Path;
-use std::time::Instant;
 
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -124,7 +123,7 @@ async fn nobody_waits_long_behind_an_overdue_answer() {
     let (qmp, mut peer) = script.connected().await;
     // From here on nothing is said, so that only the clock can end a wait.
     tokio::time::pause();
-    let began = tokio::time::Instant::now();
+    let began = Instant::now();
     for limit in [COMMAND_LIMIT, COMMAND_LIMIT + OVERDUE_LIMIT] {
         assert_eq!(qmp.execute("hangs", json!({})).await.unwrap_err().kind(), Kind::Timeout);
         assert!(began.elapsed() >= limit && began.elapsed() < limit + Duration::from_secs(1), "{:?}", began.elapsed());
@@ -139,6 +138,38 @@ async fn nobody_waits_long_behind_an_overdue_answer() {
     let (answer, ()) = tokio::join!(qmp.execute("next", json!({})), server);
     assert_eq!(answer.unwrap(), json!("at last"));
     assert!(!qmp.overdue.load(Ordering::Relaxed));
+}
+
+#[tokio::test]
+async fn the_time_of_a_command_begins_when_those_before_it_are_done() {
+    let script = Script::new();
+    let (qmp, mut peer) = script.connected().await;
+    tokio::time::pause();
+    let began = Instant::now();
+    let server = async {
+        let commands = [peer.command().await, peer.command().await, peer.command().await];
+        for command in &commands {
+            // Each takes long, and all of them longer than one may.
+            tokio::time::sleep(COMMAND_LIMIT * 2 / 3).await;
+            peer.answer(command, &json!({})).await;
+        }
+        // Nothing is said of the fourth.
+        let _heard = peer.command().await;
+        std::future::pending::<()>().await;
+    };
+    let run = || qmp.execute("waits", json!({}));
+    let client = async {
+        let done = tokio::join!(run(), run(), run());
+        assert!(done.0.is_ok() && done.1.is_ok() && done.2.is_ok(), "{done:?}");
+        assert!(began.elapsed() >= COMMAND_LIMIT * 2);
+        let last = Instant::now();
+        assert_eq!(run().await.unwrap_err().kind(), Kind::Timeout);
+        assert!(last.elapsed() < COMMAND_LIMIT + Duration::from_secs(1), "{:?}", last.elapsed());
+    };
+    tokio::select! {
+        () = server => unreachable!("it waits for ever"),
+        () = client => {}
+    }
 }
 
 #[tokio::test]
@@ -211,7 +242,7 @@ async fn what_greets_otherwise_is_no_qmp_socket() {
 #[tokio::test(start_paused = true)]
 async fn a_socket_in_use_is_named_for_what_it_is() {
     let script = Script::new();
-    let began = Instant::now();
+    let began = std::time::Instant::now();
     let error = Qmp::connect(&script.monitor).await.err().unwrap();
     assert_eq!(error.kind(), Kind::Busy);
     assert!(error.to_string().contains("one client per QMP socket"), "{error}");
