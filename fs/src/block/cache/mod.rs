@@ -142,11 +142,11 @@ impl Cache {
             let mut state = self.state();
             let Some(Queued { disk, range, done }) = state.queue.pop_front() else { return };
             match disk.begin(&mut state, range, done) {
-                Next::Later(range, done) => {
+                Err((range, done)) => {
                     state.queue.push_front(Queued { disk, range, done });
                     return;
                 }
-                next => {
+                Ok(next) => {
                     drop(state);
                     disk.go_ahead(next);
                 }
@@ -159,9 +159,10 @@ impl Cache {
 enum Next {
     Answer(Done, Bytes),
     Fetch(Vec<Fetch>),
-    /// There is no room before something comes that is on its way.
-    Later(Range<u64>, Done),
 }
+
+/// A read for which there is no room before something comes that is on its way.
+type Later = (Range<u64>, Done);
 
 impl CachedDisk {
     /// Where its bytes come from.
@@ -180,12 +181,13 @@ impl CachedDisk {
         }
         let done: Done = Box::new(done);
         // Who came first is served first.
-        let next = if state.queue.is_empty() { self.begin(&mut state, range, done) } else { Next::Later(range, done) };
-        if let Next::Later(range, done) = next {
-            state.queue.push_back(Queued { disk: self.clone(), range, done });
-        } else {
-            drop(state);
-            self.go_ahead(next);
+        let next = if state.queue.is_empty() { self.begin(&mut state, range, done) } else { Err((range, done)) };
+        match next {
+            Ok(next) => {
+                drop(state);
+                self.go_ahead(next);
+            }
+            Err((range, done)) => state.queue.push_back(Queued { disk: self.clone(), range, done }),
         }
     }
 
@@ -227,7 +229,7 @@ impl CachedDisk {
         state.keep(forgotten);
     }
 
-    fn begin(self: &Arc<Self>, state: &mut State, range: Range<u64>, done: Done) -> Next {
+    fn begin(self: &Arc<Self>, state: &mut State, range: Range<u64>, done: Done) -> std::result::Result<Next, Later> {
         let found = state.table.find(self.id, &range);
         let missing = found.iter().map(|found| if let Found::Missing(gap) = found { table::cost(gap) } else { 0 });
         let missing: u64 = missing.sum();
@@ -235,14 +237,14 @@ impl CachedDisk {
             let (room, evicted) = state.table.room(missing);
             state.keep(evicted);
             if !room {
-                return Next::Later(range, done);
+                return Err((range, done));
             }
         }
         let here = |found: &Found| if let Found::Here(bytes) = found { Some(bytes.clone()) } else { None };
         let parts: Vec<Option<Bytes>> = found.iter().map(here).collect();
         if parts.iter().all(Option::is_some) {
             state.hits += 1;
-            return Next::Answer(done, joined(parts.into_iter().flatten()));
+            return Ok(Next::Answer(done, joined(parts.into_iter().flatten())));
         }
         let waiting = Arc::new(Waiting::new(parts, done));
         let mut fetches = Vec::new();
@@ -258,15 +260,14 @@ impl CachedDisk {
                 }
             }
         }
-        Next::Fetch(fetches)
+        Ok(Next::Fetch(fetches))
     }
 
-    /// Does what [`CachedDisk::begin`] said, but for what has to wait.
+    /// Does what [`CachedDisk::begin`] said.
     fn go_ahead(self: &Arc<Self>, next: Next) {
         match next {
             Next::Answer(done, bytes) => done(Ok(bytes)),
             Next::Fetch(fetches) => self.fetch(fetches),
-            Next::Later(..) => {}
         }
     }
 
