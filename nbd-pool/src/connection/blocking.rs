@@ -24,9 +24,6 @@ const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// The same, as a part of how old a request may get.
 const WAITS: u32 = 8;
 
-/// A read of more than this is of payload, all of which is on its way; headers are read as they come.
-const PAYLOAD: usize = 4 << 10;
-
 /// A connected socket that blocks who reads, and nobody who writes.
 #[derive(Debug)]
 pub(crate) struct Socket {
@@ -101,7 +98,8 @@ struct Incoming<'a> {
 
 impl AsyncRead for Incoming<'_> {
     fn poll_read(mut self: Pin<&mut Self>, _: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let flags = if buf.remaining() > PAYLOAD { RecvFlags::WAITALL } else { RecvFlags::empty() };
+        // More than is read ahead is payload, all of which is on its way; headers are read as they come.
+        let flags = if buf.remaining() > reader::READ_AHEAD { RecvFlags::WAITALL } else { RecvFlags::empty() };
         loop {
             // Looked at while data comes in as well: a reply may also never end.
             if self.looked.elapsed() >= self.socket.wait {

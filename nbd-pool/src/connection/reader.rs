@@ -13,9 +13,9 @@ use crate::proto::{self, ChunkHeader, ChunkKind, ErrorChunk, Headers, ReplyStart
 use crate::reply::{ReadReply, StatusReply, Verdict};
 use crate::wide;
 
-/// Read ahead for headers. Small on purpose: payload beyond it goes straight into the caller's
-/// buffer, and no more than this much of it is copied once over.
-const READ_AHEAD: usize = 512;
+/// Read ahead for headers, with which a reply of 4 KiB comes in one go. Not larger on purpose: payload beyond it goes straight
+/// into the caller's buffer, and no more than this much of it is copied once over.
+pub(super) const READ_AHEAD: usize = (4 << 10) + 256;
 
 /// Bytes of descriptors read at once; a multiple of both widths.
 const DESCRIPTORS: usize = 16 << 10;
