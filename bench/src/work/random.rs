@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::{Work, data};
 use crate::args::Args;
+use crate::held::Held;
 use crate::peers::{FILE_SYSTEMS, shown};
 use crate::process::LIMIT;
 use crate::results::Results;
@@ -20,9 +21,16 @@ pub(crate) const WORK: Work = Work {
     letter: 'b',
     title: "random reads of 4 KiB",
     how: "fio with O_DIRECT on a disk of full blocks, for two seconds each; a queue depth of 16 is 16 requests of one \
-          process (libaio). QEMU's FUSE export is in QEMU itself: it needs no NBD.",
+          process (libaio). QEMU's FUSE export is in QEMU itself: it needs no NBD. `qemu-img bench` reads the export that \
+          pullfs reads without any file system: what NBD itself allows.",
     run: operations,
 };
+
+/// What NBD itself allows.
+const NBD: &str = "NBD alone (qemu-img bench)";
+
+/// Requests of which its speed is told.
+const COUNT: u32 = 40_000;
 
 /// What is done with so many requests at once.
 pub(crate) fn depth(requests: u32) -> String {
@@ -37,8 +45,21 @@ fn operations(args: &Args, results: &mut Results) {
                 let operations = shown(who, &machine, |disk, _| fio(disk, requests));
                 results.add('b', &depth(requests), who, Unit::PerSecond, operations);
             }
+            results.add('b', &depth(requests), NBD, Unit::PerSecond, bare(&Held::of(&machine).uri(), requests));
         }
     }
+}
+
+/// Operations a second of NBD itself: 4 KiB each, 1 MiB and 4 KiB from the last.
+#[track_caller]
+fn bare(uri: &str, requests: u32) -> f64 {
+    let mut command = tool("qemu-img");
+    command.args(["bench", "-f", "raw", "-s", "4096", "-S", "1052672", "-c"]).arg(COUNT.to_string());
+    command.arg("-d").arg(requests.to_string()).arg(uri);
+    let text = run_within(&mut command, LIMIT).success();
+    let seconds = text.split_once("completed in ").and_then(|(_, rest)| rest.split_whitespace().next());
+    let seconds: f64 = seconds.and_then(|number| number.parse().ok()).unwrap_or_else(|| panic!("qemu-img: {text}"));
+    f64::from(COUNT) / seconds
 }
 
 /// Operations a second.
