@@ -24,13 +24,14 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 const QUIT_LIMIT: Duration = Duration::from_secs(5);
 
 pub(crate) fn run() -> Outcome {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().context("no runtime")?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")?;
     runtime.block_on(show())?;
     Ok(())
 }
 
 async fn show() -> Result<()> {
-    let dir = tempfile::Builder::new().prefix("pullfs-demo-").tempdir().context("no temporary directory")?;
+    let dir = tempfile::Builder::new().prefix("pullfs-demo-").tempdir().context("cannot make a temporary directory")?;
     std::env::set_current_dir(dir.path())?;
     say("A disk with a checkpoint, and a machine (paused, without an operating system) that uses it:");
     shell("qemu-img create -q -f qcow2 vda.qcow2 64M")?;

@@ -179,20 +179,22 @@ fn mount_directly(source: &str, path: &Path, allow_other: bool) -> Result<OwnedF
     if allow_other {
         data.push_str(",allow_other");
     }
-    let data = std::ffi::CString::new(data).map_err(|error| Error::with_source(Kind::Invalid, "mount data", error))?;
+    let data = std::ffi::CString::new(data)
+        .map_err(|error| Error::with_source(Kind::Invalid, format!("cannot mount on {}", path.display()), error))?;
     let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOATIME;
     rustix::mount::mount(source, path, TYPE, flags, Some(data.as_c_str()))
         .map_err(|error| Error::with_source(Kind::Denied, format!("cannot mount on {}", path.display()), error))?;
     Ok(device)
 }
 
+fn no_helper(error: std::io::Error) -> Error {
+    Error::with_source(Kind::Unsupported, "cannot run fusermount3; is the package fuse3 installed?", error)
+}
+
 /// fusermount3 mounts, and sends the descriptor over the socket that it is given as its standard input.
 fn mount_by_helper(source: &str, path: &Path, allow_other: bool) -> Result<OwnedFd> {
-    let failed = |error: std::io::Error| {
-        Error::with_source(Kind::Unsupported, "cannot run fusermount3; is the package fuse3 installed?", error)
-    };
-    let (ours, theirs) = UnixStream::pair().map_err(failed)?;
-    ours.set_read_timeout(Some(HELPER_LIMIT)).map_err(failed)?;
+    let (ours, theirs) = UnixStream::pair().map_err(no_helper)?;
+    ours.set_read_timeout(Some(HELPER_LIMIT)).map_err(no_helper)?;
     // Commas and backslashes in a value are escaped for libfuse's option parser.
     let name = source.replace('\\', "\\\\").replace(',', "\\,");
     let mut options = format!("fsname={name},subtype=pullfs,default_permissions,nosuid,nodev,noatime");
@@ -207,13 +209,13 @@ fn mount_by_helper(source: &str, path: &Path, allow_other: bool) -> Result<Owned
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
-        .map_err(failed)?;
+        .map_err(no_helper)?;
     let device = receive_descriptor(&ours);
     if device.is_err() {
         // It has said why, or it hangs.
         child.kill().ok();
     }
-    let output = child.wait_with_output().map_err(failed)?;
+    let output = child.wait_with_output().map_err(no_helper)?;
     device.map_err(|error| {
         let words = String::from_utf8_lossy(&output.stderr).trim().to_owned();
         Error::with_source(Kind::Denied, format!("cannot mount on {}: {words}", path.display()), error)
@@ -255,7 +257,7 @@ pub fn unmount(path: &Path, detach: bool) -> Result<()> {
         .arg(path)
         .stdin(Stdio::null())
         .output()
-        .map_err(|error| Error::with_source(Kind::Unsupported, "cannot run fusermount3", error))?;
+        .map_err(no_helper)?;
     if output.status.success() {
         return Ok(());
     }
