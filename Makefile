@@ -33,10 +33,11 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null || \
 	    sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1: \2/p' Makefile
 
-check: deny ## before a push, without QEMU: format, lints, unit tests, what comes in with dependencies
+check: deny ## before a push, without QEMU: format, lints, unit tests, documents, what comes in with dependencies
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
 	$(CARGO) test --workspace --exclude pullfs-tests --all-features --lib --bins
+	$(CARGO) test -p pullfs-tests --test docs
 
 # The one that is installed, or one of our own, which takes some minutes to build.
 deny = PATH="$(SETUP)/bin:$$PATH" $(CARGO) deny --workspace
