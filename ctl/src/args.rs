@@ -1,41 +1,9 @@
-//! The command line, as one plain value.
+//! The command line, as one plain value. The manual pages are made from the same definitions (`manuals/`).
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-
-use crate::failure::Code;
-
-const MOUNT_OPTIONS: &str = "\
-Mount options (-o name=value,…; lists are joined by +):
-  formats=raw+qcow2+map  which files appear (all)
-  backing=NAME         backing file of a delta.qcow2 ({disk}.{checkpoint}.qcow2)
-  cluster_size=SIZE    of the qcow2 files (64K)
-  start=read|manual    may reading take the point in time (read)
-  scratch=DIR          where QEMU puts clusters that the guest overwrites (/var/tmp)
-  scratch_limit=SIZE   how much of it at most; the point in time ends before (as much as there is)
-  fleece=auto|job|backing|filter  how the point in time is kept (auto)
-  read_once            give scratch space back for what was read; reading it again fails
-  idle_timeout=TIME    end the point in time so long after the last close (never)
-  hold_limit=TIME      end the point in time after so long at the latest (never)
-  disks=A+B            only these disks (all)
-  foreign=ro|rw        may checkpoints that pullfs did not make be deleted (ro)
-  nbd=unix:PATH|HOST:PORT  use the machine's NBD server that already listens there
-  tls=DIR              certificates for TCP, and for the server of nbd= (docs/tls.md)
-  insecure             TCP without TLS is meant
-  agent=PATH           the guest agent's socket, for --quiesce
-  connections=N        NBD connections for each disk, at most (1)
-  cache=SIZE           memory for blocks of disks, read ahead or lately (32M)
-  readahead=SIZE       how far to read ahead of a reader that goes on; 0 not at all (4M)
-  max_rate=SIZE        read so many bytes a second of all disks together, at most (no limit)
-  max_inflight=N       have the machine so many requests at once, at most (no limit)
-  polite               read slowly while the guest keeps its disks busy (docs/guest.md)
-  uid=N,gid=N,umask=N  who owns the files and what is taken from 0555 (the mounting user, 077)
-  allow_other          let other users in, as far as the modes allow
-  sandbox=auto|off     off: the daemon keeps its privileges and may touch any file (auto)
-  core_dumps           a crash may leave a core dump, with the guest's data in it
-  ro, rw               accepted; nothing but mkdir, rmdir and control ever writes";
+use pullfs_fs::options::table::TABLE;
 
 const SYNC: &str = "\
 A copy fits the checkpoint that was made together with the point in time it was copied from; sync refuses any other. \
@@ -52,15 +20,15 @@ Exit codes: 0 done; 1 wrong usage; 2 the system or the machine failed; 3 nothing
 /// Mount the backups of running QEMU virtual machines as plain files.
 #[derive(Debug, Parser)]
 #[command(name = "pullfs", version, after_help = EXIT_CODES, arg_required_else_help = true)]
-struct Cli {
+pub(crate) struct Cli {
     #[command(subcommand)]
-    command: Command,
+    pub(crate) command: Command,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Mount a machine; returns when the mount answers
-    #[command(after_help = MOUNT_OPTIONS)]
+    #[command(after_help = mount_options())]
     Mount(Mount),
     /// Unmount, and wait until nothing of it is left in the machine
     #[command(alias = "unmount")]
@@ -207,11 +175,8 @@ pub(crate) enum Checkpoint {
     Delete(Named),
 }
 
-/// Parses the command line; what clap has to say, and the exit code, if there is nothing to run.
-pub(crate) fn parse() -> Result<Command, ExitCode> {
-    Cli::try_parse().map(|cli| cli.command).map_err(|error| {
-        // Standard error may be closed; the exit code still tells.
-        error.print().ok();
-        if error.use_stderr() { ExitCode::from(Code::Usage as u8) } else { ExitCode::SUCCESS }
-    })
+/// The mount options as help shows them.
+fn mount_options() -> String {
+    let options = TABLE.map(|option| format!("\n  {:<19}  {}", option.usage, option.text));
+    format!("Mount options (-o name=value,…; lists are joined by +):{}", options.concat())
 }

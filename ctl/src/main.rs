@@ -25,14 +25,21 @@ mod umount;
 
 use std::process::ExitCode;
 
-use crate::args::Command;
+use clap::Parser;
+
+use crate::args::{Cli, Command};
+use crate::failure::Code;
 
 fn main() -> ExitCode {
-    let arguments = match args::parse() {
-        Ok(arguments) => arguments,
-        Err(code) => return code,
+    let command = match Cli::try_parse() {
+        Ok(cli) => cli.command,
+        Err(error) => {
+            // Standard error may be closed; the exit code still tells.
+            error.print().ok();
+            return if error.use_stderr() { ExitCode::from(Code::Usage as u8) } else { ExitCode::SUCCESS };
+        }
     };
-    let outcome = match arguments {
+    let outcome = match command {
         Command::Mount(arguments) => mount::run(&arguments),
         Command::Umount(arguments) => umount::run(&arguments.mount_point),
         Command::Status(arguments) => status::run(&arguments.mount_point, arguments.json),

@@ -1,5 +1,7 @@
 //! Mount options: `-o name,name=value,…`; lists within a value are joined by `+`.
 
+pub mod table;
+
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -174,9 +176,17 @@ impl Options {
     pub fn parse(text: &str) -> Result<Self> {
         let mut options = Self::default();
         for option in split(text) {
-            match option.split_once('=') {
-                Some((name, value)) => options.set(name, value)?,
-                None => options.flag(&option)?,
+            let (name, value) = match option.split_once('=') {
+                Some((name, value)) => (name, Some(value)),
+                None => (option.as_str(), None),
+            };
+            // What nobody is told of does not exist.
+            if !table::TABLE.iter().any(|described| described.name() == name) {
+                return Err(unknown(name));
+            }
+            match value {
+                Some(value) => options.set(name, value)?,
+                None => options.flag(name)?,
             }
         }
         if let Some(address @ Address::Tcp { .. }) = &options.nbd
