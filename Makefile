@@ -4,7 +4,7 @@
 # suite, QEMU 7.2 is unpacked beside it: tests/setup/packages.sh and tests/setup/qemu-old.sh.
 PACKAGES_BUILD = gcc libc6-dev
 PACKAGES_DEMO  = $(PACKAGES_BUILD) fuse3 e2fsprogs busybox-static kmod cpio xz-utils python3
-PACKAGES_TEST  = $(PACKAGES_DEMO) attr libnbd-bin nbdkit openssl strace systemd iproute2 nftables
+PACKAGES_TEST  = $(PACKAGES_DEMO) attr libnbd-bin nbdkit openssl strace systemd iproute2 nftables man-db zsh fish
 # Not libvirt-daemon-system, which would start a libvirtd for the whole computer.
 PACKAGES_BENCH = fio virtnbdbackup libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
 PACKAGES_FUZZ  = $(PACKAGES_BUILD) g++
@@ -16,6 +16,12 @@ DESTDIR =
 BINDIR  = $(PREFIX)/bin
 SBINDIR = $(PREFIX)/sbin
 UNITDIR = $(PREFIX)/lib/systemd/system
+LIBEXECDIR = $(PREFIX)/libexec/pullfs
+MANDIR  = $(PREFIX)/share/man
+# Where the three shells look without being told.
+BASHDIR = $(PREFIX)/share/bash-completion/completions
+ZSHDIR  = $(PREFIX)/share/zsh/site-functions
+FISHDIR = $(PREFIX)/share/fish/vendor_completions.d
 
 CARGO = cargo
 SETUP = $(CURDIR)/target/setup
@@ -97,12 +103,26 @@ demo: setup-demo ## as root: mounts a small machine that runs Linux and backs it
 	$(CARGO) build --release --quiet -p pullfs -p pullfs-mount-helpers
 	tests/demo.sh $(TARGET_DIR)/release/pullfs $(SETUP)/guest
 
-install: ## PREFIX=/usr/local DESTDIR=: the binary, the mount helper and the systemd unit
-	$(CARGO) build --release -p pullfs -p pullfs-mount-helpers
-	install -D -m 755 $(TARGET_DIR)/release/pullfs $(DESTDIR)$(BINDIR)/pullfs
-	install -D -m 755 $(TARGET_DIR)/release/mount-pullfs $(DESTDIR)$(SBINDIR)/mount.pullfs
-	install -D -m 644 mount-helpers/systemd/pullfs@.service $(DESTDIR)$(UNITDIR)/pullfs@.service
-	sed -i 's|/usr/local/bin/pullfs|$(BINDIR)/pullfs|' $(DESTDIR)$(UNITDIR)/pullfs@.service
+# What is installed is built with it: PROFILE=dev for the test of this.
+PROFILE = release
+BUILT   = $(TARGET_DIR)/$(PROFILE:dev=debug)
+UNITS   = pullfs@.service pullfs-nightly@.service pullfs-nightly@.timer
+
+install: ## PREFIX=/usr/local DESTDIR=: programs, mount helper, manual pages, completions, systemd units
+	$(CARGO) build --profile $(PROFILE) -p pullfs -p pullfs-mount-helpers -p pullfs-manuals
+	install -D -m 755 $(BUILT)/pullfs $(DESTDIR)$(BINDIR)/pullfs
+	install -D -m 755 $(BUILT)/mount-pullfs $(DESTDIR)$(SBINDIR)/mount.pullfs
+	install -D -m 755 mount-helpers/nightly.sh $(DESTDIR)$(LIBEXECDIR)/nightly
+	install -d $(DESTDIR)$(UNITDIR)
+	set -e; for unit in $(UNITS); do install -m 644 mount-helpers/systemd/$$unit $(DESTDIR)$(UNITDIR); \
+	    sed -i 's|/usr/local/bin|$(BINDIR)|; s|/usr/local/libexec/pullfs|$(LIBEXECDIR)|' $(DESTDIR)$(UNITDIR)/$$unit; done
+	rm -rf $(BUILT)/manuals
+	$(BUILT)/pullfs-manuals $(BUILT)/manuals
+	set -e; for man in man1 man5 man8; do install -d $(DESTDIR)$(MANDIR)/$$man; \
+	    install -m 644 $(BUILT)/manuals/$$man/* $(DESTDIR)$(MANDIR)/$$man; done
+	install -D -m 644 $(BUILT)/manuals/bash/pullfs $(DESTDIR)$(BASHDIR)/pullfs
+	install -D -m 644 $(BUILT)/manuals/zsh/_pullfs $(DESTDIR)$(ZSHDIR)/_pullfs
+	install -D -m 644 $(BUILT)/manuals/fish/pullfs.fish $(DESTDIR)$(FISHDIR)/pullfs.fish
 
 setup: ## as root: Debian's packages, QEMU 7.2 beside 10, the guest (`make test` calls this)
 	tests/setup/packages.sh $(PACKAGES_TEST)
