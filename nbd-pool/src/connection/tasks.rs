@@ -70,7 +70,9 @@ where
 
 /// What follows the end of a connection, for `cause`.
 pub(super) fn end(shared: &Shared, current: Option<Box<Body>>, cause: Error, soft: bool) {
-    if matches!(cause.kind(), ErrorKind::Protocol | ErrorKind::Timeout) {
+    // What still comes on a connection that was given up before is in answer to nothing that is known any more.
+    let given_up = shared.table().death.is_some();
+    if !given_up && matches!(cause.kind(), ErrorKind::Protocol | ErrorKind::Timeout) {
         shared.counters.faults.fetch_add(1, Ordering::Relaxed);
         tracing::warn!(error = %cause, "NBD connection killed");
     } else {

@@ -189,6 +189,19 @@ async fn a_request_that_cannot_be_queued_ends_the_connection() {
     fixture.connection.gone().await;
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_answer_that_comes_after_the_end_is_no_fault() {
+    let mut fixture = start(Framing::Structured);
+    let lost = fixture.read(0, 4);
+    let seen = fixture.request().await;
+    fixture.say(&wire().data(&seen, 0, b"late", true)).await;
+    // The reader has not heard it yet, and the sender finds that nothing can be sent any more.
+    fixture.connection.hang_up();
+    fixture.connection.gone().await;
+    assert!(matches!(lost.await, Ok(Outcome::Lost(..))));
+    assert_eq!(fixture.connection.shared.counters.faults.load(Ordering::Relaxed), 0);
+}
+
 /// A step of a server that answers several reads at once: which one, from where, how long, hole.
 type Step = (usize, usize, usize, bool);
 
