@@ -2,8 +2,9 @@
 
 use std::ffi::{OsStr, OsString};
 
-/// Options that mount(8), fstab(5) or systemd.mount(5) understand themselves, or that every pullfs mount has anyway.
-const NOT_OURS: [&str; 24] = [
+/// Options that mount(8), fstab(5) or systemd.mount(5) understand themselves, or that make no difference for a file system
+/// that nobody writes to, runs programs of or makes devices on.
+const NOT_OURS: [&str; 42] = [
     "defaults",
     "auto",
     "noauto",
@@ -16,18 +17,36 @@ const NOT_OURS: [&str; 24] = [
     "noowner",
     "group",
     "nogroup",
+    "comment",
+    "helper",
+    "uhelper",
+    "suid",
     "nosuid",
+    "dev",
     "nodev",
+    "exec",
     "noexec",
+    "atime",
     "noatime",
+    "diratime",
     "nodiratime",
     "relatime",
+    "norelatime",
     "strictatime",
+    "nostrictatime",
+    "lazytime",
+    "nolazytime",
+    "sync",
     "async",
+    "dirsync",
+    "iversion",
+    "noiversion",
+    "mand",
+    "nomand",
+    "symfollow",
+    "nosymfollow",
     "silent",
     "loud",
-    "norelatime",
-    "nostrictatime",
 ];
 
 /// What mount(8) wants.
@@ -56,8 +75,9 @@ pub(crate) fn translate(arguments: impl IntoIterator<Item = OsString>) -> Result
                 'v' => verbose = true,
                 // Sloppiness and mtab are mount(8)'s.
                 's' | 'n' => {}
-                'o' => options.extend(split(&value(&mut arguments, "-o")?)),
+                'o' => options.push(value(&mut arguments, "-o")?),
                 't' => drop(value(&mut arguments, "-t")?),
+                'N' => return Err("-N is not for pullfs: run mount within the namespace (nsenter --mount)".to_owned()),
                 _ => return Err(format!("there is no option -{flag}")),
             }
         }
@@ -65,6 +85,13 @@ pub(crate) fn translate(arguments: impl IntoIterator<Item = OsString>) -> Result
     let [source, dir] = places.as_slice() else {
         return Err("usage: mount.pullfs SOURCE DIR [-sfnv] [-o OPTIONS]".to_owned());
     };
+    // Together, as mount(8) joins several.
+    let mut options = split(&options.join(","))?;
+    if options.iter().any(|option| option == "remount") {
+        return Err(
+            "a mount cannot be changed while it is there: unmount it, and mount it with other options".to_owned()
+        );
+    }
     if pretend {
         return Ok(Request::Nothing);
     }
@@ -84,57 +111,37 @@ fn value(arguments: &mut impl Iterator<Item = OsString>, flag: &str) -> Result<S
     value.into_string().map_err(|_| format!("{flag} {shown}: not UTF-8"))
 }
 
-/// Splits at commas that no backslash stands before, and leaves the backslashes for `pullfs`.
-fn split(options: &str) -> Vec<String> {
-    let mut parts: Vec<String> = Vec::new();
-    for part in options.split(',') {
-        match parts.last_mut() {
-            Some(last) if last.ends_with('\\') => *last = format!("{last},{part}"),
-            _ => parts.push(part.to_owned()),
+/// Splits as libmount does: at commas, unless they are within double quotes or behind a backslash. What comes out is in the
+/// form of `pullfs`, which has no quotes: a backslash stands before each comma of a value.
+fn split(options: &str) -> Result<Vec<String>, String> {
+    let (mut parts, mut part) = (Vec::new(), String::new());
+    let (mut quoted, mut before) = (false, None);
+    for character in options.chars() {
+        match character {
+            ',' if quoted && before != Some('\\') => part.push_str("\\,"),
+            ',' if before != Some('\\') => parts.push(std::mem::take(&mut part)),
+            '"' if before != Some('\\') => quoted = !quoted,
+            '"' => {
+                part.pop();
+                part.push('"');
+            }
+            _ => part.push(character),
         }
+        before = Some(character);
     }
+    if quoted {
+        return Err(format!("a quote in the mount options is not closed: {options}"));
+    }
+    parts.push(part);
     parts.retain(|part| !part.is_empty());
-    parts
+    Ok(parts)
 }
 
 fn is_ours(option: &str) -> bool {
     let name = option.split('=').next().unwrap_or(option);
     // `x-` options are for userspace, `X-` ones for mount(8) (mount(8), FILESYSTEM-INDEPENDENT MOUNT OPTIONS).
-    !NOT_OURS.contains(&name) && !name.starts_with("x-") && !name.starts_with("X-") && name != "comment"
+    !NOT_OURS.contains(&name) && !name.starts_with("x-") && !name.starts_with("X-")
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn call(line: &[&str]) -> Result<Request, String> {
-        translate(line.iter().map(OsString::from))
-    }
-
-    fn mount(line: &[&str]) -> Vec<String> {
-        match call(line).unwrap() {
-            Request::Mount(arguments) => arguments.into_iter().map(|part| part.into_string().unwrap()).collect(),
-            Request::Nothing => panic!("something was asked for"),
-        }
-    }
-
-    #[test]
-    fn what_fstab_says_for_others_is_left_out() {
-        let options = "rw,noauto,_netdev,x-systemd.automount,x-systemd.idle-timeout=60,disks=a+b,scratch=/a\\,b,nofail";
-        let call = mount(&["qmp:/run/vm.qmp", "/mnt", "-o", options]);
-        assert_eq!(call, ["mount", "-o", "rw,disks=a+b,scratch=/a\\,b", "--", "qmp:/run/vm.qmp", "/mnt"]);
-    }
-
-    #[test]
-    fn flags_may_stand_together() {
-        assert_eq!(mount(&["-sv", "qmp:x", "/m", "-n", "-t", "pullfs"]), ["mount", "-v", "--", "qmp:x", "/m"]);
-        assert_eq!(call(&["qmp:x", "/m", "-f"]).unwrap(), Request::Nothing);
-    }
-
-    #[test]
-    fn wrong_usage_is_refused() {
-        for line in [&["qmp:x"][..], &["qmp:x", "/m", "-o"], &["qmp:x", "/m", "-q"], &["a", "b", "c"]] {
-            assert!(call(line).is_err(), "{line:?}");
-        }
-    }
-}
+mod tests;

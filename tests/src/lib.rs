@@ -20,6 +20,7 @@ pub mod leftovers;
 pub mod machine;
 pub mod model;
 pub mod mount;
+pub mod namespace;
 pub mod network;
 pub mod oracle;
 pub mod process;

@@ -24,6 +24,7 @@ mod commands;
 mod confined;
 mod cookbook;
 mod dependencies;
+mod fstab;
 mod guest_first;
 mod history;
 mod hostile;
