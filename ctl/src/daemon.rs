@@ -145,7 +145,7 @@ async fn live(task: Task, start: Start) -> Outcome {
     let owner = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     let allow_other = task.options.allow_other;
     let fs = Fs::new(vm.clone(), task.options, mount_id.to_string(), owner, inodes, invalidate, guardian.pid());
-    let fs = Arc::new(fs.sandboxed(sandbox).throttled(throttle));
+    let fs = Arc::new(fs.sandboxed(sandbox).throttled(throttle).mounted_on(task.mount_point.clone()));
     let (mount, device) = {
         let (source, mount_point) = (task.source.clone(), task.mount_point.clone());
         mounter.run(move || Mount::new(&source, &mount_point, allow_other)).await??

@@ -43,6 +43,28 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// One word for it, which stays the same whatever the messages say.
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::NotFound => "not_found",
+            Self::Stale => "stale",
+            Self::Io => "io",
+            Self::Broken => "broken",
+            Self::Busy => "busy",
+            Self::NothingHeld => "nothing_held",
+            Self::Invalid => "invalid",
+            Self::NoSuchData => "no_such_data",
+            Self::Unsupported => "unsupported",
+            Self::Denied => "denied",
+            Self::NotOurs => "not_ours",
+            Self::Exists => "exists",
+            Self::Timeout => "timeout",
+            Self::Gone => "gone",
+            Self::TooLarge => "too_large",
+            Self::NoSpace => "no_space",
+        }
+    }
+
     /// The errno that the kernel, and so the program that reads, gets to see.
     pub fn errno(self) -> Errno {
         match self {

@@ -48,7 +48,7 @@ fn page(command: &Command, man: &Man) -> io::Result<Vec<u8>> {
             roff.control("SH", [heading]).text([roman(text)]);
         }
     }
-    see_also(&mut roff, command.get_display_name().unwrap_or_else(|| command.get_name()));
+    see_also(&mut roff, command.get_display_name().unwrap_or_else(|| command.get_name()), "1");
     roff.to_writer(&mut page)?;
     Ok(page)
 }

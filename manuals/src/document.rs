@@ -10,8 +10,9 @@ use pulldown_cmark::{Event, HeadingLevel, Options, Parser, Tag, TagEnd};
 
 use crate::{NO_DATE, SOURCE};
 
-/// All pages that are no command's.
-const OTHERS: [(&str, &str); 3] = [("pullfs", "1"), ("pullfs-tree", "5"), ("mount.pullfs", "8")];
+/// All pages that are no command's. The name may be a command's too.
+const OTHERS: [(&str, &str); 4] =
+    [("pullfs", "1"), ("pullfs-status", "5"), ("pullfs-tree", "5"), ("mount.pullfs", "8")];
 
 /// What a page is called.
 pub(crate) struct Page {
@@ -28,15 +29,15 @@ impl Page {
         writer.roff.control("SH", ["NAME"]).text([roman(format!("{} - {}", self.name, self.summary))]);
         writer.roff.control("SH", ["DESCRIPTION"]);
         Parser::new_ext(markdown, Options::ENABLE_TABLES).for_each(|event| writer.event(event));
-        see_also(&mut writer.roff, self.name);
+        see_also(&mut writer.roff, self.name, self.section);
         writer.roff.render()
     }
 }
 
-/// The last section, on the page `name`.
-pub(crate) fn see_also(roff: &mut Roff, name: &str) {
+/// The last section, on the page `name` of `section`.
+pub(crate) fn see_also(roff: &mut Roff, name: &str, section: &str) {
     let mut line = Vec::new();
-    for (other, section) in OTHERS.into_iter().filter(|(other, _)| *other != name) {
+    for (other, section) in OTHERS.into_iter().filter(|other| *other != (name, section)) {
         if !line.is_empty() {
             line.push(roman(", "));
         }

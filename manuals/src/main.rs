@@ -28,7 +28,7 @@ const SOURCE: &str = concat!("pullfs ", env!("CARGO_PKG_VERSION"));
 const NO_DATE: &str = "\"\"";
 
 /// The pages that are documents as well.
-const DOCUMENTS: [(Page, &str); 2] = [
+const DOCUMENTS: [(Page, &str); 3] = [
     (
         Page { name: "pullfs-tree", section: "5", summary: "the files of a mounted machine" },
         include_str!("../../docs/tree.md"),
@@ -40,6 +40,10 @@ const DOCUMENTS: [(Page, &str); 2] = [
             summary: "mount a machine's backups by mount(8), fstab and systemd",
         },
         include_str!("../../docs/mount.md"),
+    ),
+    (
+        Page { name: "pullfs-status", section: "5", summary: "what a mounted machine's status.json tells" },
+        include_str!("../../docs/status.md"),
     ),
 ];
 

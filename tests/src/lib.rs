@@ -29,6 +29,7 @@ pub mod qmp;
 pub mod random;
 pub mod relay;
 pub mod scattered;
+pub mod schema;
 pub mod snapshot;
 pub mod stalls;
 pub mod tmpfs;

@@ -17,11 +17,13 @@ mod status;
 mod tests;
 
 use std::ffi::OsStr;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use tokio::time::timeout;
 
 pub use self::attr::Attr;
 use self::attr::{Ownership, blocks};
@@ -35,12 +37,16 @@ use crate::block::throttle::Throttle;
 use crate::error::{Error, Kind, Result, chain};
 use crate::guardian::Pid;
 use crate::options::Options;
+use crate::options::in_force::InForce;
 use crate::point::PointInTime;
 use crate::point::owner::{Invalidate, Phase, Points, View};
 use crate::point::policy::Terms;
 use crate::tree::inode::{Inodes, Told};
 use crate::tree::{Form, Node};
 use crate::vm::{Inventory, Vm};
+
+/// How long `status.json` waits for the machine, so that it can be read of one that hangs: that is when it is wanted.
+const STATUS_LIMIT: Duration = Duration::from_secs(2);
 
 /// A node as a look-up tells it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,6 +143,8 @@ pub struct Fs {
     mount_id: String,
     guardian: Pid,
     sandbox: Sandbox,
+    /// Where it is mounted, for `status.json`.
+    mount_point: Option<PathBuf>,
     throttle: Option<Arc<Throttle>>,
     owner: Ownership,
     mounted: SystemTime,
@@ -173,6 +181,7 @@ impl Fs {
             mount_id,
             guardian,
             sandbox: Sandbox::default(),
+            mount_point: None,
             throttle: None,
             mounted: SystemTime::now(),
             inventories: Inventories::start(vm.clone()),
@@ -192,6 +201,12 @@ impl Fs {
     #[must_use]
     pub fn sandboxed(self, sandbox: Sandbox) -> Self {
         Self { sandbox, ..self }
+    }
+
+    /// The same, telling where it is mounted.
+    #[must_use]
+    pub fn mounted_on(self, mount_point: PathBuf) -> Self {
+        Self { mount_point: Some(mount_point), ..self }
     }
 
     /// The same, telling of what spares the guest's disks.
@@ -384,9 +399,10 @@ impl Fs {
     }
 
     async fn status(&self) -> Bytes {
-        let (inventory, unreachable) = match self.inventories.get().await {
-            Ok(inventory) => (inventory, None),
-            Err(error) => (Arc::default(), Some(chain(&error))),
+        let (inventory, unreachable) = match timeout(STATUS_LIMIT, self.inventories.get()).await {
+            Ok(Ok(inventory)) => (inventory, None),
+            Ok(Err(error)) => (Arc::default(), Some(chain(&error))),
+            Err(_) => (Arc::default(), Some(format!("it has not answered for {} s", STATUS_LIMIT.as_secs()))),
         };
         let last_error = self.last_error.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let reads = Reads {
@@ -394,8 +410,10 @@ impl Fs {
             bytes: self.counters.bytes.load(Ordering::Relaxed),
             failed: self.counters.failed.load(Ordering::Relaxed),
         };
-        let text = status::render(&Facts {
+        let text = status::render(Facts {
             mount_id: &self.mount_id,
+            mounted: (self.mount_point.as_deref(), self.mounted),
+            options: InForce::new(&self.options, (self.owner.uid, self.owner.gid)),
             guardian: self.guardian.get(),
             sandbox: &self.sandbox,
             throttle: self.throttle.as_ref().map(|throttle| throttle.now()),
@@ -419,7 +437,8 @@ impl Fs {
             if !matches!(error.kind(), Kind::Stale | Kind::NoSuchData) {
                 let message = chain(error);
                 tracing::warn!("{message}");
-                *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) = Some(Noted::now(message));
+                *self.last_error.lock().unwrap_or_else(PoisonError::into_inner) =
+                    Some(Noted::now(error.kind(), message));
             }
         }
         outcome

@@ -1,20 +1,26 @@
 //! `status.json`: everything there is to know. Reading it starts nothing.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::time::SystemTime;
 
 use serde::Serialize;
 
 use crate::block::cache::Usage;
 use crate::block::{Traffic, throttle};
+use crate::error::Kind;
+use crate::options::in_force::InForce;
 use crate::point::owner::{Phase, View};
 use crate::vm::{Bitmap, Disk, Inventory, Machine, Scratch, Skipped};
 
 #[derive(Serialize)]
 struct Document<'a> {
+    /// Of this document's form: fields are added within one, none changes or goes.
+    version: u32,
     pullfs: &'static str,
     pid: u32,
     mount_id: &'a str,
+    mount: MountStatus<'a>,
     guard: Guard,
     sandbox: &'a Sandbox,
     /// What spares the guest's disks; none if nothing does.
@@ -32,6 +38,19 @@ struct Document<'a> {
     cache: Usage,
 }
 
+/// The version of the form.
+const VERSION: u32 = 1;
+
+/// How the machine is mounted.
+#[derive(Serialize)]
+struct MountStatus<'a> {
+    /// Where; none if the file system is not mounted at all, as in tests.
+    point: Option<String>,
+    /// Since when.
+    time: String,
+    options: InForce<'a>,
+}
+
 /// The guardian process.
 #[derive(Serialize)]
 struct Guard {
@@ -44,6 +63,10 @@ struct DiskStatus<'a> {
     node: &'a str,
     format: &'a str,
     size: u64,
+    /// Estimate of the bytes that hold data.
+    allocated: u64,
+    /// Whether checkpoints that are made survive a restart of the machine.
+    keeps_checkpoints: bool,
 }
 
 #[derive(Serialize)]
@@ -80,6 +103,8 @@ struct PointStatus {
     checkpoint: Option<String>,
     /// Whether the guest's file systems were frozen for the instant.
     quiesced: bool,
+    /// The disks it has, by name: one that was plugged in since is not among them.
+    disks: Vec<String>,
     open_files: usize,
     /// Old data of what the guest overwrote since, and room for more; none where that is not known.
     scratch: Option<Scratch>,
@@ -96,13 +121,15 @@ struct EndStatus<'a> {
 /// An error that was noted, for whoever only got an errno.
 #[derive(Debug, Clone, Serialize)]
 pub(super) struct Noted {
+    /// One word for it.
+    pub(super) kind: &'static str,
     pub(super) message: String,
     pub(super) time: String,
 }
 
 impl Noted {
-    pub(super) fn now(message: String) -> Self {
-        Self { message, time: rfc3339(SystemTime::now()) }
+    pub(super) fn now(kind: Kind, message: String) -> Self {
+        Self { kind: kind.word(), message, time: rfc3339(SystemTime::now()) }
     }
 }
 
@@ -134,6 +161,9 @@ pub struct Sandbox {
 /// What the document is made of.
 pub(super) struct Facts<'a> {
     pub(super) mount_id: &'a str,
+    /// Where the machine is mounted, and since when.
+    pub(super) mounted: (Option<&'a Path>, SystemTime),
+    pub(super) options: InForce<'a>,
     /// The process that cleans up after this one; 0 if there is none.
     pub(super) guardian: u32,
     pub(super) sandbox: &'a Sandbox,
@@ -153,14 +183,20 @@ fn rfc3339(time: SystemTime) -> String {
     humantime::format_rfc3339_millis(time).to_string()
 }
 
-pub(super) fn render(facts: &Facts<'_>) -> Vec<u8> {
+pub(super) fn render(facts: Facts<'_>) -> Vec<u8> {
     let view = facts.view;
     let inventory = facts.inventory;
     let held = view.held.as_ref();
     let document = Document {
+        version: VERSION,
         pullfs: env!("CARGO_PKG_VERSION"),
         pid: std::process::id(),
         mount_id: facts.mount_id,
+        mount: MountStatus {
+            point: facts.mounted.0.map(|path| path.display().to_string()),
+            time: rfc3339(facts.mounted.1),
+            options: facts.options,
+        },
         guard: Guard { pid: facts.guardian },
         sandbox: facts.sandbox,
         throttle: facts.throttle,
@@ -180,6 +216,9 @@ pub(super) fn render(facts: &Facts<'_>) -> Vec<u8> {
             time: held.map(|point| rfc3339(point.time())),
             quiesced: held.is_some_and(|point| point.quiesced()),
             checkpoint: held.and_then(|point| point.checkpoint()).map(ToString::to_string),
+            disks: held
+                .map(|point| point.inventory().disks.iter().map(|disk| disk.name.to_string()).collect())
+                .unwrap_or_default(),
             open_files: held.map_or(0, |point| point.open_files()),
             scratch: held.and_then(|point| point.scratch()),
             nbd: held.map(|point| point.traffic()),
@@ -195,7 +234,14 @@ pub(super) fn render(facts: &Facts<'_>) -> Vec<u8> {
 }
 
 fn disk(disk: &Disk) -> DiskStatus<'_> {
-    DiskStatus { name: &disk.name, node: &disk.node, format: &disk.format, size: disk.size }
+    DiskStatus {
+        name: &disk.name,
+        node: &disk.node,
+        format: &disk.format,
+        size: disk.size,
+        allocated: disk.allocated,
+        keeps_checkpoints: disk.keeps_bitmaps,
+    }
 }
 
 fn checkpoints(inventory: &Inventory) -> Vec<CheckpointStatus<'_>> {

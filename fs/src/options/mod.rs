@@ -1,5 +1,6 @@
 //! Mount options: `-o name,name=value,…`; lists within a value are joined by `+`.
 
+pub(crate) mod in_force;
 pub mod table;
 
 use std::collections::BTreeSet;

@@ -151,9 +151,21 @@ impl Bitmap {
     }
 }
 
+/// What may be left out of the tree.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SkippedKind {
+    /// A whole disk.
+    Disk,
+    /// A dirty bitmap of a disk that is shown.
+    Bitmap,
+}
+
 /// Something of the machine that is not shown in the tree.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Skipped {
+    /// What it is.
+    pub kind: SkippedKind,
     /// Its name.
     pub name: String,
     /// Why, in words for the user.

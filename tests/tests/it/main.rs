@@ -43,6 +43,7 @@ mod qcow2;
 mod quiesce;
 mod read_once;
 mod refusals;
+mod schema;
 mod soak;
 mod sync;
 mod systemd;

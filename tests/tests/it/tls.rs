@@ -31,14 +31,14 @@ const CLEAN_UP_LIMIT: Duration = Duration::from_secs(60);
 
 /// What a monitor's port takes.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Port {
+pub(super) enum Port {
     Plain,
     /// From clients that show a certificate of the CA.
     Tls,
 }
 
 /// A machine with a monitor on a TCP port, and certificates: QEMU's in `server`, a client's in `client`.
-struct Scene {
+pub(super) struct Scene {
     machine: Machine,
     ca: Authority,
     dir: TempDir,
@@ -46,7 +46,7 @@ struct Scene {
 
 impl Scene {
     #[track_caller]
-    fn new(flavor: Flavor, port: Port, arguments: &[&str]) -> Self {
+    pub(super) fn new(flavor: Flavor, port: Port, arguments: &[&str]) -> Self {
         let dir = tempfile::Builder::new().prefix("pullfs-pki-").tempdir().expect("a temporary directory");
         let ca = Authority::new("CA");
         ca.server(&dir.path().join("server"), &LOOPBACK).expect("written");
@@ -81,7 +81,7 @@ impl Scene {
 
     /// The source, with the port that the system chose.
     #[track_caller]
-    fn source(&self) -> String {
+    pub(super) fn source(&self) -> String {
         let devices = self.machine.qmp().must("query-chardev", json!({}));
         let device = devices.as_array().expect("a list").iter().find(|device| device["label"] == "tcp");
         let name = device.and_then(|device| device["filename"].as_str()).expect("the monitor's address");
@@ -93,13 +93,13 @@ impl Scene {
         self.dir.path().join(name)
     }
 
-    fn tls(&self, name: &str) -> String {
+    pub(super) fn tls(&self, name: &str) -> String {
         format!("tls={}", self.path(name).display())
     }
 
     /// The test starts the machine's NBD server on a TCP port, with TLS or without.
     #[track_caller]
-    fn start_nbd(&self, port: Port) -> String {
+    pub(super) fn start_nbd(&self, port: Port) -> String {
         for _ in 0..10 {
             // The port was free a moment ago; somebody may take it first, hence the loop.
             let free = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");

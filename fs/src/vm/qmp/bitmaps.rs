@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::graph::{DirtyBitmap, Node};
 use super::note;
 use crate::tree::name;
-use crate::vm::{Bitmap, Disk, Made, Part, Skipped};
+use crate::vm::{Bitmap, Disk, Made, Part, Skipped, SkippedKind};
 
 /// A named bitmap and where it is.
 struct Found<'a> {
@@ -47,7 +47,8 @@ pub(super) fn checkpoints(disk: &str, layers: &[Vec<&Node>], skipped: &mut Vec<S
             Ok(()) => None,
         };
         if let Some(reason) = reason {
-            skipped.push(Skipped { name: format!("bitmap {checkpoint:?} of {disk}"), reason: reason.to_owned() });
+            let name = format!("bitmap {checkpoint:?} of {disk}");
+            skipped.push(Skipped { kind: SkippedKind::Bitmap, name, reason: reason.to_owned() });
         } else {
             let notes = notes.get(checkpoint).map_or(&[][..], Vec::as_slice);
             checkpoints.insert(Arc::from(checkpoint), assess(&of_one_making(found, notes), notes, size));

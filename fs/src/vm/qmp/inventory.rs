@@ -12,7 +12,7 @@ use super::ids::PREFIX;
 use super::transport::Qmp;
 use crate::error::{Error, Kind, Result};
 use crate::tree::name;
-use crate::vm::{Disk, Inventory, Skipped};
+use crate::vm::{Disk, Inventory, Skipped, SkippedKind};
 
 /// Drivers of nodes that hold a file or a connection, not an image (QEMU block/*.c, `protocol_name`).
 const PROTOCOLS: [&str; 18] = [
@@ -109,7 +109,10 @@ pub(super) fn assemble(devices: &[Device], graph: &Graph, only: Option<&BTreeSet
     let mut taken = BTreeSet::new();
     let mut bitmaps = 0;
     for candidate in candidates {
-        let skip = |reason: &str| Skipped { name: candidate.name.clone(), reason: reason.to_owned() };
+        let skip = |reason: &str| {
+            let (kind, name) = (SkippedKind::Disk, candidate.name.clone());
+            Skipped { kind, name, reason: reason.to_owned() }
+        };
         let reason = match candidate.root {
             _ if only.is_some_and(|only| !only.contains(&candidate.name)) => Some("left out by the option disks="),
             None => Some("there is no medium in it"),

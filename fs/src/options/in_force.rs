@@ -1,0 +1,146 @@
+//! The options of a mount as `status.json` tells them: all of them, whether they were given or not.
+//!
+//! Each has the name it is given by. Sizes are bytes, times seconds, lists arrays; what is not limited is null.
+
+use std::path::Path;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::{Fleece, Foreign, Formats, Options, Start};
+
+/// The options that are in force.
+#[derive(Debug, Serialize)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a mount option")]
+pub(crate) struct InForce<'a> {
+    formats: Vec<&'static str>,
+    backing: &'a str,
+    cluster_size: u64,
+    start: &'static str,
+    scratch: String,
+    scratch_limit: Option<u64>,
+    fleece: &'static str,
+    read_once: bool,
+    idle_timeout: Option<f64>,
+    hold_limit: Option<f64>,
+    disks: Option<Vec<&'a str>>,
+    foreign: &'static str,
+    nbd: Option<String>,
+    tls: Option<String>,
+    insecure: bool,
+    agent: Option<String>,
+    connections: usize,
+    cache: u64,
+    readahead: u64,
+    max_rate: Option<u64>,
+    max_inflight: Option<usize>,
+    polite: bool,
+    uid: u32,
+    gid: u32,
+    /// In octal, as it is given.
+    umask: String,
+    allow_other: bool,
+    sandbox: &'static str,
+    core_dumps: bool,
+}
+
+impl<'a> InForce<'a> {
+    /// The options of a mount whose files belong to this user and group.
+    pub(crate) fn new(options: &'a Options, (uid, gid): (u32, u32)) -> Self {
+        Self {
+            formats: formats(options.formats),
+            backing: &options.backing,
+            cluster_size: options.cluster_size.bytes(),
+            start: match options.start {
+                Start::Read => "read",
+                Start::Manual => "manual",
+            },
+            scratch: path(&options.scratch),
+            scratch_limit: options.scratch_limit,
+            fleece: match options.fleece {
+                Fleece::Auto => "auto",
+                Fleece::Job => "job",
+                Fleece::Backing => "backing",
+                Fleece::Filter => "filter",
+            },
+            read_once: options.read_once,
+            idle_timeout: options.idle_timeout.as_ref().map(Duration::as_secs_f64),
+            hold_limit: options.hold_limit.as_ref().map(Duration::as_secs_f64),
+            disks: options.disks.as_ref().map(|disks| disks.iter().map(String::as_str).collect()),
+            foreign: match options.foreign {
+                Foreign::Ro => "ro",
+                Foreign::Rw => "rw",
+            },
+            nbd: options.nbd.as_ref().map(ToString::to_string),
+            tls: options.tls.as_deref().map(path),
+            insecure: options.insecure,
+            agent: options.agent.as_deref().map(path),
+            connections: options.connections,
+            cache: options.cache,
+            readahead: options.readahead,
+            max_rate: options.max_rate,
+            max_inflight: options.max_inflight,
+            polite: options.polite,
+            uid,
+            gid,
+            umask: format!("{:03o}", options.umask),
+            allow_other: options.allow_other,
+            sandbox: if options.sandbox { "auto" } else { "off" },
+            core_dumps: options.core_dumps,
+        }
+    }
+}
+
+fn formats(formats: Formats) -> Vec<&'static str> {
+    let all = [(formats.raw, "raw"), (formats.qcow2, "qcow2"), (formats.map, "map")];
+    all.into_iter().filter(|(shown, _)| *shown).map(|(_, name)| name).collect()
+}
+
+/// JSON has no bytes that are no text.
+fn path(path: &Path) -> String {
+    path.display().to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use serde_json::Value;
+
+    use super::*;
+    use crate::options::table::{Described, TABLE};
+
+    #[test]
+    fn each_option_is_told_under_its_name() {
+        let told = serde_json::to_value(InForce::new(&Options::default(), (7, 8))).unwrap();
+        let told: BTreeSet<&str> = told.as_object().unwrap().keys().map(String::as_str).collect();
+        // Neither means anything: mount(8) passes one of them.
+        let described = TABLE.iter().map(Described::name).filter(|name| !["ro", "rw"].contains(name));
+        assert_eq!(told, described.collect::<BTreeSet<&str>>());
+    }
+
+    #[test]
+    fn what_was_given_is_told_as_it_is_meant() {
+        let given = "formats=raw+map,cluster_size=4K,start=manual,fleece=filter,idle_timeout=1500ms,disks=vdb+vda,\
+                     foreign=rw,nbd=unix:/run/nbd,umask=27,sandbox=off,readahead=0";
+        let told = serde_json::to_value(InForce::new(&Options::parse(given).unwrap(), (7, 8))).unwrap();
+        let expected: [(&str, Value); 13] = [
+            ("formats", ["raw", "map"].as_slice().into()),
+            ("cluster_size", 4096.into()),
+            ("start", "manual".into()),
+            ("fleece", "filter".into()),
+            ("idle_timeout", 1.5.into()),
+            ("hold_limit", Value::Null),
+            ("disks", ["vda", "vdb"].as_slice().into()),
+            ("foreign", "rw".into()),
+            ("nbd", "unix:/run/nbd".into()),
+            ("umask", "027".into()),
+            ("sandbox", "off".into()),
+            ("readahead", 0.into()),
+            ("uid", 7.into()),
+        ];
+        for (name, value) in expected {
+            assert_eq!(told[name], value, "{name}");
+        }
+    }
+}
