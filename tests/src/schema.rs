@@ -62,7 +62,9 @@ impl Schema {
         self.properties(&self.0, "", &mut |path, _| {
             unseen.insert(path.to_owned());
         });
-        documents.iter().for_each(|(_, document)| self.see(&self.0, document, "", &mut unseen));
+        for (_, document) in documents {
+            self.see(&self.0, document, "", &mut unseen);
+        }
         unseen.into_iter().collect()
     }
 
