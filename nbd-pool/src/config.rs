@@ -3,8 +3,10 @@
 use std::fmt;
 use std::net::Ipv6Addr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use crate::meter::Meter;
 use crate::tls;
 
 /// Where an NBD server listens.
@@ -75,6 +77,8 @@ pub struct Config {
     pub backoff_max: Duration,
     /// Whether connections are protected by TLS, and how; the handshake's limit covers that of TLS.
     pub tls: Option<tls::Client>,
+    /// Where the pool counts; shared by all pools that have clones of this configuration.
+    pub meter: Arc<Meter>,
 }
 
 impl Default for Config {
@@ -91,6 +95,7 @@ impl Default for Config {
             backoff_min: Duration::from_millis(50),
             backoff_max: Duration::from_secs(2),
             tls: None,
+            meter: Arc::default(),
         }
     }
 }

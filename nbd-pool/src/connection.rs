@@ -24,7 +24,7 @@ mod tasks;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -38,18 +38,10 @@ pub(crate) use self::blocking::Socket;
 use crate::error::{Error, ErrorKind};
 use crate::extent::Extent;
 use crate::handshake::Negotiated;
+use crate::meter::Meter;
 use crate::proto::{Command, Headers, Request};
 use crate::reply::{PlainReply, ReadReply, StatusReply, StatusTerms};
 use crate::wide;
-
-/// Counters of a pool, shared by its connections.
-#[derive(Debug, Default)]
-pub(crate) struct Counters {
-    pub(crate) requests: AtomicU64,
-    pub(crate) bytes: AtomicU64,
-    pub(crate) reconnects: AtomicU64,
-    pub(crate) faults: AtomicU64,
-}
 
 /// What a connection may hold and how long it may take.
 #[derive(Clone, Debug)]
@@ -112,7 +104,7 @@ pub(crate) struct Connection {
 struct Shared {
     negotiated: Negotiated,
     limits: Limits,
-    counters: Arc<Counters>,
+    counters: Arc<Meter>,
     /// Innermost lock: nothing else is locked while it is held, and no await happens.
     table: Mutex<Table>,
     /// The pool has given the connection up.
@@ -200,7 +192,7 @@ impl Connection {
         writer: W,
         negotiated: Negotiated,
         limits: Limits,
-        counters: Arc<Counters>,
+        counters: Arc<Meter>,
     ) -> Self
     where
         R: AsyncRead + Unpin + Send + 'static,
@@ -227,7 +219,7 @@ impl Connection {
         socket: Socket,
         negotiated: Negotiated,
         limits: Limits,
-        counters: Arc<Counters>,
+        counters: Arc<Meter>,
     ) -> io::Result<Self> {
         let socket = Arc::new(socket);
         let outlet = Outlet::Socket(Arc::clone(&socket), BytesMut::new());
@@ -361,7 +353,7 @@ impl Drop for Connection {
 }
 
 impl Shared {
-    fn new(outlet: Outlet, negotiated: Negotiated, limits: Limits, counters: Arc<Counters>) -> Self {
+    fn new(outlet: Outlet, negotiated: Negotiated, limits: Limits, counters: Arc<Meter>) -> Self {
         let table = Table { queue: Some(outlet), ..Table::default() };
         Self { negotiated, limits, counters, table: Mutex::new(table), hung_up: Notify::new() }
     }
@@ -418,6 +410,7 @@ impl Shared {
         if let Some(Outlet::Socket(socket, _)) = outlet {
             socket.end(soft.then_some(self.negotiated.headers));
         }
+        self.counters.lost.fetch_add(wide(entries.len()), Ordering::Relaxed);
         let bodies = entries.into_values().filter_map(|entry| entry.body);
         bodies.chain(current).for_each(|body| body.lose(cause));
     }

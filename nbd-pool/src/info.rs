@@ -38,7 +38,7 @@ pub struct ExportInfo {
     pub contexts: Vec<String>,
 }
 
-/// Counters since the pool was connected.
+/// Counters of a pool's [`Config::meter`](crate::Config::meter), since that was made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
     /// Requests sent, re-issued ones included.

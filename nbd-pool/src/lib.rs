@@ -29,6 +29,7 @@ mod error;
 mod extent;
 mod handshake;
 mod info;
+mod meter;
 mod pool;
 mod proto;
 mod reply;
@@ -40,6 +41,7 @@ pub use config::{Address, Config};
 pub use error::{Error, ErrorKind};
 pub use extent::Extent;
 pub use info::{BlockSize, ExportInfo, Stats};
+pub use meter::{Latencies, Latency, Meter, Metered};
 pub use pool::{Begun, Pool};
 
 /// A length in memory as a length on the wire.

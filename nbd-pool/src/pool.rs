@@ -27,10 +27,11 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 use crate::config::{Address, Config};
-use crate::connection::{Counters, Permits};
+use crate::connection::Permits;
 use crate::error::{Error, ErrorKind};
 use crate::extent::Extent;
 use crate::info::{ExportInfo, Stats};
+use crate::meter::Meter;
 use crate::wide;
 use dial::Dialer;
 use slots::Slots;
@@ -67,7 +68,7 @@ struct Inner {
     info: ExportInfo,
     /// Size of a read request in bytes: a multiple of the minimum block, within all bounds.
     request_size: u64,
-    counters: Arc<Counters>,
+    counters: Arc<Meter>,
     requests: Arc<Semaphore>,
     bytes: Arc<Semaphore>,
     status_rounds: Semaphore,
@@ -88,7 +89,7 @@ impl Pool {
     /// server says no, `Unsupported` for a server without structured replies or `NBD_OPT_GO`.
     pub async fn connect(address: Address, export: &str, contexts: &[String], config: Config) -> Result<Pool, Error> {
         let config = config.normalised();
-        let counters = Arc::<Counters>::default();
+        let counters = Arc::clone(&config.meter);
         let dialer = Dialer::new(address, export, contexts, config, Arc::clone(&counters));
         let first = dialer.dial().await?;
         let info = first.negotiated().info.clone();
@@ -233,7 +234,7 @@ impl Pool {
         }
     }
 
-    /// Counters since the pool was connected.
+    /// Counters of the pool's [`Config::meter`], since that was made.
     pub fn stats(&self) -> Stats {
         let counters = &self.inner.counters;
         Stats {

@@ -3,6 +3,7 @@
 mod scripted;
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -297,6 +298,7 @@ async fn extreme_configurations_work() {
         backoff_min: never,
         backoff_max: never,
         tls: None,
+        meter: Arc::default(),
     };
     for config in [least, most] {
         let pool = connect(address.clone(), config).await;

@@ -32,7 +32,9 @@ async fn what_a_lost_connection_owed_is_asked_for_again() {
         peer.serve(&disk()).await.expect("served");
     };
     let client = async {
-        let pool = connect(address, config()).await;
+        let config = config();
+        let meter = config.meter.clone();
+        let pool = connect(address, config).await;
         let buf = BytesMut::zeroed(SIZE);
         let place = buf.as_ptr();
         let buf = pool.read(0, buf).await.expect("read");
@@ -40,6 +42,9 @@ async fn what_a_lost_connection_owed_is_asked_for_again() {
         assert_eq!(buf.as_ptr(), place, "the same allocation");
         assert_eq!(pool.stats().reconnects, 3);
         assert_eq!(pool.stats().bytes, u64::try_from(SIZE).expect("small"));
+        let metered = meter.now();
+        assert_eq!(metered.in_flight, 0, "those that were lost are not waited for: {metered:?}");
+        assert!(metered.latency.count() < metered.requests, "{metered:?}");
         pool.close().await;
     };
     in_time(Box::pin(async { tokio::join!(server, client) })).await;

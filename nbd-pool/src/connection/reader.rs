@@ -5,9 +5,10 @@ use std::sync::atomic::Ordering;
 
 use bytes::Buf;
 use tokio::io::{AsyncRead, AsyncReadExt, BufReader};
+use tokio::time::Instant;
 
 use super::tasks::Ending;
-use super::{Body, Outcome, Shared};
+use super::{Body, Entry, Outcome, Shared};
 use crate::error::{Error, ErrorKind};
 use crate::proto::{self, ChunkHeader, ChunkKind, ErrorChunk, Headers, ReplyStart};
 use crate::reply::{ReadReply, StatusReply, Verdict};
@@ -270,8 +271,15 @@ impl Shared {
 
     /// Forgets a request that was answered; its permits go back to the pool.
     fn retire(&self, cookie: u64) {
-        let mut table = self.table();
-        table.proven = true;
-        table.entries.remove(&cookie);
+        let answered = {
+            let mut table = self.table();
+            table.proven = true;
+            table.entries.remove(&cookie)
+        };
+        // When it was sent is known by when it has to be answered: no other clock is read for that.
+        if let Some(Entry { deadline, .. }) = answered {
+            let left = deadline.saturating_duration_since(Instant::now());
+            self.counters.latency.add(self.limits.request_timeout.saturating_sub(left));
+        }
     }
 }

@@ -9,9 +9,10 @@ use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 
 use crate::config::{Address, Config};
-use crate::connection::{Connection, Counters, Limits, Socket};
+use crate::connection::{Connection, Limits, Socket};
 use crate::error::{Error, ErrorKind, sanitise};
 use crate::handshake::{Negotiated, agree, negotiate, start_tls};
+use crate::meter::Meter;
 use crate::tls;
 
 /// All that is needed to make one more connection.
@@ -20,7 +21,7 @@ pub(super) struct Dialer {
     export: String,
     contexts: Vec<String>,
     pub(super) config: Config,
-    counters: Arc<Counters>,
+    counters: Arc<Meter>,
 }
 
 impl fmt::Display for Dialer {
@@ -35,7 +36,7 @@ impl Dialer {
         export: &str,
         contexts: &[String],
         config: Config,
-        counters: Arc<Counters>,
+        counters: Arc<Meter>,
     ) -> Self {
         // A context asked for twice is granted once; asking once keeps the answer plain.
         let mut wanted: Vec<String> = Vec::new();
