@@ -18,10 +18,11 @@ pub mod overlap;
 pub mod owner;
 pub mod plan;
 pub mod policy;
+pub mod reason;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use tokio::time::Instant;
@@ -106,6 +107,11 @@ impl PointInTime {
     /// Tells it from all others of this mount.
     pub fn number(&self) -> u64 {
         self.number
+    }
+
+    /// How long ago it was taken, by a clock that nobody sets.
+    pub fn age(&self) -> Duration {
+        self.taken.elapsed()
     }
 
     /// When it was taken.

@@ -11,6 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 
 use super::policy::{Decision, Due, Terms, Wish, decide, due};
+use super::reason::{Reason, Tally};
 use super::{Ended, Lease, PointInTime};
 use crate::block::cache::Cache;
 use crate::error::{Error, Kind, Result, chain};
@@ -98,6 +99,7 @@ enum Request {
 pub struct Points {
     requests: mpsc::Sender<Request>,
     view: watch::Receiver<View>,
+    tally: Arc<Tally>,
 }
 
 impl Points {
@@ -106,14 +108,21 @@ impl Points {
         let (requests, inbox) = mpsc::channel(MAX_QUEUED);
         let (tell, view) = watch::channel(View::default());
         let events = vm.events();
-        let owner = Owner { vm, cache, terms, invalidate, tell, events, failed: None, ending: false };
+        let tally = Arc::<Tally>::default();
+        let owner =
+            Owner { vm, cache, terms, invalidate, tell, tally: tally.clone(), events, failed: None, ending: false };
         tokio::spawn(owner.run(inbox));
-        Self { requests, view }
+        Self { requests, view, tally }
     }
 
     /// What stands now.
     pub fn view(&self) -> View {
         self.view.borrow().clone()
+    }
+
+    /// What became of those that there were.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
     }
 
     /// A share in the point in time; takes one if none is held.
@@ -186,6 +195,7 @@ struct Owner {
     terms: Terms,
     invalidate: Invalidate,
     tell: watch::Sender<View>,
+    tally: Arc<Tally>,
     events: broadcast::Receiver<Event>,
     failed: Option<(Instant, Kind, String)>,
     /// Set for good by [`Wish::End`].
@@ -202,7 +212,7 @@ impl Owner {
                 biased;
                 event = self.events.recv() => match event {
                     Ok(event) => self.heard(event).await,
-                    Err(broadcast::error::RecvError::Lagged(_)) => self.lost("too much happened in the machine at once").await,
+                    Err(broadcast::error::RecvError::Lagged(_)) => self.lost(Reason::Gone, "too much happened in the machine at once").await,
                     Err(broadcast::error::RecvError::Closed) => return,
                 },
                 () = sleep_until(then), if due != Due::Never => self.check_due().await,
@@ -217,7 +227,7 @@ impl Owner {
                         reply.send(outcome).ok();
                     }
                     Some(Request::Broken(number)) if self.held().is_some_and(|point| point.number() == number) => {
-                        self.lost("QEMU broke it: the guest would have had to wait for its scratch space").await;
+                        self.lost(Reason::Scratch, "QEMU broke it: the guest would have had to wait for its scratch space").await;
                     }
                     Some(Request::Broken(_)) => {}
                     None => return,
@@ -232,8 +242,8 @@ impl Owner {
     }
 
     async fn check_due(&mut self) {
-        if let Due::Now(reason) = self.due()
-            && let Err(error) = self.end(Ended::Released, reason).await
+        if let Due::Now(reason, words) = self.due()
+            && let Err(error) = self.end(Ended::Released, reason, words).await
         {
             tracing::warn!("what is left of it is removed at the next chance: {}", chain(&error));
         }
@@ -253,12 +263,12 @@ impl Owner {
             Decision::Share => Ok(held.map(Lease::new)),
             Decision::Take => self.take(wish, wanted).await,
             Decision::Replace => {
-                self.end(Ended::Released, "a new one was begun").await?;
+                self.end(Ended::Released, Reason::Replaced, "a new one was begun").await?;
                 self.take(wish, wanted).await
             }
             Decision::LetGo => {
-                let reason = if wish == Wish::End { "unmounted" } else { "released" };
-                self.end(Ended::Released, reason).await?;
+                let reason = if wish == Wish::End { Reason::Unmounted } else { Reason::Released };
+                self.end(Ended::Released, reason, reason.word()).await?;
                 Ok(None)
             }
             Decision::Nothing => self.vm.release().await.map(|()| None),
@@ -294,6 +304,7 @@ impl Owner {
                 let point = Arc::new(PointInTime::new(taken, self.vm.clone(), &self.cache));
                 tracing::info!(number, disks = point.disks.len(), "point in time taken");
                 self.failed = None;
+                self.tally.taken(true);
                 let lease = Lease::new(point.clone());
                 self.tell.send_modify(|view| {
                     view.phase = Phase::Held;
@@ -302,6 +313,7 @@ impl Owner {
                 Ok(Some(lease))
             }
             Err(error) => {
+                self.tally.taken(false);
                 self.tell.send_modify(|view| view.phase = Phase::None);
                 let error = error.context("cannot take a point in time");
                 if wish == Wish::Open {
@@ -322,26 +334,26 @@ impl Owner {
 
     async fn heard(&mut self, event: Event) {
         match event {
-            Event::Lost { number, reason } if self.held().is_some_and(|point| point.number() == number) => {
-                self.lost(&reason).await;
+            Event::Lost { number, reason, words } if self.held().is_some_and(|point| point.number() == number) => {
+                self.lost(reason, &words).await;
             }
             Event::Lost { .. } => {}
-            Event::Gone(reason) => self.lost(&reason).await,
+            Event::Gone(words) => self.lost(Reason::Gone, &words).await,
         }
     }
 
-    async fn lost(&mut self, reason: &str) {
+    async fn lost(&mut self, reason: Reason, words: &str) {
         if self.held().is_none() {
             return;
         }
-        tracing::warn!("the point in time is lost: {reason}");
-        if let Err(error) = self.end(Ended::Lost, reason).await {
+        tracing::warn!("the point in time is lost: {words}");
+        if let Err(error) = self.end(Ended::Lost, reason, words).await {
             tracing::warn!("what is left of it is removed at the next chance: {}", chain(&error));
         }
     }
 
     /// Ends the point in time that is held: readers are told first, then the machine lets go, then the kernel forgets.
-    async fn end(&mut self, how: Ended, reason: &str) -> Result<()> {
+    async fn end(&mut self, how: Ended, reason: Reason, words: &str) -> Result<()> {
         let Some(point) = self.held() else { return Ok(()) };
         point.end(how);
         self.tell.send_modify(|view| {
@@ -363,10 +375,11 @@ impl Owner {
         if tokio::time::timeout(INVALIDATE_LIMIT, forgotten).await.is_err() {
             tracing::warn!("the kernel takes long to drop what it cached of the point in time");
         }
-        tracing::info!(number = point.number, "point in time ended: {reason}");
+        tracing::info!(number = point.number, "point in time ended: {words}");
+        self.tally.ended(reason);
         self.tell.send_modify(|view| {
             view.phase = Phase::None;
-            view.last_end = Some(End { reason: reason.to_owned(), time: SystemTime::now() });
+            view.last_end = Some(End { reason: words.to_owned(), time: SystemTime::now() });
         });
         released
             .map_err(|error| error.context("the point in time ended, but something of it may be left in the machine"))

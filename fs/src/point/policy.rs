@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::reason::Reason;
 use crate::options::{Options, Start};
 
 /// What the mount's options say about its points in time.
@@ -50,8 +51,8 @@ pub enum Due {
     Never,
     /// To be asked again then, not sooner.
     At(Instant),
-    /// It ends now, for this reason.
-    Now(&'static str),
+    /// It ends now, for this reason, also in words.
+    Now(Reason, &'static str),
 }
 
 /// Decides whether a point in time has to end by itself.
@@ -60,8 +61,10 @@ pub fn due(terms: &Terms, now: Instant, used: Use) -> Due {
     // A file that is open now may be closed now, not earlier.
     let idle = terms.idle_timeout.map(|limit| if used.open == 0 { used.last_close + limit } else { now + limit });
     match (hold, idle) {
-        (Some(hold), _) if hold <= now => Due::Now("hold_limit= passed"),
-        (_, Some(idle)) if idle <= now => Due::Now("nothing was open on it for as long as idle_timeout= says"),
+        (Some(hold), _) if hold <= now => Due::Now(Reason::HoldLimit, "hold_limit= passed"),
+        (_, Some(idle)) if idle <= now => {
+            Due::Now(Reason::Idle, "nothing was open on it for as long as idle_timeout= says")
+        }
         (Some(hold), Some(idle)) => Due::At(hold.min(idle)),
         (Some(at), None) | (None, Some(at)) => Due::At(at),
         (None, None) => Due::Never,
@@ -141,7 +144,7 @@ mod tests {
             let held_too_long = hold.is_some_and(|hold| closed + after >= hold);
             let idle_too_long = open == 0 && idle.is_some_and(|idle| after >= idle);
             match due(&terms, now, Use { taken, open, last_close: taken + seconds(closed) }) {
-                Due::Now(_) => prop_assert!(held_too_long || idle_too_long),
+                Due::Now(..) => prop_assert!(held_too_long || idle_too_long),
                 Due::At(then) => prop_assert!(then > now && !held_too_long && !idle_too_long),
                 Due::Never => prop_assert!(hold.is_none() && idle.is_none()),
             }

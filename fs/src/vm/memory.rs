@@ -17,6 +17,7 @@ use super::{Bitmap, Disk, Event, Fleece, Inventory, Machine, Made, Scratch, Take
 use crate::block::changes::FrozenMap;
 use crate::block::{Map, Sink, Source, Traffic};
 use crate::error::{Error, Kind, Result};
+use crate::point::reason::Reason;
 
 /// Bytes that a bit of a dirty bitmap, and a step of the allocation, stand for here.
 pub const GRANULE: usize = 512;
@@ -92,7 +93,7 @@ impl Memory {
     pub fn lose(&self, announced: bool) {
         let number = self.held.swap(0, Ordering::SeqCst);
         if announced {
-            self.events.send(Event::Lost { number, reason: "lost by the test".into() }).ok();
+            self.events.send(Event::Lost { number, reason: Reason::Ended, words: "lost by the test".into() }).ok();
         }
     }
 }

@@ -20,6 +20,7 @@ use tokio::sync::broadcast;
 use crate::block::Source;
 use crate::block::changes::FrozenMap;
 use crate::error::Result;
+use crate::point::reason::Reason;
 
 /// What does not change while a machine is mounted.
 #[derive(Debug, Clone, Serialize)]
@@ -214,8 +215,10 @@ pub enum Event {
     Lost {
         /// Which.
         number: u64,
-        /// Why, in words for the user.
-        reason: String,
+        /// Why.
+        reason: Reason,
+        /// The same in words for the user.
+        words: String,
     },
     /// The machine does not answer any more; whatever it held is lost to us.
     Gone(String),

@@ -30,6 +30,7 @@ use super::room::{Full, LEAST, Marks, Room};
 use super::session::Session;
 use crate::error::{Error, Kind, Result, chain};
 use crate::point::overlap;
+use crate::point::reason::Reason;
 use crate::vm::{Event, Scratch};
 
 /// Between two looks as a rule.
@@ -183,7 +184,7 @@ impl Watching {
                     }
                     Some(Signal::Ended) => self.forget(),
                     Some(Signal::Grew) => self.look(true).await,
-                    Some(Signal::Failed) => self.give_up("its scratch space failed, or was full").await,
+                    Some(Signal::Failed) => self.give_up(Reason::Scratch, "its scratch space failed, or was full").await,
                 },
                 () = sleep_until(next), if self.held.is_some() => self.look(false).await,
             }
@@ -225,7 +226,7 @@ impl Watching {
         let Some(marked) = &mut self.held else { return };
         let room = match measure(&marked.held.scratch) {
             Ok(room) => room,
-            Err(error) => return self.give_up(&chain(&error)).await,
+            Err(error) => return self.give_up(Reason::Scratch, &chain(&error)).await,
         };
         let shrunk = marked.last.free.saturating_sub(room.free).max(room.used.saturating_sub(marked.last.used));
         marked.last = room;
@@ -233,11 +234,11 @@ impl Watching {
             Ok(left) => left,
             Err(Full::FileSystem) => {
                 let why = format!("the file system of its scratch space is nearly full ({} MiB free)", room.free >> 20);
-                return self.give_up(&why).await;
+                return self.give_up(Reason::Scratch, &why).await;
             }
             Err(Full::Limit(limit)) => {
                 let why = format!("its scratch space reached scratch_limit= ({} MiB)", limit >> 20);
-                return self.give_up(&why).await;
+                return self.give_up(Reason::Scratch, &why).await;
             }
         };
         let fast = shrunk.saturating_mul(FEW_PERIODS) > left;
@@ -280,24 +281,24 @@ impl Watching {
         }
         marked.migration = Instant::now() + MIGRATION_PERIOD;
         match timeout(SILENCE_LIMIT, self.session.migrates()).await {
-            Ok(Ok(true)) => self.give_up("the machine is being migrated").await,
+            Ok(Ok(true)) => self.give_up(Reason::Migration, "the machine is being migrated").await,
             // The end of the connection is heard of by others.
             Ok(_) => {}
             Err(_) => {
                 let why = format!("QEMU did not answer for {} s", SILENCE_LIMIT.as_secs());
-                self.give_up(&why).await;
+                self.give_up(Reason::Silent, &why).await;
             }
         }
     }
 
     /// The guest goes on at once; the owner of the point in time hears of it and tidies up.
-    async fn give_up(&mut self, why: &str) {
+    async fn give_up(&mut self, reason: Reason, why: &str) {
         let Some(Marked { held, .. }) = self.held.take() else { return };
         tracing::warn!("the point in time is given up for the guest's sake: {why}");
         // Before the jobs end, which is heard of as well: this is the reason, that is what follows. Nobody listens only
         // when the mount is ending.
-        let reason = format!("given up so that the guest does not wait: {why}");
-        self.events.send(Event::Lost { number: held.number, reason }).ok();
+        let words = format!("given up so that the guest does not wait: {why}");
+        self.events.send(Event::Lost { number: held.number, reason, words }).ok();
         match self.session.let_go(&held.jobs).await {
             Ok(false) => {}
             Ok(true) => tracing::warn!("the guest stood still until the point in time was given up, and goes on"),
@@ -382,8 +383,8 @@ mod tests {
         let (warden, mut told, mut heard) = watched("none").await;
         warden.alarm().failed().await;
         let told = timeout(SILENCE_LIMIT, told.recv()).await.expect("it is told");
-        let Event::Lost { number: 5, reason } = told.unwrap() else { panic!("it is given up") };
-        assert!(reason.contains("scratch space"), "{reason}");
+        let Event::Lost { number: 5, reason: Reason::Scratch, words } = told.unwrap() else { panic!("it is given up") };
+        assert!(words.contains("scratch space"), "{words}");
         loop {
             let command = timeout(SILENCE_LIMIT, heard.recv()).await.expect("the jobs are cancelled").unwrap();
             if command == "job-cancel" {
@@ -397,8 +398,10 @@ mod tests {
     async fn a_qemu_that_is_silent_loses_its_clients() {
         let began = Instant::now();
         let (_warden, mut told, _heard) = watched("query-migrate").await;
-        let Event::Lost { number: 5, reason } = told.recv().await.unwrap() else { panic!("it is given up") };
-        assert!(reason.contains("did not answer"), "{reason}");
+        let Event::Lost { number: 5, reason: Reason::Silent, words } = told.recv().await.unwrap() else {
+            panic!("it is given up")
+        };
+        assert!(words.contains("did not answer"), "{words}");
         assert!(began.elapsed() < 2 * SILENCE_LIMIT, "before the command's own limit");
     }
 }

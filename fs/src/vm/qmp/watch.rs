@@ -16,6 +16,7 @@ use super::session::{Session, is_migration};
 use super::transport::{Message, Qmp};
 use super::warden::Alarm;
 use crate::error::{Error, Kind, Result, chain};
+use crate::point::reason::Reason;
 use crate::vm::Event;
 
 /// Readers that wait for one confirmation; more wait for room.
@@ -191,19 +192,23 @@ fn lost(mount: &MountId, expected: Option<&Expected>, name: &str, data: &Value) 
     // The job that formats scratch ends by itself; its id ends in a letter.
     let ours = || number_of(mount, text("id")?).filter(|_| text("id").is_some_and(ends_in_digit));
     let held = || expected.map(|expected| expected.number);
-    let (number, reason) = match name {
+    let (number, reason, words) = match name {
         "JOB_STATUS_CHANGE" if text("status").is_some_and(|status| !is_alive(status)) => {
-            (ours()?, "the backup job that kept it ended: it failed, or somebody cancelled it")
+            (ours()?, Reason::Ended, "the backup job that kept it ended: it failed, or somebody cancelled it")
         }
-        "BLOCK_EXPORT_DELETED" => (ours()?, "its NBD export was deleted: somebody stopped the NBD server"),
-        "MIGRATION" if text("status").is_some_and(is_migration) => (held()?, "the machine is being migrated"),
-        "SHUTDOWN" => (held()?, "the machine shuts down"),
+        "BLOCK_EXPORT_DELETED" => {
+            (ours()?, Reason::Ended, "its NBD export was deleted: somebody stopped the NBD server")
+        }
+        "MIGRATION" if text("status").is_some_and(is_migration) => {
+            (held()?, Reason::Migration, "the machine is being migrated")
+        }
+        "SHUTDOWN" => (held()?, Reason::Shutdown, "the machine shuts down"),
         "DEVICE_DELETED" if has_device(expected, text("device"), text("path")) => {
-            (held()?, "one of its disks was unplugged")
+            (held()?, Reason::Unplugged, "one of its disks was unplugged")
         }
         _ => return None,
     };
-    Some(Event::Lost { number, reason: reason.to_owned() })
+    Some(Event::Lost { number, reason, words: words.to_owned() })
 }
 
 fn ends_in_digit(id: &str) -> bool {
