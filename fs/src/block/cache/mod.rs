@@ -60,12 +60,24 @@ pub struct Usage {
     pub hits: u64,
     /// Bytes that were asked of disks, also ahead of reads.
     pub fetched: u64,
+    /// Reads that had to wait for a part at least.
+    #[serde(skip)]
+    pub misses: u64,
+    /// Bytes of reads that were found.
+    #[serde(skip)]
+    pub hit_bytes: u64,
+    /// Bytes of reads that were waited for: asked for, or on their way.
+    #[serde(skip)]
+    pub missed_bytes: u64,
+    /// Of `fetched`, those ahead of reads.
+    #[serde(skip)]
+    pub ahead: u64,
 }
 
 struct State {
     table: Table,
-    hits: u64,
-    fetched: u64,
+    /// But for the bytes that it takes, which the table knows.
+    usage: Usage,
     buffers: Buffers,
     /// Reads for which there is no room yet. Each is a request of the kernel's, which bounds them.
     queue: VecDeque<Queued>,
@@ -106,8 +118,7 @@ impl Cache {
     pub fn new(budget: u64) -> Arc<Self> {
         let state = State {
             table: Table::new(budget),
-            hits: 0,
-            fetched: 0,
+            usage: Usage::default(),
             buffers: Buffers::default(),
             queue: VecDeque::new(),
         };
@@ -129,7 +140,7 @@ impl Cache {
     /// What it takes, and what it was good for.
     pub fn usage(&self) -> Usage {
         let state = self.state();
-        Usage { bytes: state.table.cost(), hits: state.hits, fetched: state.fetched }
+        Usage { bytes: state.table.cost(), ..state.usage }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -175,7 +186,8 @@ impl CachedDisk {
     pub fn begin_read(self: &Arc<Self>, range: Range<u64>, done: impl FnOnce(Result<Bytes>) + Send + 'static) {
         let mut state = self.cache.state();
         if let Some(bytes) = state.table.hit(self.id, &range) {
-            state.hits += 1;
+            state.usage.hits += 1;
+            state.usage.hit_bytes += range.end - range.start;
             drop(state);
             return done(Ok(bytes));
         }
@@ -214,6 +226,7 @@ impl CachedDisk {
                 break;
             }
             state.table.expect(self.id, &found, None);
+            state.usage.ahead += found.end - found.start;
             fetches.push(state.fetch(found));
         }
         drop(state);
@@ -242,10 +255,14 @@ impl CachedDisk {
         }
         let here = |found: &Found| if let Found::Here(bytes) = found { Some(bytes.clone()) } else { None };
         let parts: Vec<Option<Bytes>> = found.iter().map(here).collect();
+        let at_hand: u64 = parts.iter().flatten().map(|bytes| wide(bytes.len())).sum();
+        state.usage.hit_bytes += at_hand;
         if parts.iter().all(Option::is_some) {
-            state.hits += 1;
+            state.usage.hits += 1;
             return Ok(Next::Answer(done, joined(parts.into_iter().flatten())));
         }
+        state.usage.misses += 1;
+        state.usage.missed_bytes += (range.end - range.start).saturating_sub(at_hand);
         let waiting = Arc::new(Waiting::new(parts, done));
         let mut fetches = Vec::new();
         for (index, found) in found.into_iter().enumerate() {
@@ -328,9 +345,13 @@ impl State {
     }
 
     fn fetch(&mut self, run: Range<u64>) -> Fetch {
-        self.fetched += run.end - run.start;
+        self.usage.fetched += run.end - run.start;
         Fetch { buffer: self.buffers.take(table::length(&run)), run }
     }
+}
+
+fn wide(length: usize) -> u64 {
+    u64::try_from(length).unwrap_or(u64::MAX)
 }
 
 fn cut_off() -> Error {

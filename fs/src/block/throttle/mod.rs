@@ -55,9 +55,9 @@ pub struct Now {
     #[serde(flatten)]
     limits: Limits,
     /// Requests with the machine.
-    in_flight: usize,
+    pub in_flight: usize,
     /// Reads at once that `polite` allows; below 1 the part of the time in which there is one.
-    window: Option<f64>,
+    pub window: Option<f64>,
 }
 
 /// What all disks of a mount share.
