@@ -127,6 +127,7 @@ install: ## PREFIX=/usr/local DESTDIR=: programs, mount helper, manual pages, co
 setup: ## as root: Debian's packages, QEMU 7.2 beside 10, the guest (`make test` calls this)
 	tests/setup/packages.sh $(PACKAGES_TEST)
 	tests/setup/qemu-old.sh $(SETUP)/qemu-old || [ $$? = 3 ]
+	tests/setup/promtool.sh $(SETUP)/prometheus
 	tests/setup/guest.sh $(SETUP)/guest
 
 setup-demo:

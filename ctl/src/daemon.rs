@@ -15,6 +15,7 @@ use pullfs_fs::fs::{Fs, Sandbox};
 use pullfs_fs::fuse::mount::Mount;
 use pullfs_fs::fuse::{Forgetter, serve};
 use pullfs_fs::guardian::Recruit;
+use pullfs_fs::metrics::{Exporter, Identity, Outlet, Target};
 use pullfs_fs::options::Options;
 use pullfs_fs::point::journal::{Header, Journal};
 use pullfs_fs::quiesce::Quiesce;
@@ -70,13 +71,16 @@ pub(crate) fn run(task: Task) -> Outcome {
     clean_up(&task.source)?;
     let Options { tls, insecure, .. } = &task.options;
     let header = Header::new(mount_id.to_string(), task.source.clone(), task.mount_point.clone())
-        .reached_with(tls.clone(), *insecure);
+        .reached_with(tls.clone(), *insecure)
+        .with_textfile(task.options.metrics.as_ref().and_then(Target::file).cloned());
+    // A port below 1024 takes privileges, and listening anywhere more than the daemon keeps.
+    let outlet = task.options.metrics.as_ref().map(|target| Outlet::open(target, &mount_id.to_string())).transpose()?;
     let journal = Journal::create(runtime_dir.path(), header)?;
     // These two keep the privileges that mounting and unmounting take.
     let recruit = Recruit::start(Path::new(SELF), runtime_dir.path(), task.announce)?;
     let mounter = Mounter::start()?;
     let sandbox = harden::apply(&needs(&task, &runtime_dir))?;
-    let start = Start { mount_id, runtime_dir, journal, recruit, mounter, sandbox };
+    let start = Start { mount_id, runtime_dir, journal, recruit, mounter, sandbox, outlet };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("pullfs")
@@ -124,15 +128,16 @@ struct Start {
     recruit: Recruit,
     mounter: Mounter,
     sandbox: Sandbox,
+    outlet: Option<Outlet>,
 }
 
 async fn live(task: Task, start: Start) -> Outcome {
-    let Start { mount_id, runtime_dir, journal, recruit, mounter, sandbox } = start;
+    let Start { mount_id, runtime_dir, journal, recruit, mounter, sandbox, outlet } = start;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let guardian = recruit.on_post().await?;
     let settings = settings(&task, &mount_id, &runtime_dir);
-    let throttle = settings.throttle.clone();
+    let (throttle, meter) = (settings.throttle.clone(), settings.nbd.meter.clone());
     let machine = Arc::new(QmpVm::connect(settings, Some(journal)).await?);
     let vm: Arc<dyn Vm> = machine.clone();
 
@@ -145,7 +150,15 @@ async fn live(task: Task, start: Start) -> Outcome {
     let owner = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     let allow_other = task.options.allow_other;
     let fs = Fs::new(vm.clone(), task.options, mount_id.to_string(), owner, inodes, invalidate, guardian.pid());
-    let fs = Arc::new(fs.sandboxed(sandbox).throttled(throttle).mounted_on(task.mount_point.clone()));
+    let fs = fs.sandboxed(sandbox).throttled(throttle).mounted_on(task.mount_point.clone());
+    let fs = Arc::new(if outlet.is_some() { fs.metered(meter) } else { fs });
+    let exporter = match outlet {
+        Some(outlet) => {
+            let identity = Identity { source: task.source.clone(), mount: task.mount_point.display().to_string() };
+            Some(Exporter::start(outlet, fs.clone(), identity).await?)
+        }
+        None => None,
+    };
     let (mount, device) = {
         let (source, mount_point) = (task.source.clone(), task.mount_point.clone());
         mounter.run(move || Mount::new(&source, &mount_point, allow_other)).await??
@@ -199,6 +212,9 @@ async fn live(task: Task, start: Start) -> Outcome {
         tracing::warn!("{}", chain(error));
     }
     let released = timeout(END_LIMIT, fs.points().end()).await;
+    if let Some(exporter) = exporter {
+        exporter.end().await;
+    }
     vm.disconnect().await;
     if !session.is_terminated() && timeout(SESSION_LIMIT, session).await.is_err() {
         tracing::info!("files are still open; their readers get errors from now on");
@@ -230,6 +246,7 @@ fn needs<'a>(task: &'a Task, runtime_dir: &'a RuntimeDir) -> Needs<'a> {
     Needs {
         runtime: runtime_dir.base(),
         scratch: &options.scratch,
+        textfiles: options.metrics.as_ref().and_then(Target::file).and_then(|file| file.parent()),
         ports: monitor.into_iter().chain(server).collect(),
         certificates: options.tls.as_deref(),
         core_dumps: options.core_dumps,

@@ -7,7 +7,7 @@
 //! ```
 //! [`fuse`] is the only module that knows the kernel's side; [`fs`] has the operations on our own types and is tested
 //! without a mount; [`tree`] names the nodes; [`image`] says what is in a file; [`block`] reads a frozen disk;
-//! [`point`] holds the point in time; [`vm`] is the machine.
+//! [`point`] holds the point in time; [`vm`] is the machine; [`metrics`] tells Prometheus of all of them.
 //!
 //! Invariants: nothing but an open (or a command) takes a point in time; no byte is given out unless its point in time
 //! was held after it was read; everything made in the machine is in a ledger before it is made.
@@ -21,6 +21,7 @@ pub mod fuzz;
 pub mod guardian;
 pub mod image;
 mod lines;
+pub mod metrics;
 pub mod options;
 pub mod point;
 pub mod quiesce;

@@ -12,6 +12,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::{Error, Kind, Result, chain};
 use crate::fuse::mount::detach_dead;
+use crate::metrics::textfile::Textfile;
 use crate::point::journal::{Header, Journal};
 use crate::vm::qmp::monitor::Monitor;
 use crate::vm::qmp::recover::{Remains, connect};
@@ -26,7 +27,7 @@ const CLEANING_LIMIT: Duration = Duration::from_secs(30);
 /// Between two looks at it.
 const CLEANING_PAUSE: Duration = Duration::from_millis(20);
 
-/// How long taking a dead mount away may take. It takes no time, unless another one that hangs lies there.
+/// How long taking a dead mount away, or its file of metrics, may take. It takes no time, unless another one that hangs lies there.
 const DETACH_LIMIT: Duration = Duration::from_secs(10);
 
 /// Where the mounts of this user have their directories: root's are in /run; a user's in the session's runtime
@@ -82,6 +83,11 @@ impl Dead {
         undone?;
         let unable = |why: String| Error::new(Kind::Io, format!("cannot take the dead mount away: {why}"));
         detached.map_err(|_| unable("it hangs".to_owned()))?.map_err(|error| unable(error.to_string()))??;
+        if let Some(path) = &self.header.textfile {
+            let removed = timeout(DETACH_LIMIT, Textfile::of(path, &self.header.mount).remove()).await;
+            let slow = || Error::new(Kind::Timeout, format!("removing {} takes too long", path.display()));
+            removed.map_err(|_| slow())??;
+        }
         remove_dir(&self.dir)
     }
 

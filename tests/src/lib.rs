@@ -24,6 +24,7 @@ pub mod namespace;
 pub mod network;
 pub mod oracle;
 pub mod process;
+pub mod prometheus;
 pub mod proxy;
 pub mod qmp;
 pub mod random;

@@ -68,6 +68,14 @@ pub fn qemu_new() -> bool {
     env::var_os("PULLFS_TEST_QEMU_NEW").is_none_or(|value| value != "none")
 }
 
+/// Prometheus' own judge of metrics and rules.
+#[track_caller]
+pub fn promtool() -> Command {
+    let dir = workspace().join("target/setup/prometheus");
+    assert!(dir.join(".complete").is_file(), "there is no promtool in {}: run `make setup`", dir.display());
+    Command::new(dir.join("usr/bin/promtool"))
+}
+
 /// The `pullfs` binary.
 #[track_caller]
 pub fn pullfs() -> PathBuf {

@@ -36,6 +36,8 @@ pub(crate) struct Needs<'a> {
     pub(crate) runtime: &'a Path,
     /// Where scratch files are made.
     pub(crate) scratch: &'a Path,
+    /// Where it writes a file of metrics.
+    pub(crate) textfiles: Option<&'a Path>,
     /// TCP ports it connects to.
     pub(crate) ports: Vec<u16>,
     /// What it is known by there: a guardian that replaces a dead one reads them again.

@@ -52,8 +52,8 @@ pub(super) fn restrict(needs: &Needs<'_>) -> anyhow::Result<String> {
 /// Everything that is opened, made or removed by path after the mount.
 fn places(needs: &Needs<'_>) -> Vec<(PathBuf, BitFlags<AccessFs>)> {
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
-    let keep = read | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::MakeReg | AccessFs::RemoveFile;
-    let keep = keep | AccessFs::MakeDir | AccessFs::RemoveDir;
+    let replace = read | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::MakeReg | AccessFs::RemoveFile;
+    let keep = replace | AccessFs::MakeDir | AccessFs::RemoveDir;
     let mut places = vec![
         (needs.runtime.to_owned(), keep | AccessFs::MakeSock),
         (needs.scratch.to_owned(), keep),
@@ -63,6 +63,7 @@ fn places(needs: &Needs<'_>) -> Vec<(PathBuf, BitFlags<AccessFs>)> {
         // Each thread that serves the mount opens its own.
         (PathBuf::from("/dev/fuse"), AccessFs::ReadFile | AccessFs::WriteFile | AccessFs::IoctlDev),
     ];
+    places.extend(needs.textfiles.map(|dir| (dir.to_owned(), replace)));
     // It starts itself again, as the guard of a frozen guest and to replace a guardian that died.
     places.extend(program().into_iter().map(|path| (path, read | AccessFs::Execute)));
     places.push((PathBuf::from("/etc/ld.so.cache"), AccessFs::ReadFile.into()));

@@ -25,7 +25,7 @@ fn landlock_leaves_what_the_daemon_needs() {
     std::fs::write(&secret, "x").unwrap();
     let [known, unknown] = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
     let ports = [known.local_addr().unwrap().port()];
-    let pki = tempfile::tempdir().unwrap();
+    let (pki, textfiles) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     std::fs::write(pki.path().join("ca-cert.pem"), "x").unwrap();
     // The QMP socket, the agent's, an NBD server's: connecting by path is not restricted.
     let socket = other.path().join("socket");
@@ -36,7 +36,15 @@ fn landlock_leaves_what_the_daemon_needs() {
 
     apart(|| {
         let certificates = Some(pki.path());
-        let needs = Needs { runtime, scratch, ports: ports.to_vec(), certificates, core_dumps: false, sandbox: true };
+        let needs = Needs {
+            runtime,
+            scratch,
+            ports: ports.to_vec(),
+            certificates,
+            core_dumps: false,
+            sandbox: true,
+            textfiles: Some(textfiles.path()),
+        };
         // A kernel without Landlock fails here: then nothing of this is shown.
         let level = paths::restrict(&needs).expect("a kernel with Landlock");
 
@@ -59,6 +67,12 @@ fn landlock_leaves_what_the_daemon_needs() {
         assert!(("localhost", 1_u16).to_socket_addrs().is_ok_and(|found| found.count() > 0), "names of hosts");
         test_kill_process(getppid().unwrap()).unwrap();
 
+        let [new, file] = ["vm.prom.new", "vm.prom"].map(|name| textfiles.path().join(name));
+        std::fs::write(&new, "up 1").unwrap();
+        std::fs::rename(&new, &file).unwrap();
+        std::fs::remove_file(&file).unwrap();
+
+        assert!(denied(std::fs::create_dir(textfiles.path().join("dir"))), "what is no file of metrics");
         assert!(denied(std::fs::read(&secret)), "other files");
         assert!(denied(std::fs::write(other.path().join("new"), "x")), "other directories");
         assert!(denied(std::fs::remove_file(&secret)), "removing elsewhere");

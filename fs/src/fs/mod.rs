@@ -10,6 +10,7 @@ pub(crate) mod command;
 mod handle;
 mod inventory;
 mod io;
+mod metered;
 mod open;
 mod status;
 
@@ -29,6 +30,7 @@ pub use self::attr::Attr;
 use self::attr::{Ownership, blocks};
 use self::handle::{Handle, Handles};
 use self::inventory::Inventories;
+use self::metered::Meters;
 use self::open::Measure;
 pub use self::status::Sandbox;
 use self::status::{Facts, Noted, Reads};
@@ -154,6 +156,8 @@ pub struct Fs {
     inodes: Arc<Inodes>,
     handles: Handles,
     counters: Counters,
+    /// None where nobody asks for metrics.
+    meters: Option<Meters>,
     /// The size of `status.json` when it was last written.
     status_size: AtomicU64,
     last_error: Mutex<Option<Noted>>,
@@ -190,6 +194,7 @@ impl Fs {
             inodes,
             handles: Handles::default(),
             counters: Counters::default(),
+            meters: None,
             status_size: AtomicU64::new(0),
             last_error: Mutex::default(),
             vm,

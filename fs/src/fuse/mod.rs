@@ -26,6 +26,7 @@ use tokio::runtime::Handle;
 use crate::error::{Error, Kind, Result};
 use crate::fs::{Access, Attr, Fs, Space};
 use crate::image::Seek;
+use crate::metrics::requests::Operation;
 use crate::tree::inode::Inodes;
 
 /// How long the kernel may believe a name or an attribute: disks and checkpoints come and go.
@@ -177,7 +178,7 @@ impl Filesystem for Adapter {
     fn lookup(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
         let name = name.to_owned();
         self.answer_at_once(|fs| async move {
-            match fs.lookup(parent.0, &name).await {
+            match fs.timed(Operation::Lookup, fs.lookup(parent.0, &name)).await {
                 Ok(entry) => {
                     let attr = file_attr(&entry.attr);
                     let of_disk = entry.generation > 0 && !entry.attr.directory;
@@ -195,7 +196,7 @@ impl Filesystem for Adapter {
 
     fn getattr(&self, _request: &Request, ino: INodeNo, handle: Option<FileHandle>, reply: ReplyAttr) {
         self.answer_at_once(move |fs| async move {
-            match fs.getattr(ino.0, handle.map(|handle| handle.0)).await {
+            match fs.timed(Operation::Getattr, fs.getattr(ino.0, handle.map(|handle| handle.0))).await {
                 Ok(attr) => reply.attr(&ttl(&attr), &file_attr(&attr)),
                 Err(error) => reply.error(errno(&error)),
             }
@@ -223,10 +224,16 @@ impl Filesystem for Adapter {
     ) {
         let owner = mode.is_some() || uid.is_some() || gid.is_some();
         self.answer(|fs| async move {
-            match fs.getattr(ino.0, None).await {
-                Ok(attr) if attr.writable() && !owner => reply.attr(&ttl(&attr), &file_attr(&attr)),
-                Ok(_) => reply.error(Errno::EPERM),
-                Err(error) => reply.error(errno(&error)),
+            let asked = fs.asked();
+            let outcome = match fs.getattr(ino.0, None).await {
+                Ok(attr) if attr.writable() && !owner => Ok(attr),
+                Ok(_) => Err(Errno::EPERM),
+                Err(error) => Err(errno(&error)),
+            };
+            fs.answered(Operation::Setattr, asked, outcome.is_ok());
+            match outcome {
+                Ok(attr) => reply.attr(&ttl(&attr), &file_attr(&attr)),
+                Err(errno) => reply.error(errno),
             }
         });
     }
@@ -237,7 +244,7 @@ impl Filesystem for Adapter {
             OpenAccMode::O_WRONLY | OpenAccMode::O_RDWR => Access::Write,
         };
         self.answer(move |fs| async move {
-            match fs.open(ino.0, access).await {
+            match fs.timed(Operation::Open, fs.open(ino.0, access)).await {
                 Ok(opened) => {
                     // What the kernel has of this node is of this point in time: another one has another generation.
                     // Who opens with O_DIRECT wants no cache in between, and is spared the kernel's look into it.
@@ -253,7 +260,7 @@ impl Filesystem for Adapter {
     fn mkdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, _mode: u32, _umask: u32, reply: ReplyEntry) {
         let name = name.to_owned();
         self.answer(|fs| async move {
-            match fs.mkdir(parent.0, &name).await {
+            match fs.timed(Operation::Mkdir, fs.mkdir(parent.0, &name)).await {
                 Ok(entry) => reply.entry(&TTL, &file_attr(&entry.attr), Generation(entry.generation)),
                 Err(error) => reply.error(errno(&error)),
             }
@@ -263,7 +270,7 @@ impl Filesystem for Adapter {
     fn rmdir(&self, _request: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEmpty) {
         let name = name.to_owned();
         self.answer(|fs| async move {
-            match fs.rmdir(parent.0, &name).await {
+            match fs.timed(Operation::Rmdir, fs.rmdir(parent.0, &name)).await {
                 Ok(()) => reply.ok(),
                 Err(error) => reply.error(errno(&error)),
             }
@@ -286,9 +293,16 @@ impl Filesystem for Adapter {
         _lock_owner: Option<LockOwner>,
         reply: ReplyData,
     ) {
-        self.fs.begin_read(handle.0, offset, size, |outcome| match outcome {
-            Ok(bytes) => reply.data(&bytes),
-            Err(error) => reply.error(errno(&error)),
+        let counted = self.fs.asked().map(|asked| (self.fs.clone(), asked));
+        self.fs.begin_read(handle.0, offset, size, move |outcome| {
+            // Before the answer: whoever has it finds it counted.
+            if let Some((fs, asked)) = counted {
+                fs.answered(Operation::Read, Some(asked), outcome.is_ok());
+            }
+            match outcome {
+                Ok(bytes) => reply.data(&bytes),
+                Err(error) => reply.error(errno(&error)),
+            }
         });
     }
 
@@ -306,7 +320,7 @@ impl Filesystem for Adapter {
     ) {
         let data = data.to_vec();
         self.answer(|fs| async move {
-            match fs.write(handle.0, &data).await {
+            match fs.timed(Operation::Write, fs.write(handle.0, &data)).await {
                 Ok(written) => reply.written(u32::try_from(written).unwrap_or(u32::MAX)),
                 Err(error) => reply.error(errno(&error)),
             }
@@ -347,7 +361,7 @@ impl Filesystem for Adapter {
         };
         let Ok(offset) = u64::try_from(offset) else { return reply.error(Errno::ENXIO) };
         self.answer(|fs| async move {
-            match fs.seek(handle.0, offset, what).await {
+            match fs.timed(Operation::Lseek, fs.seek(handle.0, offset, what)).await {
                 Ok(found) => match i64::try_from(found) {
                     Ok(found) => reply.offset(found),
                     Err(_) => reply.error(Errno::EOVERFLOW),
@@ -359,7 +373,7 @@ impl Filesystem for Adapter {
 
     fn opendir(&self, _request: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         self.answer_at_once(|fs| async move {
-            match fs.opendir(ino.0).await {
+            match fs.timed(Operation::Opendir, fs.opendir(ino.0)).await {
                 Ok(handle) => reply.opened(FileHandle(handle), FopenFlags::empty()),
                 Err(error) => reply.error(errno(&error)),
             }
@@ -367,11 +381,13 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
+        let asked = self.fs.asked();
         let from = usize::try_from(offset).unwrap_or(usize::MAX);
         let listed = self.fs.readdir(handle.0, from, |next, entry| {
             let next = u64::try_from(next).unwrap_or(u64::MAX);
             reply.add(INodeNo(entry.ino), next, file_type(entry.directory), &*entry.name)
         });
+        self.fs.answered(Operation::Readdir, asked, listed.is_ok());
         match listed {
             Ok(()) => reply.ok(),
             Err(error) => reply.error(errno(&error)),
@@ -395,7 +411,9 @@ impl Filesystem for Adapter {
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {
         self.answer(|fs| async move {
+            let asked = fs.asked();
             let space = fs.statfs().await;
+            fs.answered(Operation::Statfs, asked, true);
             reply.statfs(space.blocks, 0, 0, space.files, 0, Space::BLOCK, 255, Space::BLOCK);
         });
     }

@@ -11,6 +11,7 @@ use nbd_pool::Address;
 
 use crate::error::{Error, Kind, Result};
 use crate::image::qcow2::ClusterSize;
+use crate::metrics::Target;
 
 /// How points in time are to be kept (`fleece=`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -119,6 +120,8 @@ pub struct Options {
     pub max_inflight: Option<usize>,
     /// Whether reading makes room for a busy guest.
     pub polite: bool,
+    /// Where Prometheus is told of the mount; none for nowhere.
+    pub metrics: Option<Target>,
     /// Owner of the files; none for the mounting user.
     pub uid: Option<u32>,
     /// Group of the files; none for the mounting user's.
@@ -159,6 +162,7 @@ impl Default for Options {
             max_rate: None,
             max_inflight: None,
             polite: false,
+            metrics: None,
             uid: None,
             gid: None,
             umask: 0o077,
@@ -289,6 +293,10 @@ impl Options {
                 self.max_rate = Some(rate.ok_or_else(|| bad(name, value, takes))?);
             }
             "max_inflight" => self.max_inflight = Some(number(name, value, 1, 1024)?),
+            "metrics" => {
+                let takes = "HOST:PORT, :PORT for this host alone, or the absolute path of a file that ends in .prom";
+                self.metrics = Some(Target::parse(value).ok_or_else(|| bad(name, value, takes))?);
+            }
             "uid" => self.uid = Some(number(name, value, 0, u32::MAX - 1)?),
             "gid" => self.gid = Some(number(name, value, 0, u32::MAX - 1)?),
             "umask" => {
@@ -437,6 +445,7 @@ mod tests {
             ("max_rate=fast", "bytes a second"),
             ("max_inflight=0", "from 1 to 1024"),
             ("sandbox=no", "auto or off"),
+            ("metrics=here", ":PORT for this host alone"),
         ] {
             let error = Options::parse(text).unwrap_err();
             assert_eq!(error.kind(), Kind::Invalid);

@@ -28,7 +28,7 @@ const fn option(usage: &'static str, text: &'static str) -> Described {
 }
 
 /// All mount options, in the order in which they are shown.
-pub const TABLE: [Described; 30] = [
+pub const TABLE: [Described; 31] = [
     option("formats=raw+qcow2+map", "which files appear (all)"),
     option("backing=NAME", "backing file of a delta.qcow2 ({disk}.{checkpoint}.qcow2)"),
     option("cluster_size=SIZE", "of the qcow2 files (64K)"),
@@ -51,6 +51,10 @@ pub const TABLE: [Described; 30] = [
     option("max_rate=SIZE", "read so many bytes a second of all disks together, at most (no limit)"),
     option("max_inflight=N", "have the machine so many requests at once, at most (no limit)"),
     option("polite", "read slowly while the guest keeps its disks busy (docs/guest.md)"),
+    option(
+        "metrics=HOST:PORT|FILE",
+        "tell Prometheus by HTTP, or by a file FILE.prom for node_exporter (docs/metrics.md)",
+    ),
     option("uid=N", "owner of the files (the mounting user)"),
     option("gid=N", "group of the files (the mounting user's)"),
     option("umask=N", "what is taken from the mode 0555, in octal (077)"),
@@ -79,8 +83,8 @@ mod tests {
                 words => words.split('|').next().unwrap_or(words),
             });
             let given = value.map_or(option.name().to_owned(), |value| format!("{}={value}", option.name()));
-            // A list of addresses begins with the form unix:PATH.
-            let given = given.replace("unix:PATH", "unix:/run/nbd");
+            // A list of addresses begins with one of these forms.
+            let given = given.replace("unix:PATH", "unix:/run/nbd").replace("HOST:PORT", "localhost:9500");
             Options::parse(&given).unwrap();
             assert!(!option.text.is_empty() && option.text.len() <= 90, "{}", option.usage);
         }

@@ -48,6 +48,9 @@ pub struct Header {
     /// The certificates that the machine's monitor is reached with, over TCP.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<PathBuf>,
+    /// The file that metrics are written to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub textfile: Option<PathBuf>,
     /// Whether it may be reached over TCP without any.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub insecure: bool,
@@ -57,13 +60,19 @@ impl Header {
     /// The header of a mount by this process.
     pub fn new(mount: String, source: String, mount_point: PathBuf) -> Self {
         let pid = std::process::id();
-        Self { version: VERSION, mount, source, mount_point, pid, tls: None, insecure: false }
+        Self { version: VERSION, mount, source, mount_point, pid, tls: None, insecure: false, textfile: None }
     }
 
     /// The same of a mount that has these options: whoever cleans up goes the same way to the machine.
     #[must_use]
     pub fn reached_with(self, tls: Option<PathBuf>, insecure: bool) -> Self {
         Self { tls, insecure, ..self }
+    }
+
+    /// The same of a mount that writes metrics to a file.
+    #[must_use]
+    pub fn with_textfile(self, textfile: Option<PathBuf>) -> Self {
+        Self { textfile, ..self }
     }
 }
 

@@ -35,6 +35,7 @@ mod leaves_nothing;
 mod live_guest;
 mod map;
 mod maps;
+mod metrics;
 mod nightly;
 mod open_files;
 mod overlap;
