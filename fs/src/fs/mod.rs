@@ -13,6 +13,7 @@ mod io;
 mod metered;
 mod open;
 mod status;
+mod xattr;
 
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ use self::metered::Meters;
 use self::open::Measure;
 pub use self::status::Sandbox;
 use self::status::{Facts, Noted, Reads};
+pub use self::xattr::Asked;
 use crate::block::cache::Cache;
 use crate::block::throttle::Throttle;
 use crate::error::{Error, Kind, Result, chain};

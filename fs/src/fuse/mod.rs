@@ -24,7 +24,7 @@ use fuser::{
 use tokio::runtime::Handle;
 
 use crate::error::{Error, Kind, Result};
-use crate::fs::{Access, Attr, Fs, Space};
+use crate::fs::{Access, Asked, Attr, Fs, Space};
 use crate::image::Seek;
 use crate::metrics::requests::Operation;
 use crate::tree::inode::Inodes;
@@ -160,6 +160,20 @@ fn file_type(directory: bool) -> FileType {
 
 fn ttl(attr: &Attr) -> Duration {
     if attr.settled { TTL } else { UNSETTLED_TTL }
+}
+
+/// Who gives no room wants to know how much it takes.
+fn tell_xattr(reply: ReplyXattr, value: &[u8], room: u32) {
+    match u32::try_from(value.len()) {
+        Ok(length) if room == 0 => reply.size(length),
+        Ok(length) if length <= room => reply.data(value),
+        _ => reply.error(Errno::ERANGE),
+    }
+}
+
+/// What setting or removing an extended attribute is answered.
+fn unchangeable(name: &OsStr) -> Errno {
+    if Asked::by(name) == Asked::Unsupported { Errno::EOPNOTSUPP } else { Errno::EPERM }
 }
 
 impl Filesystem for Adapter {
@@ -399,14 +413,47 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    /// No file has any. Said in this way, the kernel asks once in the life of the mount, where `ls -l` asks twice for each
-    /// file; whoever asks it is told that they are not supported, which copying tools take for none.
-    fn listxattr(&self, _request: &Request, _ino: INodeNo, _size: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
+    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        self.answer_at_once(move |fs| async move {
+            match fs.xattr_names(ino.0).await {
+                Ok(names) => tell_xattr(reply, names.as_bytes(), size),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
     }
 
-    fn getxattr(&self, _request: &Request, _ino: INodeNo, _name: &OsStr, _size: u32, reply: ReplyXattr) {
-        reply.error(Errno::ENOSYS);
+    /// Tools that list directories ask for access lists and labels. Where they hear that there is no such thing, rather than
+    /// that this file has none, they ask once for all files.
+    fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        let attribute = match Asked::by(name) {
+            Asked::Ours(attribute) => attribute,
+            Asked::Other => return reply.error(Errno::ENODATA),
+            Asked::Unsupported => return reply.error(Errno::EOPNOTSUPP),
+        };
+        self.answer_at_once(move |fs| async move {
+            match fs.xattr(ino.0, attribute).await {
+                Ok(Some(value)) => tell_xattr(reply, value.as_bytes(), size),
+                Ok(None) => reply.error(Errno::ENODATA),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
+    fn setxattr(
+        &self,
+        _request: &Request,
+        _ino: INodeNo,
+        name: &OsStr,
+        _value: &[u8],
+        _flags: i32,
+        _position: u32,
+        reply: ReplyEmpty,
+    ) {
+        reply.error(unchangeable(name));
+    }
+
+    fn removexattr(&self, _request: &Request, _ino: INodeNo, name: &OsStr, reply: ReplyEmpty) {
+        reply.error(unchangeable(name));
     }
 
     fn statfs(&self, _request: &Request, _ino: INodeNo, reply: ReplyStatfs) {

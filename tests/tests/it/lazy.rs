@@ -58,31 +58,6 @@ fn looking_starts_nothing(flavor: Flavor) {
     assert_eq!(Leftovers::of(&machine), nothing);
 }
 
-on!(no_file_has_extended_attributes: new = New);
-fn no_file_has_extended_attributes(flavor: Flavor) {
-    let machine = machine(flavor);
-    let mount = Mount::of(&machine);
-    let (from, to) = (mount.path("checkpoints/monday"), machine.dir().join("copy"));
-    // Whoever wants to keep attributes and access lists finds none, twice, and complains of nothing.
-    for (program, arguments) in [
-        ("cp", &["-a"] as &[&str]),
-        ("cp", &["-r", "--preserve=all"]),
-        ("cp", &["-r", "--preserve=mode,xattr"]),
-        ("cp", &["-r", "--preserve=all"]),
-    ] {
-        let finished = pullfs_tests::process::run(tool(program).args(arguments).arg(&from).arg(&to));
-        assert!(finished.code == Some(0) && finished.stderr.is_empty(), "{finished}");
-        assert!(to.join("vda/dirty.map").exists());
-        fs::remove_dir_all(&to).expect("the copy goes");
-    }
-    let archive = machine.dir().join("archive.tar");
-    let finished = pullfs_tests::process::run(
-        tool("tar").args(["--xattrs", "--acls", "--selinux", "-cf"]).arg(&archive).arg("-C").arg(&from).arg("vda"),
-    );
-    assert_eq!(finished.code, Some(0), "{finished}");
-    assert!(mount.unmount().success());
-}
-
 on!(each_kind_of_content_starts_it: new = New, old = Old);
 fn each_kind_of_content_starts_it(flavor: Flavor) {
     let machine = machine(flavor);

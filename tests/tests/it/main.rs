@@ -51,3 +51,4 @@ mod systemd;
 mod throttle;
 mod tls;
 mod trimmed;
+mod xattrs;
