@@ -28,10 +28,10 @@ use pullfs_fs::vm::qmp::{QmpVm, Settings};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
-use tracing_subscriber::EnvFilter;
 
 use crate::failure::{Failure, Outcome};
 use crate::harden::{self, Needs};
+use crate::log::{self, Fields};
 use crate::mounter::Mounter;
 use crate::runtime_dir::RuntimeDir;
 use crate::service;
@@ -63,10 +63,10 @@ pub(crate) fn run(task: Task) -> Outcome {
         rustix::process::setsid().context("cannot leave the terminal")?;
     }
     let level = ["warn", "info", "debug"][usize::from(task.verbose.min(2))];
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
-    end_with_a_panic();
     let mount_id = MountId::random();
+    let fields = Fields::of("daemon").of_mount(&task.source, &task.mount_point);
+    log::start(level, task.announce, &fields.with("PULLFS_MOUNT_ID", &mount_id.to_string()));
+    end_with_a_panic();
     let runtime_dir = RuntimeDir::create(&mount_id)?;
     clean_up(&task.source)?;
     let Options { tls, insecure, .. } = &task.options;
@@ -98,6 +98,8 @@ fn end_with_a_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         report(panic);
+        // In the background that goes nowhere.
+        tracing::error!("{panic}");
         std::process::abort();
     }));
 }

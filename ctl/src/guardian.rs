@@ -4,10 +4,16 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use pullfs_fs::guardian::process;
-use tracing_subscriber::EnvFilter;
+use pullfs_fs::point::journal::Journal;
+
+use crate::log::{self, Fields};
 
 pub(crate) fn run(dir: &Path) -> ExitCode {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    let fields = Fields::of("guardian");
+    let fields = match Journal::header_in(dir) {
+        Some(header) => fields.of_mount(&header.source, &header.mount_point).with("PULLFS_MOUNT_ID", &header.mount),
+        None => fields,
+    };
+    log::start("warn", false, &fields);
     process::run(dir)
 }

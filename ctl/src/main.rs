@@ -11,6 +11,7 @@ mod demo;
 mod failure;
 mod guardian;
 mod harden;
+mod log;
 mod map;
 mod mount;
 mod mounted;

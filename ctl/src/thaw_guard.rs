@@ -4,10 +4,10 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use pullfs_fs::quiesce::guard;
-use tracing_subscriber::EnvFilter;
+
+use crate::log::{self, Fields};
 
 pub(crate) fn run(agent: &Path) -> ExitCode {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false).init();
+    log::start("warn", false, &Fields::of("thaw-guard").with("PULLFS_AGENT", &agent.display().to_string()));
     guard::run(agent)
 }

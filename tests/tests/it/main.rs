@@ -29,6 +29,7 @@ mod guest_first;
 mod history;
 mod hostile;
 mod install;
+mod journal;
 mod killed;
 mod lazy;
 mod leaves_nothing;
