@@ -34,7 +34,7 @@ use self::inventory::Inventories;
 use self::metered::Meters;
 use self::open::Measure;
 pub use self::status::Sandbox;
-use self::status::{Facts, Noted, Reads};
+use self::status::{Attempts, Facts, Noted, Reads};
 pub use self::xattr::Asked;
 use crate::block::cache::Cache;
 use crate::block::throttle::Throttle;
@@ -417,6 +417,7 @@ impl Fs {
             bytes: self.counters.bytes.load(Ordering::Relaxed),
             failed: self.counters.failed.load(Ordering::Relaxed),
         };
+        let (taken, failed) = self.points.tally().attempts();
         let text = status::render(Facts {
             mount_id: &self.mount_id,
             mounted: (self.mount_point.as_deref(), self.mounted),
@@ -428,6 +429,7 @@ impl Fs {
             inventory: &inventory,
             unreachable: unreachable.as_deref(),
             view: &self.points.view(),
+            attempts: Attempts { taken, failed },
             last_error: last_error.as_ref(),
             reads,
             cache: self.cache.usage(),

@@ -32,6 +32,7 @@ struct Document<'a> {
     skipped: &'a [Skipped],
     checkpoints: Vec<CheckpointStatus<'a>>,
     point: PointStatus,
+    points: Attempts,
     last_end: Option<EndStatus<'a>>,
     last_error: Option<&'a Noted>,
     reads: Reads,
@@ -114,6 +115,8 @@ struct PointStatus {
 
 #[derive(Serialize)]
 struct EndStatus<'a> {
+    /// One word for why.
+    kind: &'static str,
     reason: &'a str,
     time: String,
 }
@@ -131,6 +134,14 @@ impl Noted {
     pub(super) fn now(kind: Kind, message: String) -> Self {
         Self { kind: kind.word(), message, time: rfc3339(SystemTime::now()) }
     }
+}
+
+/// Points in time since the mount.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub(super) struct Attempts {
+    pub(super) taken: u64,
+    /// Those that could not be taken.
+    pub(super) failed: u64,
 }
 
 /// Reads served so far.
@@ -174,6 +185,7 @@ pub(super) struct Facts<'a> {
     /// Why the machine cannot be asked now, if it cannot.
     pub(super) unreachable: Option<&'a str>,
     pub(super) view: &'a View,
+    pub(super) attempts: Attempts,
     pub(super) last_error: Option<&'a Noted>,
     pub(super) reads: Reads,
     pub(super) cache: Usage,
@@ -223,7 +235,12 @@ pub(super) fn render(facts: Facts<'_>) -> Vec<u8> {
             scratch: held.and_then(|point| point.scratch()),
             nbd: held.map(|point| point.traffic()),
         },
-        last_end: view.last_end.as_ref().map(|end| EndStatus { reason: &end.reason, time: rfc3339(end.time) }),
+        points: facts.attempts,
+        last_end: view.last_end.as_ref().map(|end| EndStatus {
+            kind: end.kind.word(),
+            reason: &end.reason,
+            time: rfc3339(end.time),
+        }),
         last_error: facts.last_error,
         reads: facts.reads,
         cache: facts.cache,

@@ -5,9 +5,11 @@
 use std::path::Path;
 use std::time::Duration;
 
+use nbd_pool::Address;
 use serde::Serialize;
 
 use super::{Fleece, Foreign, Formats, Options, Start};
+use crate::metrics::Target;
 
 /// The options that are in force.
 #[derive(Debug, Serialize)]
@@ -42,6 +44,7 @@ pub(crate) struct InForce<'a> {
     allow_other: bool,
     sandbox: &'static str,
     core_dumps: bool,
+    metrics: Option<String>,
 }
 
 impl<'a> InForce<'a> {
@@ -87,6 +90,7 @@ impl<'a> InForce<'a> {
             allow_other: options.allow_other,
             sandbox: if options.sandbox { "auto" } else { "off" },
             core_dumps: options.core_dumps,
+            metrics: options.metrics.as_ref().map(metrics),
         }
     }
 }
@@ -94,6 +98,13 @@ impl<'a> InForce<'a> {
 fn formats(formats: Formats) -> Vec<&'static str> {
     let all = [(formats.raw, "raw"), (formats.qcow2, "qcow2"), (formats.map, "map")];
     all.into_iter().filter(|(shown, _)| *shown).map(|(_, name)| name).collect()
+}
+
+fn metrics(target: &Target) -> String {
+    match target {
+        Target::Http { host, port } => Address::Tcp { host: host.clone(), port: *port }.to_string(),
+        Target::File(file) => path(file),
+    }
 }
 
 /// JSON has no bytes that are no text.
@@ -122,9 +133,9 @@ mod tests {
     #[test]
     fn what_was_given_is_told_as_it_is_meant() {
         let given = "formats=raw+map,cluster_size=4K,start=manual,fleece=filter,idle_timeout=1500ms,disks=vdb+vda,\
-                     foreign=rw,nbd=unix:/run/nbd,umask=27,sandbox=off,readahead=0";
+                     foreign=rw,nbd=unix:/run/nbd,umask=27,sandbox=off,readahead=0,metrics=:9100";
         let told = serde_json::to_value(InForce::new(&Options::parse(given).unwrap(), (7, 8))).unwrap();
-        let expected: [(&str, Value); 13] = [
+        let expected: [(&str, Value); 14] = [
             ("formats", ["raw", "map"].as_slice().into()),
             ("cluster_size", 4096.into()),
             ("start", "manual".into()),
@@ -138,6 +149,7 @@ mod tests {
             ("sandbox", "off".into()),
             ("readahead", 0.into()),
             ("uid", 7.into()),
+            ("metrics", "127.0.0.1:9100".into()),
         ];
         for (name, value) in expected {
             assert_eq!(told[name], value, "{name}");

@@ -47,6 +47,8 @@ pub enum Phase {
 /// How and when the last point in time ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct End {
+    /// Why, by kind.
+    pub kind: Reason,
     /// Why, in words for the user.
     pub reason: String,
     /// When.
@@ -379,7 +381,7 @@ impl Owner {
         self.tally.ended(reason);
         self.tell.send_modify(|view| {
             view.phase = Phase::None;
-            view.last_end = Some(End { reason: words.to_owned(), time: SystemTime::now() });
+            view.last_end = Some(End { kind: reason, reason: words.to_owned(), time: SystemTime::now() });
         });
         released
             .map_err(|error| error.context("the point in time ended, but something of it may be left in the machine"))

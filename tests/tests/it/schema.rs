@@ -63,7 +63,9 @@ fn limited(flavor: Flavor, documents: &mut Documents) {
     // More than the limit: the point in time is given up.
     (0..16).for_each(|mib| machine.write("vda", mib * MIB, MIB, 0x22));
     wait_until("the end of the point in time", LIMIT, || mount.state() == "none");
-    documents.push(("ended to protect the guest", mount.status()));
+    let status = mount.status();
+    assert_eq!(status["last_end"]["kind"], "scratch", "{status}");
+    documents.push(("ended to protect the guest", status));
     drop(open);
     assert!(mount.unmount().success());
 }
