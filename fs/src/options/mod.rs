@@ -2,6 +2,9 @@
 
 pub(crate) mod in_force;
 pub mod table;
+#[cfg(test)]
+mod tests;
+mod value;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -9,6 +12,7 @@ use std::time::Duration;
 
 use nbd_pool::Address;
 
+use self::value::{bad, duration, formats, nbd, number, size, split, unknown};
 use crate::error::{Error, Kind, Result};
 use crate::image::qcow2::ClusterSize;
 use crate::metrics::Target;
@@ -63,9 +67,6 @@ impl Default for Formats {
         Self { raw: true, qcow2: true, map: true }
     }
 }
-
-/// Longest time that an option takes: ten years. Whoever wants more wants for ever.
-const LONGEST: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 /// Farthest that is read ahead of one reader, in bytes; more is of no use.
 const LONGEST_AHEAD: u64 = 64 << 20;
@@ -308,170 +309,5 @@ impl Options {
             _ => return Err(unknown(name)),
         }
         Ok(())
-    }
-}
-
-/// Splits at commas that no backslash stands before; empty options are dropped.
-fn split(text: &str) -> Vec<String> {
-    let mut options = vec![String::new()];
-    let mut characters = text.chars().peekable();
-    while let Some(character) = characters.next() {
-        match (character, options.last_mut()) {
-            ('\\', Some(last)) if characters.peek() == Some(&',') => {
-                characters.next();
-                last.push(',');
-            }
-            (',', _) => options.push(String::new()),
-            (_, Some(last)) => last.push(character),
-            (_, None) => {}
-        }
-    }
-    options.retain(|option| !option.is_empty());
-    options
-}
-
-fn nbd(value: &str) -> Option<Address> {
-    match value.strip_prefix("unix:") {
-        Some(path) => path.starts_with('/').then(|| Address::Unix(PathBuf::from(path))),
-        None => Address::tcp(value.strip_prefix("tcp:").unwrap_or(value)),
-    }
-}
-
-fn formats(value: &str) -> Result<Formats> {
-    let mut formats = Formats { raw: false, qcow2: false, map: false };
-    for format in value.split('+') {
-        match format {
-            "raw" => formats.raw = true,
-            "qcow2" => formats.qcow2 = true,
-            "map" => formats.map = true,
-            _ => return Err(bad("formats", value, "raw, qcow2 and map, joined by +")),
-        }
-    }
-    Ok(formats)
-}
-
-fn number<T: std::str::FromStr + PartialOrd + std::fmt::Display>(
-    name: &str,
-    value: &str,
-    low: T,
-    high: T,
-) -> Result<T> {
-    let takes = format!("a number from {low} to {high}");
-    value.parse().ok().filter(|number| (low..=high).contains(number)).ok_or_else(|| bad(name, value, &takes))
-}
-
-/// A number of bytes; K, M, G and T are powers of 1024.
-fn size(name: &str, value: &str) -> Result<u64> {
-    let (digits, unit) = match value.strip_suffix(['K', 'M', 'G', 'T']) {
-        Some(digits) => (digits, value.as_bytes()[digits.len()]),
-        None => (value, b'B'),
-    };
-    let shift = match unit {
-        b'K' => 10,
-        b'M' => 20,
-        b'G' => 30,
-        b'T' => 40,
-        _ => 0,
-    };
-    let bytes = digits.parse::<u64>().ok().and_then(|number| number.checked_mul(1 << shift));
-    bytes.filter(|bytes| *bytes > 0).ok_or_else(|| bad(name, value, "a number of bytes, such as 10G"))
-}
-
-fn duration(name: &str, value: &str) -> Result<Duration> {
-    // A number alone counts seconds, as everywhere in fstab.
-    let seconds = value.parse().map(Duration::from_secs).ok();
-    let duration = seconds.or_else(|| humantime::parse_duration(value).ok());
-    let sensible = |duration: &Duration| (Duration::from_millis(1)..=LONGEST).contains(duration);
-    duration.filter(sensible).ok_or_else(|| bad(name, value, "a time, such as 90s, 20min or 2h"))
-}
-
-fn bad(name: &str, value: &str, takes: &str) -> Error {
-    Error::new(Kind::Invalid, format!("mount option {name}={value}: it takes {takes}"))
-}
-
-fn unknown(name: &str) -> Error {
-    Error::new(Kind::Invalid, format!("there is no mount option {name}; see pullfs mount --help"))
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const HOUR: Duration = Duration::from_secs(3600);
-
-    #[test]
-    fn reads_what_it_documents() {
-        let options =
-            Options::parse("ro,disks=vda+vdb,scratch=/a\\,b,start=manual,umask=027,formats=raw,uid=5").unwrap();
-        assert_eq!(options.disks.unwrap().into_iter().collect::<Vec<_>>(), ["vda", "vdb"]);
-        assert_eq!(options.scratch, PathBuf::from("/a,b"));
-        assert_eq!((options.start, options.umask, options.uid), (Start::Manual, 0o027, Some(5)));
-        assert_eq!(options.formats, Formats { raw: true, qcow2: false, map: false });
-        assert_eq!(Options::parse("").unwrap(), Options::default());
-        let options = Options::parse("scratch_limit=10G,hold_limit=2h,idle_timeout=90").unwrap();
-        assert_eq!(options.scratch_limit, Some(10 << 30));
-        assert_eq!((options.hold_limit, options.idle_timeout), (Some(2 * HOUR), Some(HOUR / 40)));
-        let options = Options::parse("cache=64M,readahead=0").unwrap();
-        assert_eq!((options.cache, options.readahead), (64 << 20, 0));
-        let options = Options::parse("max_rate=20M,max_inflight=4,polite").unwrap();
-        assert_eq!((options.max_rate, options.max_inflight, options.polite), (Some(20 << 20), Some(4), true));
-    }
-
-    #[test]
-    fn says_what_an_option_takes() {
-        for (text, word) in [
-            ("start=now", "read or manual"),
-            ("scratch=tmp", "absolute path"),
-            ("umask=999", "octal"),
-            ("connections=0", "from 1 to 16"),
-            ("speed=11", "no mount option speed"),
-            ("disks=", "names of disks"),
-            ("nbd=tcp:1", "unix:PATH"),
-            ("nbd=vm:0,insecure", "HOST:PORT"),
-            ("nbd=vm:10809", "tls=DIR"),
-            ("tls=pki", "absolute path"),
-            ("formats=vmdk", "joined by +"),
-            ("cluster_size=3K", "power of two"),
-            ("fleece=sheep", "job, backing or filter"),
-            ("scratch_limit=0", "number of bytes"),
-            ("scratch_limit=99999999T", "number of bytes"),
-            ("hold_limit=soon", "a time"),
-            ("idle_timeout=0", "a time"),
-            ("cache=0", "number of bytes"),
-            ("readahead=far", "number of bytes"),
-            ("max_rate=1K", "at least 64K"),
-            ("max_rate=fast", "bytes a second"),
-            ("max_inflight=0", "from 1 to 1024"),
-            ("sandbox=no", "auto or off"),
-            ("metrics=here", ":PORT for this host alone"),
-        ] {
-            let error = Options::parse(text).unwrap_err();
-            assert_eq!(error.kind(), Kind::Invalid);
-            assert!(error.to_string().contains(word), "{error}");
-        }
-    }
-
-    #[test]
-    fn tcp_is_with_tls_or_meant_to_be_without() {
-        let nbd = |text: &str| Options::parse(text).unwrap().nbd.unwrap().to_string();
-        assert_eq!(nbd("nbd=vm:10809,tls=/etc/pki/vm"), "vm:10809");
-        assert_eq!(nbd("insecure,nbd=tcp:127.0.0.1:10809"), "127.0.0.1:10809");
-        assert_eq!(nbd("nbd=[::1]:10809,insecure"), "[::1]:10809");
-        assert_eq!(nbd("nbd=unix:/run/nbd"), "unix:/run/nbd");
-    }
-
-    proptest! {
-        #[test]
-        fn any_text_is_options_or_an_error(text in "[a-z=+,\\\\0-9/]{0,40}") {
-            let _ = Options::parse(&text);
-        }
-
-        #[test]
-        fn a_value_with_commas_survives(path in "/[a-z,]{0,20}") {
-            let text = format!("ro,scratch={},allow_other", path.replace(',', "\\,"));
-            prop_assert_eq!(Options::parse(&text).unwrap().scratch, PathBuf::from(path));
-        }
     }
 }
