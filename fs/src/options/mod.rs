@@ -1,6 +1,7 @@
 //! Mount options: `-o name,name=value,…`; lists within a value are joined by `+`.
 
 pub(crate) mod in_force;
+pub mod settings;
 pub mod table;
 #[cfg(test)]
 mod tests;
@@ -12,7 +13,7 @@ use std::time::Duration;
 
 use nbd_pool::Address;
 
-use self::value::{bad, duration, formats, nbd, number, size, split, unknown};
+use self::value::{bad, duration, formats, nbd, number, size, unknown};
 use crate::error::{Error, Kind, Result};
 use crate::image::qcow2::ClusterSize;
 use crate::metrics::Target;
@@ -175,29 +176,11 @@ impl Default for Options {
 }
 
 impl Options {
-    /// Parses what stands behind `-o`. A comma in a value is written `\,`.
-    ///
-    /// # Errors
-    /// [`Kind::Invalid`], naming the option and what it takes.
-    pub fn parse(text: &str) -> Result<Self> {
-        let mut options = Self::default();
-        for option in split(text) {
-            let (name, value) = match option.split_once('=') {
-                Some((name, value)) => (name, Some(value)),
-                None => (option.as_str(), None),
-            };
-            // What nobody is told of does not exist.
-            if !table::TABLE.iter().any(|described| described.name() == name) {
-                return Err(unknown(name));
-            }
-            match value {
-                Some(value) => options.set(name, value)?,
-                None => options.flag(name)?,
-            }
-        }
-        if let Some(address @ Address::Tcp { .. }) = &options.nbd
-            && options.tls.is_none()
-            && !options.insecure
+    /// Checks what no option can see by itself.
+    fn go_together(&self) -> Result<()> {
+        if let Some(address @ Address::Tcp { .. }) = &self.nbd
+            && self.tls.is_none()
+            && !self.insecure
         {
             return Err(Error::new(
                 Kind::Invalid,
@@ -207,18 +190,18 @@ impl Options {
                 ),
             ));
         }
-        Ok(options)
+        Ok(())
     }
 
-    fn flag(&mut self, name: &str) -> Result<()> {
+    fn flag(&mut self, name: &str, on: bool) -> Result<()> {
         match name {
             // Nothing but `control` is ever written; mount(8) passes one of the two.
             "ro" | "rw" => {}
-            "allow_other" => self.allow_other = true,
-            "read_once" => self.read_once = true,
-            "polite" => self.polite = true,
-            "core_dumps" => self.core_dumps = true,
-            "insecure" => self.insecure = true,
+            "allow_other" => self.allow_other = on,
+            "read_once" => self.read_once = on,
+            "polite" => self.polite = on,
+            "core_dumps" => self.core_dumps = on,
+            "insecure" => self.insecure = on,
             _ => return Err(unknown(name)),
         }
         Ok(())
