@@ -13,6 +13,11 @@ const RECOVER: &str = "\
 A mount that dies is cleaned up by its guardian process, and by the next mount of the same machine. This is for when both \
 were killed. It undoes what the journals of dead mounts name; a mount that lives is left alone.";
 
+const CONFIG: &str = "\
+Of several who set an option the last one decides: /etc/pullfs/config.toml (or the file that the environment variable \
+PULLFS_CONFIG names) with its section [options] and that of the machine, an environment variable such as PULLFS_MAX_RATE, \
+-o. What is shown may be given to -o; name=default takes a setting back.";
+
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 wrong usage; 2 the system or the machine failed; 3 nothing held, or not found; 4 busy; \
 32 mount failed.";
@@ -47,6 +52,9 @@ pub(crate) enum Command {
     /// Bring a full raw copy of a disk up to date in place
     #[command(after_help = SYNC)]
     Sync(Sync),
+    /// Show the mount options that are in force, and who says so
+    #[command(after_help = CONFIG)]
+    Config(Config),
     /// Remove what mounts that were killed have left in a machine; touches nothing else
     #[command(after_help = RECOVER)]
     Recover(Recover),
@@ -81,9 +89,21 @@ pub(crate) struct Mount {
     /// More messages; twice for all (the environment variable `RUST_LOG` takes precedence)
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
-    /// Say on standard output when the mount answers, then leave the terminal alone
+    /// Say on standard output when the mount answers, then leave the terminal alone; the options are all there are
     #[arg(long, hide = true, requires = "foreground")]
     pub(crate) announce: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Config {
+    /// A machine, for the section that the configuration file may have for it
+    pub(crate) source: Option<String>,
+    /// Mount options, as they would be given to mount
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    pub(crate) options: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

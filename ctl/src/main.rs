@@ -5,6 +5,7 @@
 
 mod args;
 mod checkpoint;
+mod config;
 mod control;
 mod daemon;
 mod demo;
@@ -60,6 +61,7 @@ fn main() -> ExitCode {
         }
         Command::Map(arguments) => map::run(&arguments),
         Command::Sync(arguments) => sync::run(&arguments),
+        Command::Config(arguments) => config::run(&arguments),
         Command::Recover(arguments) => recover::run(&arguments),
         Command::Demo => demo::run(),
         Command::Guardian { dir } => return guardian::run(&dir),

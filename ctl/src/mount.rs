@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use pullfs_fs::fuse::mount::{check_mount_point, is_dead};
-use pullfs_fs::options::Options;
+use pullfs_fs::options::settings::Resolved;
 use pullfs_fs::vm::qmp::monitor::{Endpoint, Monitor};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::args::Mount;
+use crate::config;
 use crate::daemon::{self, READY, Task};
 use crate::failure::{Code, Failure, Outcome};
 
@@ -22,8 +23,13 @@ const READY_LIMIT: Duration = Duration::from_secs(120);
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 pub(crate) fn run(arguments: &Mount) -> Outcome {
-    let options = Options::parse(&arguments.options.join(",")).map_err(Failure::from)?;
     let endpoint: Endpoint = arguments.source.parse()?;
+    let resolved = if arguments.announce {
+        config::resolved(&arguments.options)?
+    } else {
+        config::resolve(Some(&endpoint), &arguments.options)?
+    };
+    let options = &resolved.options;
     let monitor = Monitor::new(endpoint, options.tls.as_deref(), options.insecure)?;
     // What a dead daemon left mounted there goes with the rest of what it left.
     if is_dead(&arguments.mount_point) {
@@ -35,21 +41,21 @@ pub(crate) fn run(arguments: &Mount) -> Outcome {
             source: monitor.endpoint().to_string(),
             monitor,
             mount_point,
-            options,
+            options: resolved.options,
             announce: arguments.announce,
             verbose: arguments.verbose,
         };
         return daemon::run(task).map_err(Failure::of_mount);
     }
-    background(arguments, monitor.endpoint(), &mount_point).map_err(Failure::of_mount)
+    background(arguments, &resolved, monitor.endpoint(), &mount_point).map_err(Failure::of_mount)
 }
 
-fn background(arguments: &Mount, endpoint: &Endpoint, mount_point: &Path) -> Outcome {
+fn background(arguments: &Mount, resolved: &Resolved, endpoint: &Endpoint, mount_point: &Path) -> Outcome {
     let mut command = Command::new(std::env::current_exe().context("cannot find the program itself")?);
     command.args(["mount", "--foreground", "--announce"]);
     command.args(std::iter::repeat_n("-v", arguments.verbose.into()));
-    for options in &arguments.options {
-        command.args(["-o", options]);
+    for option in resolved.arguments() {
+        command.args(["-o", &option]);
     }
     command.arg("--").arg(endpoint.to_string()).arg(mount_point).stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().context("cannot start the daemon")?;

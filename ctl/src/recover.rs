@@ -9,11 +9,12 @@ use pullfs_fs::vm::qmp::monitor::{Endpoint, Monitor};
 use pullfs_fs::vm::qmp::recover::{connect, mounts_in};
 
 use crate::args::Recover;
+use crate::config;
 use crate::failure::{Code, Failure, Outcome};
 
 pub(crate) fn run(arguments: &Recover) -> Outcome {
     let endpoint: Endpoint = arguments.source.parse()?;
-    let Options { tls, insecure, .. } = Options::parse(&arguments.options.join(","))?;
+    let Options { tls, insecure, .. } = config::resolve(Some(&endpoint), &arguments.options)?.options;
     let monitor = Monitor::new(endpoint, tls.as_deref(), insecure)?;
     let source = monitor.endpoint().to_string();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();

@@ -28,7 +28,7 @@ const SOURCE: &str = concat!("pullfs ", env!("CARGO_PKG_VERSION"));
 const NO_DATE: &str = "\"\"";
 
 /// The pages that are documents as well.
-const DOCUMENTS: [(Page, &str); 3] = [
+const DOCUMENTS: [(Page, &str); 4] = [
     (
         Page { name: "pullfs-tree", section: "5", summary: "the files of a mounted machine" },
         include_str!("../../docs/tree.md"),
@@ -44,6 +44,10 @@ const DOCUMENTS: [(Page, &str); 3] = [
     (
         Page { name: "pullfs-status", section: "5", summary: "what a mounted machine's status.json tells" },
         include_str!("../../docs/status.md"),
+    ),
+    (
+        Page { name: "pullfs-config", section: "5", summary: "where mount options are set, and who decides" },
+        include_str!("../../docs/config.md"),
     ),
 ];
 

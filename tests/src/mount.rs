@@ -64,6 +64,8 @@ impl Mount {
         }
         let mut command = Command::new(tools::pullfs());
         command.args(["mount", source]).arg(dir.path().join("mnt")).args(["-f", "-o", &options]);
+        // What is configured on this computer is none of a test's business.
+        command.env("PULLFS_CONFIG", "/dev/null");
         command.stdin(Stdio::null()).stdout(out.try_clone().expect("a second handle")).stderr(out);
         let daemon = command.spawn().unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
         let mut mount = Self { daemon, log, dir };

@@ -1,13 +1,16 @@
-//! The options of a mount as `status.json` tells them: all of them, whether they were given or not.
+//! The options of a mount as `status.json` and `pullfs config` tell them: all of them, whether they were given or not.
 //!
-//! Each has the name it is given by. Sizes are bytes, times seconds, lists arrays; what is not limited is null.
+//! Each has the name it is given by. In JSON sizes are bytes, times seconds, lists arrays; what is not limited is null. As
+//! text, it is what would stand behind `-o`.
 
 use std::path::Path;
 use std::time::Duration;
 
 use nbd_pool::Address;
 use serde::Serialize;
+use serde_json::Value;
 
+use super::table::TABLE;
 use super::{Fleece, Foreign, Formats, Options, Start};
 use crate::metrics::Target;
 
@@ -95,6 +98,55 @@ impl<'a> InForce<'a> {
     }
 }
 
+/// An option that is in force.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Told {
+    /// Its name.
+    pub name: &'static str,
+    /// What it is, as JSON.
+    pub value: Value,
+    /// What it is, as it would stand behind `-o`.
+    pub text: String,
+}
+
+/// All options of a mount by this user and group, in the order in which they are documented. `ro` and `rw`, which mean
+/// nothing, are left out.
+pub fn told(options: &Options, owner: (u32, u32)) -> Vec<Told> {
+    let Ok(Value::Object(values)) = serde_json::to_value(InForce::new(options, owner)) else { return Vec::new() };
+    let told = |option: &super::table::Described| {
+        let (name, value) = (option.name(), values.get(option.name())?.clone());
+        let time = match name {
+            "idle_timeout" => options.idle_timeout,
+            "hold_limit" => options.hold_limit,
+            _ => None,
+        };
+        let text = match (time, option.value(), &value) {
+            (Some(time), ..) => humantime::format_duration(time).to_string().replace(' ', ""),
+            (None, Some("SIZE"), Value::Number(bytes)) => size(bytes.as_u64().unwrap_or_default()),
+            (None, ..) => text(&value),
+        };
+        Some(Told { name, value, text: format!("{name}={}", text.replace(',', "\\,")) })
+    };
+    TABLE.iter().filter_map(told).collect()
+}
+
+fn text(value: &Value) -> String {
+    match value {
+        Value::Null => "default".to_owned(),
+        Value::Bool(on) => if *on { "yes" } else { "no" }.to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Array(parts) => parts.iter().map(text).collect::<Vec<_>>().join("+"),
+        value => value.to_string(),
+    }
+}
+
+/// With the largest unit of which it is a whole number.
+fn size(bytes: u64) -> String {
+    let units = [(1_u64 << 40, "T"), (1 << 30, "G"), (1 << 20, "M"), (1 << 10, "K")];
+    let unit = units.into_iter().find(|(unit, _)| bytes >= *unit && bytes.is_multiple_of(*unit));
+    unit.map_or(bytes.to_string(), |(unit, letter)| format!("{}{letter}", bytes / unit))
+}
+
 fn formats(formats: Formats) -> Vec<&'static str> {
     let all = [(formats.raw, "raw"), (formats.qcow2, "qcow2"), (formats.map, "map")];
     all.into_iter().filter(|(shown, _)| *shown).map(|(_, name)| name).collect()
@@ -116,10 +168,11 @@ fn path(path: &Path) -> String {
 mod tests {
     use std::collections::BTreeSet;
 
-    use serde_json::Value;
+    use proptest::prelude::*;
 
     use super::*;
-    use crate::options::table::{Described, TABLE};
+    use crate::options::settings::{Resolved, Setting};
+    use crate::options::table::Described;
 
     #[test]
     fn each_option_is_told_under_its_name() {
@@ -153,6 +206,66 @@ mod tests {
         ];
         for (name, value) in expected {
             assert_eq!(told[name], value, "{name}");
+        }
+    }
+
+    /// Options of each kind, set to anything.
+    fn options() -> impl Strategy<Value = Options> {
+        let time = || prop::option::of((1..=315_360_000_000_u64).prop_map(Duration::from_millis));
+        let size = || prop::option::of(1_u64 << 16..1 << 50);
+        let disks = prop::option::of(prop::collection::btree_set("[a-z][a-z0-9,]{0,5}", 1..4));
+        let text = ("/[a-z,\\\\ =]{0,12}", "[a-z{}.,\\\\]{0,12}x");
+        let formats = prop::sample::select(vec!["raw", "qcow2+map", "raw+qcow2+map"]);
+        let flags = (any::<bool>(), any::<bool>());
+        (time(), time(), size(), size(), disks, text, formats, flags, 0_u16..=0o777, prop::option::of(1_usize..=1024))
+            .prop_map(
+                |(
+                    idle_timeout,
+                    hold_limit,
+                    scratch_limit,
+                    max_rate,
+                    disks,
+                    text,
+                    formats,
+                    flags,
+                    umask,
+                    max_inflight,
+                )| Options {
+                    idle_timeout,
+                    hold_limit,
+                    scratch_limit,
+                    max_rate,
+                    disks,
+                    scratch: text.0.into(),
+                    backing: text.1,
+                    polite: flags.0,
+                    sandbox: flags.1,
+                    umask,
+                    max_inflight,
+                    uid: Some(7),
+                    gid: Some(8),
+                    ..Options::parse(&format!("formats={formats}")).unwrap()
+                },
+            )
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_told_is_what_would_have_to_be_given(options in options()) {
+            let all: Vec<String> = told(&options, (7, 8)).into_iter().map(|told| told.text).collect();
+            let given = all.iter().flat_map(|text| Setting::given(text));
+            prop_assert_eq!(Resolved::of(given).unwrap().options, options, "{:?}", all);
+        }
+    }
+
+    #[test]
+    fn sizes_and_times_are_short() {
+        let options = Options::parse("cache=64M,scratch_limit=1536K,max_rate=100001,hold_limit=90min").unwrap();
+        let all: Vec<String> = told(&options, (0, 0)).into_iter().map(|told| told.text).collect();
+        for text in
+            ["cache=64M", "scratch_limit=1536K", "max_rate=100001", "hold_limit=1h30m", "readahead=4M", "tls=default"]
+        {
+            assert!(all.iter().any(|told| told == text), "{text} in {all:?}");
         }
     }
 }

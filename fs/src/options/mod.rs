@@ -1,6 +1,6 @@
 //! Mount options: `-o name,name=value,…`; lists within a value are joined by `+`.
 
-pub(crate) mod in_force;
+pub mod in_force;
 pub mod settings;
 pub mod table;
 #[cfg(test)]

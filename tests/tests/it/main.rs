@@ -21,6 +21,7 @@ mod bytes;
 mod chain;
 mod checkpoints;
 mod commands;
+mod config;
 mod confined;
 mod cookbook;
 mod dependencies;
