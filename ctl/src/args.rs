@@ -18,6 +18,10 @@ Of several who set an option the last one decides: /etc/pullfs/config.toml (or t
 PULLFS_CONFIG names) with its section [options] and that of the machine, an environment variable such as PULLFS_MAX_RATE, \
 -o. What is shown may be given to -o; name=default takes a setting back.";
 
+const STATUS: &str = "\
+--watch ends with Ctrl-C, or when the mount goes away (exit code 3). On a terminal it redraws in place; elsewhere it prints \
+one block, with --json one line, for each reading. Rates are between two readings.";
+
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 wrong usage; 2 the system or the machine failed; 3 nothing held, or not found; 4 busy; \
 32 mount failed.";
@@ -38,8 +42,9 @@ pub(crate) enum Command {
     /// Unmount, and wait until nothing of it is left in the machine
     #[command(alias = "unmount")]
     Umount(MountPoint),
-    /// Show the machine, its disks and checkpoints, and the point in time
-    Status(Shown),
+    /// Show the machine, its disks and checkpoints, and the point in time; without MNT, all mounts
+    #[command(after_help = STATUS)]
+    Status(Status),
     /// Take a point in time of all disks now
     Begin(Begin),
     /// Let go of the point in time; files still open on it become stale
@@ -119,6 +124,22 @@ pub(crate) struct Recover {
 pub(crate) struct MountPoint {
     /// Where the machine is mounted
     pub(crate) mount_point: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Status {
+    /// Where the machine is mounted
+    pub(crate) mount_point: Option<PathBuf>,
+    /// Print JSON; without `MOUNT_POINT`, an array
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Show it again and again, with rates, so many seconds apart
+    #[arg(long, value_name = "SECONDS", num_args = 0..=1, require_equals = true, default_missing_value = "2",
+          value_parser = clap::value_parser!(u32).range(1..=86400), requires = "mount_point")]
+    pub(crate) watch: Option<u32>,
+    /// When to use colours; `auto`: on a terminal, unless `NO_COLOR` or `TERM=dumb` is set
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub(crate) color: clap::ColorChoice,
 }
 
 #[derive(Debug, Args)]

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use crate::failure::{Code, Failure, Outcome};
 use crate::mounted::Mounted;
+use crate::waiting::waiting;
 
 pub(crate) fn begin(mount_point: &Path, quiesce: bool, checkpoint: Option<&str>) -> Outcome {
     let mut line = "begin".to_owned();
@@ -37,9 +38,9 @@ pub(crate) fn release(mount_point: &Path) -> Outcome {
 fn command(mount_point: &Path, what: &str, line: &str) -> Outcome {
     let mounted = Mounted::find(mount_point)?;
     let path = mounted.path().join("control");
-    let written = std::fs::OpenOptions::new()
-        .write(true)
-        .open(&path)
-        .and_then(|mut control| control.write_all(format!("{line}\n").as_bytes()));
+    let written = waiting(&format!("waiting for the machine: {line}"), || {
+        let control = std::fs::OpenOptions::new().write(true).open(&path);
+        control.and_then(|mut control| control.write_all(format!("{line}\n").as_bytes()))
+    });
     written.map_err(|error| mounted.failed(what, &error))
 }

@@ -24,6 +24,7 @@ mod status;
 mod sync;
 mod thaw_guard;
 mod umount;
+mod waiting;
 
 use std::process::ExitCode;
 
@@ -44,7 +45,7 @@ fn main() -> ExitCode {
     let outcome = match command {
         Command::Mount(arguments) => mount::run(&arguments),
         Command::Umount(arguments) => umount::run(&arguments.mount_point),
-        Command::Status(arguments) => status::run(&arguments.mount_point, arguments.json),
+        Command::Status(arguments) => status::run(&arguments),
         Command::Begin(arguments) => {
             control::begin(&arguments.mount_point, arguments.quiesce, arguments.checkpoint.as_deref())
         }

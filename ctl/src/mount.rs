@@ -1,6 +1,6 @@
 //! `pullfs mount`: starts a daemon in the background and waits until its mount answers; `-f` is that daemon.
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, IsTerminal, Seek};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ use crate::args::Mount;
 use crate::config;
 use crate::daemon::{self, READY, Task};
 use crate::failure::{Code, Failure, Outcome};
+use crate::waiting::waiting;
 
 /// How long the daemon may take until its mount answers: each question to the machine has its own, shorter limit.
 const READY_LIMIT: Duration = Duration::from_secs(120);
@@ -33,7 +34,8 @@ pub(crate) fn run(arguments: &Mount) -> Outcome {
     let monitor = Monitor::new(endpoint, options.tls.as_deref(), options.insecure)?;
     // What a dead daemon left mounted there goes with the rest of what it left.
     if is_dead(&arguments.mount_point) {
-        daemon::clean_up(&monitor.endpoint().to_string()).map_err(Failure::of_mount)?;
+        let source = monitor.endpoint().to_string();
+        waiting("cleaning up after a dead mount", || daemon::clean_up(&source)).map_err(Failure::of_mount)?;
     }
     let mount_point = check_mount_point(&arguments.mount_point).map_err(|error| Failure::from(error).of_mount())?;
     if arguments.foreground {
@@ -58,12 +60,25 @@ fn background(arguments: &Mount, resolved: &Resolved, endpoint: &Endpoint, mount
         command.args(["-o", &option]);
     }
     command.arg("--").arg(endpoint.to_string()).arg(mount_point).stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut child = command.spawn().context("cannot start the daemon")?;
-    if announced(&mut child)? {
-        return answers(mount_point).map_err(Failure::from);
+    // What it says must not meet the spinner; it is few words, unless more are asked for.
+    let mut said = None;
+    if arguments.verbose == 0 && std::io::stderr().is_terminal() {
+        let file = tempfile::tempfile().context("cannot make a temporary file")?;
+        command.stderr(file.try_clone().context("cannot make a temporary file")?);
+        said = Some(file);
     }
-    // The daemon has said why on standard error, which it shares.
-    let status = child.wait().context("cannot wait for the daemon")?;
+    let mut child = command.spawn().context("cannot start the daemon")?;
+    let ready = waiting(&format!("waiting for {endpoint}"), || announced(&mut child));
+    // The daemon has said why on standard error.
+    let ended = matches!(ready, Ok(false)).then(|| child.wait());
+    if let Some(mut said) = said {
+        said.rewind().and_then(|()| std::io::copy(&mut said, &mut std::io::stderr())).ok();
+    }
+    let Some(status) = ended else {
+        ready?;
+        return answers(mount_point).map_err(Failure::from);
+    };
+    let status = status.context("cannot wait for the daemon")?;
     let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(Code::Mount as u8);
     std::process::exit(code.into())
 }

@@ -22,6 +22,24 @@ pub(crate) struct Status {
     pub(crate) point: Point,
     pub(crate) last_end: Option<End>,
     pub(crate) last_error: Option<LastError>,
+    // A daemon that was started by an older pullfs does not tell of these.
+    #[serde(default)]
+    pub(crate) reads: Reads,
+    #[serde(default)]
+    pub(crate) cache: Cache,
+}
+
+/// What readers got so far.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct Reads {
+    pub(crate) count: u64,
+    pub(crate) bytes: u64,
+}
+
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct Cache {
+    /// Bytes that were asked of the machine.
+    pub(crate) fetched: u64,
 }
 
 #[derive(Debug, Deserialize)]
@@ -70,6 +88,17 @@ pub(crate) struct Point {
     /// The checkpoint that was made at the same instant, if one was.
     pub(crate) checkpoint: Option<String>,
     pub(crate) open_files: usize,
+    pub(crate) scratch: Option<Scratch>,
+}
+
+/// Where old data goes, in bytes.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Scratch {
+    pub(crate) used: u64,
+    /// In the file system.
+    pub(crate) free: u64,
+    /// What it may take at most.
+    pub(crate) limit: Option<u64>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -100,6 +129,11 @@ impl Mounted {
             }
         }
         Err(Failure::message(Code::NotFound, format!("no machine is mounted on {}", path.display())))
+    }
+
+    /// The mount at exactly this place.
+    pub(crate) fn of(path: PathBuf) -> Self {
+        Self { path }
     }
 
     /// The mount that a file or directory is on, if it is a pullfs mount.

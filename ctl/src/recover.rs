@@ -11,6 +11,7 @@ use pullfs_fs::vm::qmp::recover::{connect, mounts_in};
 use crate::args::Recover;
 use crate::config;
 use crate::failure::{Code, Failure, Outcome};
+use crate::waiting::waiting;
 
 pub(crate) fn run(arguments: &Recover) -> Outcome {
     let endpoint: Endpoint = arguments.source.parse()?;
@@ -19,10 +20,11 @@ pub(crate) fn run(arguments: &Recover) -> Outcome {
     let source = monitor.endpoint().to_string();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the runtime")?;
-    let (dead, living) = runtime.block_on(recovery::of_source(&recovery::state_dir(), &source))?;
+    let (dead, living) =
+        waiting("waiting for the machine", || runtime.block_on(recovery::of_source(&recovery::state_dir(), &source)))?;
     for dead in &dead {
         let names = dead.names();
-        runtime.block_on(dead.bury())?;
+        waiting("waiting for the machine", || runtime.block_on(dead.bury()))?;
         let Header { mount, mount_point, .. } = dead.header();
         println!("cleaned up after {mount}, which was mounted on {}", mount_point.display());
         for name in names {
@@ -32,13 +34,15 @@ pub(crate) fn run(arguments: &Recover) -> Outcome {
     if let Some(mount) = living.first() {
         return Err(lives(&source, mount));
     }
-    let others = runtime.block_on(async {
-        match connect(&monitor).await {
-            Ok(qmp) => mounts_in(&qmp).await,
-            // A machine that has ended has nothing left in it.
-            Err(error) if error.kind() == Kind::Gone && !dead.is_empty() => Ok(Vec::new()),
-            Err(error) => Err(error),
-        }
+    let others = waiting("waiting for the machine", || {
+        runtime.block_on(async {
+            match connect(&monitor).await {
+                Ok(qmp) => mounts_in(&qmp).await,
+                // A machine that has ended has nothing left in it.
+                Err(error) if error.kind() == Kind::Gone && !dead.is_empty() => Ok(Vec::new()),
+                Err(error) => Err(error),
+            }
+        })
     })?;
     for id in &others {
         println!("{id} has things in {source}, but no journal here: it may live, on another monitor; left alone");

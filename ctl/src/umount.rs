@@ -11,6 +11,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
 use crate::failure::Outcome;
 use crate::mounted::Mounted;
+use crate::waiting::waiting;
 
 /// A little longer than the daemon gives itself.
 const END_LIMIT: Duration = Duration::from_secs(130);
@@ -21,7 +22,7 @@ pub(crate) fn run(mount_point: &Path) -> Outcome {
     let daemon = mounted.status().ok().and_then(|status| daemon(status.pid));
     unmount(mounted.path(), false)?;
     if let Some(daemon) = daemon {
-        wait(&daemon)?;
+        waiting("unmounted; waiting until nothing of it is left in the machine", || wait(&daemon))?;
     }
     Ok(())
 }

@@ -18,6 +18,7 @@ use crate::args;
 use crate::failure::{Code, Failure, Outcome};
 use crate::mounted::Mounted;
 use crate::status::{print, size};
+use crate::waiting::waiting;
 
 /// Where the width of the terminal is not known.
 const WIDTH: u32 = 80;
@@ -166,7 +167,8 @@ fn read(path: &Path) -> Outcome<Summary> {
         Failure::message(code, format!("cannot read {}: {error}", path.display()))
     };
     let file = File::open(path).map_err(failed)?;
-    match Summary::read(BufReader::with_capacity(BUFFER, file)) {
+    let summary = waiting("reading the map", || Summary::read(BufReader::with_capacity(BUFFER, file)));
+    match summary {
         Ok(summary) => Ok(summary),
         Err(Error::Io(error)) => Err(failed(error)),
         Err(error) => Err(Failure::message(Code::System, format!("{}: {error}", path.display()))),

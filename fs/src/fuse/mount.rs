@@ -4,6 +4,7 @@
 //! recognised by its device number in `/proc/self/mountinfo`, and only that one is ever unmounted. Root mounts with
 //! mount(2); other users through the setuid helper fusermount3, which hands over the descriptor.
 
+use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::io::IoSliceMut;
 use std::mem::MaybeUninit;
@@ -116,10 +117,23 @@ impl Mount {
 /// # Errors
 /// When mountinfo cannot be read.
 pub fn find(path: &Path) -> Result<Option<Mounted>> {
-    let text = std::fs::read("/proc/self/mountinfo")
-        .map_err(|error| Error::with_source(Kind::Io, "cannot read /proc/self/mountinfo", error))?;
-    let last = parse_mountinfo(&text).filter(|mounted| mounted.path == path).last();
+    let last = parse_mountinfo(&mountinfo()?).filter(|mounted| mounted.path == path).last();
     Ok(last.filter(|mounted| mounted.kind == TYPE))
+}
+
+/// All pullfs mounts that nothing lies over, by their place.
+///
+/// # Errors
+/// When mountinfo cannot be read.
+pub fn all() -> Result<Vec<Mounted>> {
+    let topmost: BTreeMap<PathBuf, Mounted> =
+        parse_mountinfo(&mountinfo()?).map(|mounted| (mounted.path.clone(), mounted)).collect();
+    Ok(topmost.into_values().filter(|mounted| mounted.kind == TYPE).collect())
+}
+
+fn mountinfo() -> Result<Vec<u8>> {
+    std::fs::read("/proc/self/mountinfo")
+        .map_err(|error| Error::with_source(Kind::Io, "cannot read /proc/self/mountinfo", error))
 }
 
 /// Takes away the mount of `source` at `path` if nobody answers for it any more. None is no error.

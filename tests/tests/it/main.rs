@@ -41,6 +41,7 @@ mod metrics;
 mod nightly;
 mod open_files;
 mod overlap;
+mod people;
 mod private;
 mod qcow2;
 mod quiesce;

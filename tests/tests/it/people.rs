@@ -1,0 +1,143 @@
+//! What a person sees: colours, widths, all mounts at once, `--watch`, and what is waited for. `script` is the terminal.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use pullfs_tests::disk::Disk;
+use pullfs_tests::flavor::Flavor;
+use pullfs_tests::machine::{MIB, Machine};
+use pullfs_tests::mount::Mount;
+use pullfs_tests::process::{Finished, LIMIT, ok, run, signal_child, wait_for, within};
+use pullfs_tests::tools::{pullfs, tool};
+use rustix::process::Signal;
+use serde_json::Value;
+
+const NOT_FOUND: i32 = 3;
+
+/// Longer than any command here should wait, shorter than a stopped daemon takes.
+const PROMPT: Duration = Duration::from_secs(30);
+
+fn machine(flavor: Flavor) -> Machine {
+    Machine::build(flavor).disk(Disk::raw("vda", MIB)).start()
+}
+
+/// Runs pullfs with a terminal of so many columns.
+fn on_a_terminal(environment: &str, columns: u32, arguments: &str) -> Finished {
+    let line = format!("stty cols {columns} rows 50; {environment} {} {arguments}", pullfs().display());
+    let mut script = tool("script");
+    // Whoever runs the tests may have wishes of their own.
+    script.env_remove("NO_COLOR").env("TERM", "xterm").env("SHELL", "/bin/sh");
+    run(script.args(["-q", "-e", "-c", &line, "/dev/null"]))
+}
+
+/// A `--watch` whose blocks can be read.
+fn watched(mount: &Mount, json: bool) -> (Child, BufReader<impl Read + Send + 'static>) {
+    let mut command = Command::new(pullfs());
+    command.args(["status", "--watch=1"]).arg(mount.mnt()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.args(json.then_some("--json")).spawn().expect("pullfs");
+    let out = child.stdout.take().expect("standard output");
+    (child, BufReader::new(out))
+}
+
+on!(colours_are_for_terminals: new = New);
+fn colours_are_for_terminals(flavor: Flavor) {
+    let machine = machine(flavor);
+    let mount = Mount::of(&machine);
+    let mnt = mount.mnt();
+    let status = format!("status {}", mnt.display());
+    let escapes = |text: &str| text.contains('\x1b');
+    assert!(escapes(&on_a_terminal("", 200, &status).success()), "on a terminal");
+    assert!(!escapes(&on_a_terminal("NO_COLOR=1", 200, &status).success()), "NO_COLOR");
+    assert!(!escapes(&on_a_terminal("TERM=dumb", 200, &status).success()), "a terminal that has none");
+    assert!(!escapes(&on_a_terminal("", 200, &format!("{status} --color=never")).success()));
+    assert!(!escapes(&mount.command(&["status"]).success()), "not on a terminal");
+    assert!(escapes(&ok(Command::new(pullfs()).args(["status", "--color=always"]).arg(&mnt))));
+    let narrow = on_a_terminal("", 50, &format!("{status} --color=never")).success();
+    assert!(narrow.lines().all(|line| line.trim_end().len() <= 50), "{narrow}");
+    assert!(narrow.contains(&machine.source()) || narrow.lines().count() > 4, "nothing is lost: {narrow}");
+    assert!(mount.unmount().success());
+}
+
+on!(all_mounts_are_listed: new = New);
+fn all_mounts_are_listed(flavor: Flavor) {
+    let machines = [machine(flavor), machine(flavor)];
+    let [lives, stopped] = machines.each_ref().map(Mount::of);
+    stopped.send(Signal::STOP);
+    let shown =
+        within("a list in spite of a daemon that is stopped", PROMPT, || ok(Command::new(pullfs()).arg("status")));
+    let json = within("the same in JSON", PROMPT, || ok(Command::new(pullfs()).args(["status", "--json"])));
+    stopped.send(Signal::CONT);
+    let line = |mount: &Mount| {
+        let place = mount.mnt().display().to_string();
+        shown.lines().find(|line| line.contains(&place)).unwrap_or_else(|| panic!("no {place}: {shown}")).to_owned()
+    };
+    assert!(line(&lives).contains("1 disk, 0 checkpoints"), "{shown}");
+    assert!(line(&stopped).ends_with("it does not answer"), "{shown}");
+    let all: Vec<Value> = serde_json::from_str(&json).expect("an array");
+    let of =
+        |mount: &Mount| all.iter().find(|one| one["mount_point"] == *mount.mnt().to_string_lossy()).expect("a mount");
+    assert_eq!(of(&lives)["status"]["mount_id"], lives.id());
+    assert!(of(&lives)["error"].is_null() && of(&stopped)["status"].is_null(), "{json}");
+    assert_eq!(of(&stopped)["error"], "it does not answer");
+    for mount in [lives, stopped] {
+        assert!(mount.unmount().success());
+    }
+}
+
+on!(watching_goes_on_until_it_is_interrupted: new = New);
+fn watching_goes_on_until_it_is_interrupted(flavor: Flavor) {
+    let machine = machine(flavor);
+    let mount = Mount::of(&machine);
+    for json in [false, true] {
+        let (mut child, out) = watched(&mount, json);
+        let wanted = if json { "\"reads\"" } else { "rates" };
+        let (line, _out) = within("two readings", LIMIT, move || {
+            let mut lines = out.lines().map(|line| line.expect("a line")).filter(move |line| line.contains(wanted));
+            (lines.nth(usize::from(json)).expect("a second reading"), lines)
+        });
+        assert!(!line.contains('\x1b') && (json || line.contains("/s from the machine")), "{line}");
+        assert!(!json || serde_json::from_str::<Value>(&line).is_ok_and(|all| all["mount_id"] == mount.id()), "{line}");
+        signal_child(&child, Signal::INT);
+        assert_eq!(wait_for(&mut child, LIMIT).expect("its end").code(), Some(0));
+    }
+    assert!(mount.unmount().success());
+}
+
+on!(watching_ends_with_the_mount: new = New);
+fn watching_ends_with_the_mount(flavor: Flavor) {
+    let machine = machine(flavor);
+    let mount = Mount::of(&machine);
+    let (mut child, mut out) = watched(&mount, false);
+    let reader = thread::spawn(move || {
+        let mut first = String::new();
+        out.read_line(&mut first).expect("a line");
+        (first, out)
+    });
+    let (first, _out) = within("the first block", LIMIT, || reader.join().expect("a reader"));
+    assert!(first.starts_with("machine"), "{first}");
+    assert!(mount.unmount().success());
+    assert_eq!(wait_for(&mut child, LIMIT).expect("its end").code(), Some(NOT_FOUND));
+    let mut said = String::new();
+    child.stderr.take().expect("standard error").read_to_string(&mut said).expect("its words");
+    assert!(said.contains("any more") && said.lines().count() == 1, "{said}");
+}
+
+on!(what_is_waited_for_is_said_on_a_terminal_alone: new = New);
+fn what_is_waited_for_is_said_on_a_terminal_alone(flavor: Flavor) {
+    let mut machine = machine(flavor);
+    let mount = Mount::of(&machine);
+    let pid = machine.server().pid();
+    let mnt = mount.mnt();
+    let arguments = format!("begin {}", mnt.display());
+    pullfs_tests::process::signal_pid(pid, Signal::STOP);
+    let shown = on_a_terminal("", 100, &arguments);
+    let silent = mount.command(&["begin"]);
+    pullfs_tests::process::signal_pid(pid, Signal::CONT);
+    assert!(shown.stdout.contains("waiting for the machine: begin"), "{shown}");
+    let after = shown.stdout.rsplit("waiting for the machine: begin").next().unwrap_or_default();
+    assert!(after.contains("\x1b[2K") && after.trim_end().contains("pullfs: begin:"), "it is gone: {shown}");
+    assert!(!silent.refused(2).contains("waiting for the machine"));
+    assert!(mount.unmount().success());
+}
