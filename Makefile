@@ -4,7 +4,7 @@
 # suite, QEMU 7.2 is unpacked beside it: tests/setup/packages.sh and tests/setup/qemu-old.sh.
 PACKAGES_BUILD = gcc libc6-dev
 PACKAGES_DEMO  = $(PACKAGES_BUILD) fuse3 e2fsprogs busybox-static kmod cpio xz-utils python3
-PACKAGES_TEST  = $(PACKAGES_DEMO) attr rsync libnbd-bin nbdkit openssl strace systemd iproute2 nftables man-db zsh fish python3-jsonschema
+PACKAGES_TEST  = $(PACKAGES_DEMO) attr rsync libnbd-bin nbdkit openssl strace systemd iproute2 nftables man-db zsh fish python3-jsonschema dpkg-dev lintian mmdebstrap
 # Not libvirt-daemon-system, which would start a libvirtd for the whole computer.
 PACKAGES_BENCH = fio virtnbdbackup libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
 PACKAGES_FUZZ  = $(PACKAGES_BUILD) g++
@@ -33,7 +33,7 @@ qemu_old = $$([ -e $(SETUP)/qemu-old/.complete ] && echo $(SETUP)/qemu-old || ec
 qemu_new = $$(qemu-system-x86_64 --version | grep -q 'version [2-8]\.' && echo none || echo installed)
 machines = PULLFS_TEST_GUEST=$(SETUP)/guest PULLFS_TEST_QEMU_OLD=$(qemu_old) PULLFS_TEST_QEMU_NEW=$(qemu_new)
 
-.PHONY: help check deny test newest soak fuzz bench demo install setup setup-demo clean
+.PHONY: help check deny test newest soak fuzz bench demo install deb setup setup-demo clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null || \
@@ -124,11 +124,32 @@ install: ## PREFIX=/usr/local DESTDIR=: programs, mount helper, manual pages, co
 	install -D -m 644 $(BUILT)/manuals/zsh/_pullfs $(DESTDIR)$(ZSHDIR)/_pullfs
 	install -D -m 644 $(BUILT)/manuals/fish/pullfs.fish $(DESTDIR)$(FISHDIR)/pullfs.fish
 
+# Cargo-deb packs what was installed here (ctl/Cargo.toml): only `install` knows which files there are.
+STAGE  = $(CURDIR)/target/deb
+SHARED = $(STAGE)/usr/share
+OUT    = $(CURDIR)/target/debian
+# The package is the same whenever and wherever it is built.
+packed = $$(date -u -d "$$(sed -n 's/^ -- .*>  //p' ctl/debian/changelog | head -n 1)" +%s)
+
+deb: ## OUT=target/debian: the Debian package, of what is installed and the documents
+	@[ -x $(SETUP)/bin/cargo-deb ] || $(CARGO) install --quiet --locked --root $(SETUP) cargo-deb@3.8.0
+	rm -rf $(STAGE)
+	$(MAKE) install DESTDIR=$(STAGE) PREFIX=/usr PROFILE=$(PROFILE)
+	strip --strip-unneeded --remove-section=.comment --remove-section=.note $(STAGE)/usr/bin/pullfs $(STAGE)/usr/sbin/mount.pullfs
+	install -d $(SHARED)/doc/pullfs
+	install -m 644 README.md docs/*.md $(SHARED)/doc/pullfs
+	install -m 644 CHANGELOG.md $(SHARED)/doc/pullfs/changelog
+	install -D -m 644 ctl/debian/lintian-overrides $(SHARED)/lintian/overrides/pullfs
+	mkdir -p $(OUT)
+	SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$(packed)} PATH="$(SETUP)/bin:$$PATH" \
+	    $(CARGO) deb --quiet -p pullfs --no-build --no-strip --output $(OUT)/
+
 setup: ## as root: Debian's packages, QEMU 7.2 beside 10, the guest (`make test` calls this)
 	tests/setup/packages.sh $(PACKAGES_TEST)
 	tests/setup/qemu-old.sh $(SETUP)/qemu-old || [ $$? = 3 ]
 	tests/setup/promtool.sh $(SETUP)/prometheus
 	tests/setup/guest.sh $(SETUP)/guest
+	tests/setup/clean-root.sh $(SETUP)/clean-root.tar
 
 setup-demo:
 	tests/setup/packages.sh $(PACKAGES_DEMO)

@@ -12,10 +12,10 @@ use pullfs_tests::tools::{tool, workspace};
 use tempfile::TempDir;
 
 /// Building what is installed, on a slow machine.
-const BUILD_LIMIT: Duration = Duration::from_secs(900);
+pub(crate) const BUILD_LIMIT: Duration = Duration::from_secs(900);
 
 /// What `make install PREFIX=/usr` leaves in its `DESTDIR`.
-fn root() -> &'static Path {
+pub(crate) fn root() -> &'static Path {
     static ROOT: OnceLock<TempDir> = OnceLock::new();
     let installed = || {
         let dir = tempfile::tempdir().expect("a temporary directory");
@@ -41,7 +41,7 @@ fn files(dir: &Path, found: &mut BTreeMap<PathBuf, u32>) {
     }
 }
 
-fn installed() -> BTreeMap<PathBuf, u32> {
+pub(crate) fn installed() -> BTreeMap<PathBuf, u32> {
     let mut found = BTreeMap::new();
     files(root(), &mut found);
     found

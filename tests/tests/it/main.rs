@@ -20,6 +20,7 @@ macro_rules! on {
 mod bytes;
 mod chain;
 mod checkpoints;
+mod clean_root;
 mod commands;
 mod config;
 mod confined;
@@ -41,6 +42,7 @@ mod metrics;
 mod nightly;
 mod open_files;
 mod overlap;
+mod package;
 mod people;
 mod private;
 mod qcow2;
