@@ -58,10 +58,6 @@ pub(crate) struct Task {
 }
 
 pub(crate) fn run(task: Task) -> Outcome {
-    if task.announce {
-        // A terminal that closes must not take the mount with it.
-        rustix::process::setsid().context("cannot leave the terminal")?;
-    }
     let level = ["warn", "info", "debug"][usize::from(task.verbose.min(2))];
     let mount_id = MountId::random();
     let fields = Fields::of("daemon").of_mount(&task.source, &task.mount_point);
@@ -165,6 +161,11 @@ async fn live(task: Task, start: Start) -> Outcome {
         let (source, mount_point) = (task.source.clone(), task.mount_point.clone());
         mounter.run(move || Mount::new(&source, &mount_point, allow_other)).await??
     };
+    if task.announce {
+        // A terminal that closes must not take the mount with it. Not before: under an automounter only its own process
+        // group gets past the placeholder while the mount is being made.
+        rustix::process::setsid().context("cannot leave the terminal")?;
+    }
     let serving = {
         let fs = fs.clone();
         let forgetter = forgetter.clone();

@@ -17,6 +17,7 @@ macro_rules! on {
     };
 }
 
+mod automount;
 mod bytes;
 mod chain;
 mod checkpoints;
