@@ -113,6 +113,7 @@ install: ## PREFIX=/usr/local DESTDIR=: programs, mount helper, manual pages, co
 	install -D -m 755 $(BUILT)/pullfs $(DESTDIR)$(BINDIR)/pullfs
 	install -D -m 755 $(BUILT)/mount-pullfs $(DESTDIR)$(SBINDIR)/mount.pullfs
 	install -D -m 755 mount-helpers/nightly.sh $(DESTDIR)$(LIBEXECDIR)/nightly
+	install -D -m 755 mount-helpers/prunefs.sh $(DESTDIR)$(LIBEXECDIR)/prunefs
 	install -d $(DESTDIR)$(UNITDIR)
 	set -e; for unit in $(UNITS); do install -m 644 mount-helpers/systemd/$$unit $(DESTDIR)$(UNITDIR); \
 	    sed -i 's|/usr/local/bin|$(BINDIR)|; s|/usr/local/libexec/pullfs|$(LIBEXECDIR)|' $(DESTDIR)$(UNITDIR)/$$unit; done
@@ -150,6 +151,7 @@ setup: ## as root: Debian's packages, QEMU 7.2 beside 10, the guest (`make test`
 	tests/setup/promtool.sh $(SETUP)/prometheus
 	tests/setup/guest.sh $(SETUP)/guest
 	tests/setup/clean-root.sh $(SETUP)/clean-root.tar
+	tests/setup/unpacked.sh $(SETUP)/plocate plocate
 
 setup-demo:
 	tests/setup/packages.sh $(PACKAGES_DEMO)

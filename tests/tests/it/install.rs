@@ -54,6 +54,7 @@ fn everything_is_where_it_is_looked_for() {
         ("usr/bin/pullfs", 0o755),
         ("usr/sbin/mount.pullfs", 0o755),
         ("usr/libexec/pullfs/nightly", 0o755),
+        ("usr/libexec/pullfs/prunefs", 0o755),
         ("usr/lib/systemd/system/pullfs@.service", 0o644),
         ("usr/lib/systemd/system/pullfs-nightly@.service", 0o644),
         ("usr/lib/systemd/system/pullfs-nightly@.timer", 0o644),

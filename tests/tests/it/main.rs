@@ -57,4 +57,5 @@ mod systemd;
 mod throttle;
 mod tls;
 mod trimmed;
+mod updatedb;
 mod xattrs;
