@@ -17,7 +17,12 @@ use crate::tools::{mount_helper, pullfs, tool};
 /// For a few mounts, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// What its first process does: $1 is its directory. It lives until it is told to end.
+/// Lets go of what is mounted in the computer's namespace, by other tests: a new namespace has copies of all mounts, and what
+/// is unmounted there would be served on here.
+pub const FORGET_OTHERS: &str = "findmnt --noheadings --list --raw --types fuse,fuse.pullfs --output TARGET | \
+                                 while read -r place; do umount --lazy --no-canonicalize \"$place\" || :; done";
+
+/// What its first process does then: $1 is its directory. It lives until it is told to end.
 const ENTER: &str = "mount -t overlay -o lowerdir=$1/programs:/usr/sbin overlay /usr/sbin && \
                      mount -t tmpfs -o mode=755 tmpfs /run && \
                      mount --bind $1/fstab /etc/fstab && \
@@ -45,7 +50,8 @@ impl Namespace {
         symlink(pullfs(), path("programs/pullfs")).expect("a link");
         fs::write(path("fstab"), "").expect("an fstab");
         let mut unshare = tool("unshare");
-        unshare.args(["--mount", "--propagation", "private", "sh", "-c", ENTER, "sh"]).arg(dir.path());
+        unshare.args(["--mount", "--propagation", "private", "sh", "-c", &format!("{FORGET_OTHERS}; {ENTER}"), "sh"]);
+        unshare.arg(dir.path());
         let mut holder = Running::start(&unshare, &path("log"));
         wait_until("a namespace", LIMIT, || {
             holder.check();

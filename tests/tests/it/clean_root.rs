@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use pullfs_tests::namespace::FORGET_OTHERS;
 use pullfs_tests::process::{ok, run_within};
 use pullfs_tests::tools::{tool, workspace};
 use tempfile::TempDir;
@@ -67,7 +68,7 @@ impl Root {
     fn run(&self, script: &str) -> String {
         let mut unshare = Command::new("unshare");
         unshare.args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child"]);
-        unshare.args(["sh", "-eu", "-c", ENTER, "sh"]).arg(self.0.path()).arg(script);
+        unshare.args(["sh", "-eu", "-c", &format!("{FORGET_OTHERS}; {ENTER}"), "sh"]).arg(self.0.path()).arg(script);
         unshare.env("PATH", "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin");
         unshare.env("DEBIAN_FRONTEND", "noninteractive");
         run_within(&mut unshare, LIMIT).success()
