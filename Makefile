@@ -138,7 +138,7 @@ deb: ## OUT=target/debian: the Debian package, of what is installed and the docu
 	$(MAKE) install DESTDIR=$(STAGE) PREFIX=/usr PROFILE=$(PROFILE)
 	strip --strip-unneeded --remove-section=.comment --remove-section=.note $(STAGE)/usr/bin/pullfs $(STAGE)/usr/sbin/mount.pullfs
 	install -d $(SHARED)/doc/pullfs
-	install -m 644 README.md docs/*.md docs/*.json $(SHARED)/doc/pullfs
+	install -m 644 README.md $$(find docs -maxdepth 1 -type f) $(SHARED)/doc/pullfs
 	install -m 644 CHANGELOG.md $(SHARED)/doc/pullfs/changelog
 	install -D -m 644 ctl/debian/lintian-overrides $(SHARED)/lintian/overrides/pullfs
 	mkdir -p $(OUT)
