@@ -17,7 +17,7 @@ pub struct Attr {
     pub size: u64,
     /// Blocks of 512 bytes that hold data.
     pub blocks: u64,
-    /// The point in time, or the mount's time.
+    /// When it changed last, as far as that is known (docs/adr/028-what-did-not-change.md).
     pub mtime: SystemTime,
     /// Owner.
     pub uid: u32,

@@ -16,6 +16,12 @@ const FRESH: Duration = Duration::from_secs(1);
 /// Those who wait for one answer; more wait for room.
 const MAX_WAITING: usize = 1024;
 
+/// Who asks, and whether an answer from before the question will do.
+struct Question {
+    reply: oneshot::Sender<Answer>,
+    now: bool,
+}
+
 type Answer = std::result::Result<Arc<Inventory>, (Kind, String)>;
 
 /// The newest answer.
@@ -36,7 +42,7 @@ impl Newest {
 /// A handle to the task.
 #[derive(Clone)]
 pub(super) struct Inventories {
-    questions: mpsc::Sender<oneshot::Sender<Answer>>,
+    questions: mpsc::Sender<Question>,
     /// Held for a look.
     newest: Arc<Mutex<Newest>>,
 }
@@ -68,20 +74,34 @@ impl Inventories {
         if let Some(fresh) = lock(&self.newest).fresh() {
             return Ok(fresh);
         }
+        self.ask(false).await
+    }
+
+    /// The machine as it is after this call: nothing that happened before it is missing. Those who wait share an answer.
+    ///
+    /// # Errors
+    /// When it does not answer.
+    pub(super) async fn now(&self) -> Result<Arc<Inventory>> {
+        self.ask(true).await
+    }
+
+    async fn ask(&self, now: bool) -> Result<Arc<Inventory>> {
         let ended = || Error::new(Kind::Gone, "the mount is ending");
         let (reply, answer) = oneshot::channel();
-        self.questions.send(reply).await.map_err(|_| ended())?;
+        self.questions.send(Question { reply, now }).await.map_err(|_| ended())?;
         answer.await.map_err(|_| ended())?.map_err(|(kind, why)| Error::new(kind, why))
     }
 }
 
-async fn run(vm: Arc<dyn Vm>, mut inbox: mpsc::Receiver<oneshot::Sender<Answer>>, newest: Arc<Mutex<Newest>>) {
-    let mut waiting = Vec::new();
+async fn run(vm: Arc<dyn Vm>, mut inbox: mpsc::Receiver<Question>, newest: Arc<Mutex<Newest>>) {
+    let mut waiting: Vec<Question> = Vec::new();
     while inbox.recv_many(&mut waiting, MAX_WAITING).await > 0 {
         let (fresh, changes) = {
             let newest = lock(&newest);
             (newest.fresh(), newest.changes)
         };
+        // Whoever is in `waiting` has asked before the machine is.
+        let fresh = fresh.filter(|_| !waiting.iter().any(|question| question.now));
         let answer: Answer = if let Some(inventory) = fresh {
             Ok(inventory)
         } else {
@@ -92,9 +112,9 @@ async fn run(vm: Arc<dyn Vm>, mut inbox: mpsc::Receiver<oneshot::Sender<Answer>>
             }
             answer
         };
-        for reply in waiting.drain(..) {
+        for question in waiting.drain(..) {
             // Who asked may have given up.
-            reply.send(answer.clone()).ok();
+            question.reply.send(answer.clone()).ok();
         }
     }
 }
@@ -123,5 +143,7 @@ mod tests {
         let aged = Instant::now().checked_sub(FRESH);
         lock(&inventories.newest).answer.as_mut().unwrap().0 = aged.unwrap();
         assert!(has(&inventories, "tuesday").await);
+        vm.checkpoint("wednesday");
+        assert!(inventories.now().await.unwrap().disks[0].bitmaps.contains_key("wednesday"), "now is now");
     }
 }

@@ -46,7 +46,7 @@ use crate::point::PointInTime;
 use crate::point::owner::{Invalidate, Phase, Points, View};
 use crate::point::policy::Terms;
 use crate::tree::inode::{Inodes, Told};
-use crate::tree::{Form, Node};
+use crate::tree::{Content, Form, Node};
 use crate::vm::{Inventory, Vm};
 
 /// How long `status.json` waits for the machine, so that it can be read of one that hangs: that is when it is wanted.
@@ -109,6 +109,15 @@ struct Counters {
     count: AtomicU64,
     bytes: AtomicU64,
     failed: AtomicU64,
+}
+
+/// The modification time of a node at a point in time. Maps tell of the point in time itself, and deltas of where they
+/// begin, so an old proof says nothing of theirs.
+fn modified(node: &Node, point: &PointInTime) -> SystemTime {
+    match node {
+        Node::File { disk, content, .. } if content.is_whole_disk() => point.modified(disk),
+        _ => point.time(),
+    }
 }
 
 /// The generation of a node that can be opened on a point in time of that number.
@@ -287,7 +296,7 @@ impl Fs {
             // Reads end at this size, so it is that of the file and of no other instant.
             file.lease.check()?;
             let measure = Measure { size: file.image.size(), data: file.image.data_bytes(), settled: false };
-            return Ok(self.shown(&node, &measure, file.lease.time()));
+            return Ok(self.shown(&node, &measure, modified(&node, &file.lease)));
         }
         let inventory = self.inventory_for(&node).await?;
         if !node.exists(&inventory) {
@@ -309,7 +318,24 @@ impl Fs {
             }
             _ => Measure { size: 0, data: 0, settled: true },
         };
-        Ok(self.shown(node, &measure, point.map_or(self.mounted, |point| point.time())))
+        let mtime = match (point, node) {
+            (Some(point), node) => modified(node, &point),
+            (None, Node::File { disk, content, .. }) => self.unheld(disk, *content, inventory).await?,
+            (None, _) => self.mounted,
+        };
+        Ok(self.shown(node, &measure, mtime))
+    }
+
+    /// The modification time of a file while no point in time is held: that of the checkpoint since which the disk has not
+    /// changed until this very call, else now, which no copy has. `inventory` may be a second old.
+    async fn unheld(&self, disk: &str, content: Content, inventory: &Inventory) -> Result<SystemTime> {
+        let asked = SystemTime::now();
+        let proof = |inventory: &Inventory| Some(inventory.disk(disk)?.unchanged_since()?.1);
+        // What has changed stays changed: only for the other answer it must be asked again.
+        if !content.is_whole_disk() || proof(inventory).is_none() {
+            return Ok(asked);
+        }
+        Ok(proof(&*self.inventories.now().await?).unwrap_or(asked))
     }
 
     fn shown(&self, node: &Node, measure: &Measure, mtime: SystemTime) -> Attr {

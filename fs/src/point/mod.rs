@@ -20,6 +20,7 @@ pub mod plan;
 pub mod policy;
 pub mod reason;
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -33,7 +34,7 @@ use crate::block::allocation::Allocation;
 use crate::block::cache::{Cache, CachedDisk, Keeper};
 use crate::block::{Source, Traffic};
 use crate::error::{Error, Kind, Result};
-use crate::vm::{Disk, Inventory, Scratch, Taken, Vm};
+use crate::vm::{Bitmap, Disk, Inventory, Scratch, Taken, Vm};
 
 /// How a point in time ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +67,8 @@ pub struct PointInTime {
     inventory: Mutex<Arc<Inventory>>,
     disks: Vec<FrozenDisk>,
     maps: Maps,
+    /// When a disk of that name changed last, where that is known.
+    unchanged: BTreeMap<Arc<str>, SystemTime>,
     needs_confirmation: bool,
     vm: Arc<dyn Vm>,
     ended: OnceLock<Ended>,
@@ -77,7 +80,9 @@ pub struct PointInTime {
 }
 
 impl PointInTime {
-    fn new(taken: Taken, vm: Arc<dyn Vm>, cache: &Arc<Cache>) -> Self {
+    /// `after` is what the machine was at some moment after the instant.
+    fn new(taken: Taken, after: &Inventory, vm: Arc<dyn Vm>, cache: &Arc<Cache>) -> Self {
+        let unchanged = unchanged(&taken.inventory, after);
         let maps = Maps::new(&taken);
         let keeper: Option<Arc<dyn Keeper>> =
             if taken.needs_confirmation { Some(Arc::new(Kept { vm: vm.clone(), number: taken.number })) } else { None };
@@ -95,6 +100,7 @@ impl PointInTime {
             quiesced: taken.quiesced,
             inventory: Mutex::new(taken.inventory),
             maps,
+            unchanged,
             needs_confirmation: taken.needs_confirmation,
             vm,
             ended: OnceLock::new(),
@@ -117,6 +123,12 @@ impl PointInTime {
     /// When it was taken.
     pub fn time(&self) -> SystemTime {
         self.time
+    }
+
+    /// What its files of a whole disk tell as the time of their last change: that of the oldest checkpoint since which
+    /// the disk has provably not changed, else when it was taken.
+    pub fn modified(&self, disk: &str) -> SystemTime {
+        self.unchanged.get(disk).copied().unwrap_or(self.time)
     }
 
     /// The checkpoint that was made at the same instant.
@@ -208,6 +220,24 @@ impl PointInTime {
         self.ended.set(how).ok();
         self.disks.iter().for_each(|disk| disk.cached.end());
     }
+}
+
+/// Since when disks did not change until a point in time, by the checkpoints that it has.
+///
+/// Those had recorded nothing yet *after* the instant, so nothing at the instant: what is recorded is never forgotten.
+/// `at` was asked before the instant, when more may have been written since; it says which checkpoints were there by then.
+fn unchanged(at: &Inventory, after: &Inventory) -> BTreeMap<Arc<str>, SystemTime> {
+    let since = |disk: &Disk| {
+        let after = after.disk(&disk.name)?;
+        let still = |(name, bitmap): (&Arc<str>, &Bitmap)| {
+            let time = bitmap.unchanged_since(disk.size)?;
+            let proof = after.bitmaps.get(name)?.unchanged_since(disk.size)?;
+            (proof == time).then_some(time)
+        };
+        let oldest = disk.bitmaps.iter().filter_map(still).min()?;
+        (after.size == disk.size && after.bitmap_node == disk.bitmap_node).then(|| (disk.name.clone(), oldest))
+    };
+    at.disks.iter().filter_map(since).collect()
 }
 
 async fn confirmed(vm: &dyn Vm, number: u64) -> Result<()> {

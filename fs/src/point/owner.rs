@@ -15,7 +15,7 @@ use super::reason::{Reason, Tally};
 use super::{Ended, Lease, PointInTime};
 use crate::block::cache::Cache;
 use crate::error::{Error, Kind, Result, chain};
-use crate::vm::{Event, Vm, Wanted};
+use crate::vm::{Event, Inventory, Taken, Vm, Wanted};
 
 /// Requests that wait for their turn; more wait for room.
 const MAX_QUEUED: usize = 1024;
@@ -286,6 +286,17 @@ impl Owner {
         }
     }
 
+    /// What the machine is right after the instant, for what did not change; asked only if something may not have.
+    async fn after(&self, taken: &Taken) -> Inventory {
+        if taken.inventory.disks.iter().all(|disk| disk.unchanged_since().is_none()) {
+            return Inventory::default();
+        }
+        self.vm.inventory().await.unwrap_or_else(|error| {
+            tracing::warn!("all disks count as changed, as the machine does not tell of them: {}", chain(&error));
+            Inventory::default()
+        })
+    }
+
     async fn take(&mut self, wish: Wish, wanted: &Wanted) -> Result<Option<Lease>> {
         if self.ending {
             return Err(ended());
@@ -303,7 +314,8 @@ impl Owner {
         let number = self.tell.borrow().number;
         match self.vm.take(number, wanted).await {
             Ok(taken) => {
-                let point = Arc::new(PointInTime::new(taken, self.vm.clone(), &self.cache));
+                let after = self.after(&taken).await;
+                let point = Arc::new(PointInTime::new(taken, &after, self.vm.clone(), &self.cache));
                 tracing::info!(number, disks = point.disks.len(), "point in time taken");
                 self.failed = None;
                 self.tally.taken(true);

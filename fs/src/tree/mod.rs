@@ -49,6 +49,11 @@ pub enum Form {
 }
 
 impl Content {
+    /// Whether it is the disk's bytes from end to end, and nothing but them.
+    pub fn is_whole_disk(self) -> bool {
+        matches!(self, Self::DiskRaw | Self::DiskQcow2)
+    }
+
     const CURRENT: [Self; 3] = [Self::DiskRaw, Self::DiskQcow2, Self::AllocatedMap];
     const CHECKPOINT: [Self; 4] = [Self::DirtyMap, Self::DirtyJson, Self::DeltaRaw, Self::DeltaQcow2];
 

@@ -25,6 +25,8 @@ pub const GRANULE: usize = 512;
 #[derive(Clone, Default)]
 struct DiskState {
     data: Vec<u8>,
+    /// Checkpoint → when it was made, and the disk's size.
+    made: BTreeMap<Arc<str>, Made>,
     /// Checkpoint → granules that changed since.
     dirty: BTreeMap<Arc<str>, Vec<bool>>,
 }
@@ -45,7 +47,7 @@ impl Memory {
     /// A machine with these disks, zeroed; `needs confirmation` is as with QEMU's `fleece=backing`.
     pub fn new(disks: &[(&str, usize)], fleece: Fleece) -> Arc<Self> {
         let machine = Machine { source: "memory".into(), name: Some("test".into()), qemu: "0.0.0".into(), fleece };
-        let zeroed = |size| DiskState { data: vec![0; size], dirty: BTreeMap::new() };
+        let zeroed = |size| DiskState { data: vec![0; size], ..DiskState::default() };
         Arc::new(Self {
             machine,
             disks: Mutex::new(disks.iter().map(|(name, size)| (Arc::from(*name), zeroed(*size))).collect()),
@@ -70,6 +72,8 @@ impl Memory {
     /// Adds a checkpoint to all disks.
     pub fn checkpoint(&self, name: &str) {
         for state in self.disks.lock().unwrap().values_mut() {
+            let made = Made { time: SystemTime::now(), size: state.data.len() as u64 };
+            state.made.insert(name.into(), made);
             state.dirty.insert(name.into(), vec![false; state.data.len().div_ceil(GRANULE)]);
         }
     }
@@ -164,7 +168,7 @@ impl Vm for Memory {
 
     async fn inventory(&self) -> Result<Inventory> {
         let count = |dirty: &[bool]| (dirty.iter().filter(|dirty| **dirty).count() * GRANULE) as u64;
-        let bitmap = |dirty: &[bool]| Bitmap {
+        let bitmap = |dirty: &[bool], made: Option<&Made>| Bitmap {
             dirty_bytes: count(dirty),
             granularity: u32::try_from(GRANULE).unwrap(),
             recording: true,
@@ -172,7 +176,7 @@ impl Vm for Memory {
             inconsistent: false,
             unusable: None,
             whole: None,
-            made: Some(Made { time: SystemTime::UNIX_EPOCH, size: u64::MAX }),
+            made: made.copied(),
             parts: Vec::new(),
         };
         let disks = self.disks.lock().unwrap();
@@ -184,7 +188,11 @@ impl Vm for Memory {
             allocated: state.data.len() as u64,
             bitmap_node: name.to_string(),
             keeps_bitmaps: false,
-            bitmaps: state.dirty.iter().map(|(name, dirty)| (name.clone(), bitmap(dirty))).collect(),
+            bitmaps: state
+                .dirty
+                .iter()
+                .map(|(name, dirty)| (name.clone(), bitmap(dirty, state.made.get(name))))
+                .collect(),
         };
         Ok(Inventory { disks: disks.iter().map(disk).collect(), skipped: Vec::new() })
     }

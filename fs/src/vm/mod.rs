@@ -95,6 +95,16 @@ pub struct Disk {
     pub bitmaps: BTreeMap<Arc<str>, Bitmap>,
 }
 
+impl Disk {
+    /// The oldest checkpoint that proves that no byte of the disk changed since, by name, and when it was made.
+    ///
+    /// The oldest, so that a checkpoint made later changes nothing.
+    pub fn unchanged_since(&self) -> Option<(&Arc<str>, SystemTime)> {
+        let proofs = self.bitmaps.iter().filter_map(|(name, bitmap)| Some((name, bitmap.unchanged_since(self.size)?)));
+        proofs.min_by_key(|(_, time)| *time)
+    }
+}
+
 /// The dirty bitmap of one checkpoint on one disk, counted over the whole backing chain.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bitmap {
@@ -143,6 +153,14 @@ pub struct Part {
 }
 
 impl Bitmap {
+    /// When the checkpoint was made, if a disk of `size` bytes has provably not changed since: pullfs made it, so that the
+    /// time is known, and all that was ever written since is recorded, which is nothing.
+    pub fn unchanged_since(&self, size: u64) -> Option<SystemTime> {
+        let made = self.made.filter(|made| made.size == size)?;
+        let told = self.recording && !self.inconsistent && self.unusable.is_none() && self.whole.is_none();
+        (told && self.dirty_bytes == 0).then_some(made.time)
+    }
+
     /// What counts as changed beside what the bitmap says, on a disk that has `size` bytes now.
     pub fn also(&self, size: u64) -> Option<Range<u64>> {
         if self.whole.is_some() {

@@ -31,6 +31,7 @@ mod fstab;
 mod guest_first;
 mod history;
 mod hostile;
+mod identity;
 mod install;
 mod journal;
 mod killed;

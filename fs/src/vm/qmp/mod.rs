@@ -337,7 +337,7 @@ impl Vm for QmpVm {
         wanted.checkpoint.as_ref().map_or(Ok(()), |name| checkpoint::check(name, &found.inventory))?;
         detect::refuse_iothreads(self.qmp(), &self.able, &found.qdevs).await?;
         let mut inventory = found.inventory;
-        let checkpoint = wanted.checkpoint.clone().map(|name| (name, SystemTime::now()));
+        let checkpoint = wanted.checkpoint.clone().map(|name| (name, note::now()));
         let each = |(index, disk): (usize, &Disk)| {
             self.planned(number, index, disk, found.qdevs.get(&disk.name), checkpoint.as_ref())
         };

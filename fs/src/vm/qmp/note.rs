@@ -7,7 +7,7 @@
 //! `pullfs-checkpoint:1:MILLISECONDS:SIZE:NAME`: the version of the form, the time since 1970, the disk's virtual size
 //! in bytes, the checkpoint. QEMU allows names of 1023 bytes; a checkpoint's has at most 255.
 
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::vm::Made;
 
@@ -24,6 +24,12 @@ const END_OF_TIME: u64 = 253_402_300_800_000;
 pub(super) fn write(checkpoint: &str, made: Made) -> String {
     let millis = made.time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_millis();
     format!("{PREFIX}{VERSION}:{millis}:{}:{checkpoint}", made.size)
+}
+
+/// Now, as a note tells it: in whole milliseconds.
+pub(super) fn now() -> SystemTime {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    UNIX_EPOCH + Duration::from_millis(u64::try_from(since.as_millis()).unwrap_or(0))
 }
 
 /// Whether a bitmap's name is a note, of this version or another.
