@@ -20,12 +20,12 @@ fn machine(flavor: Flavor) -> Machine {
         .start()
 }
 
-/// Runs `rsync -a` with its default check, by size and time. The disks that it did not skip; each copy must be the disk.
+/// Runs `rsync -a`, which skips by size and time; two runs here are of one second, so it has to look at all of the time. The disks that it did not skip; each copy must be the disk.
 fn rsync(mount: &Mount, machine: &Machine, run: &str) -> Vec<&'static str> {
     let copies = machine.dir().join("copies");
     let from = format!("{}/", mount.path("current").display());
     let told = ok(tool("rsync")
-        .args(["-a", "--out-format=%n", "--include=*/", "--include=disk.raw", "--exclude=*"])
+        .args(["-a", "--modify-window=-1", "--out-format=%n", "--include=*/", "--include=disk.raw", "--exclude=*"])
         .arg(from)
         .arg(&copies));
     if mount.state() == "held" {
