@@ -11,8 +11,8 @@ use pulldown_cmark::{Event, HeadingLevel, Options, Parser, Tag, TagEnd};
 use crate::{NO_DATE, SOURCE};
 
 /// All pages that are no command's. The name may be a command's too.
-const OTHERS: [(&str, &str); 4] =
-    [("pullfs", "1"), ("pullfs-status", "5"), ("pullfs-tree", "5"), ("mount.pullfs", "8")];
+const OTHERS: [(&str, &str); 5] =
+    [("pullfs", "1"), ("pullfs-config", "5"), ("pullfs-status", "5"), ("pullfs-tree", "5"), ("mount.pullfs", "8")];
 
 /// What a page is called.
 pub(crate) struct Page {

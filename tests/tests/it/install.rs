@@ -61,6 +61,7 @@ fn everything_is_where_it_is_looked_for() {
         ("usr/share/man/man1/pullfs.1", 0o644),
         ("usr/share/man/man1/pullfs-mount.1", 0o644),
         ("usr/share/man/man1/pullfs-checkpoint-create.1", 0o644),
+        ("usr/share/man/man5/pullfs-config.5", 0o644),
         ("usr/share/man/man5/pullfs-status.5", 0o644),
         ("usr/share/man/man5/pullfs-tree.5", 0o644),
         ("usr/share/man/man8/mount.pullfs.8", 0o644),
