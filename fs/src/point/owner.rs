@@ -214,7 +214,9 @@ impl Owner {
                 biased;
                 event = self.events.recv() => match event {
                     Ok(event) => self.heard(event).await,
-                    Err(broadcast::error::RecvError::Lagged(_)) => self.lost(Reason::Gone, "too much happened in the machine at once").await,
+                    Err(broadcast::error::RecvError::Lagged(_)) => {
+                        self.lost(Reason::Gone, "too much happened in the machine at once").await;
+                    }
                     Err(broadcast::error::RecvError::Closed) => return,
                 },
                 () = sleep_until(then), if due != Due::Never => self.check_due().await,

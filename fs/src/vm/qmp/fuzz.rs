@@ -13,7 +13,7 @@ use super::inventory::assemble;
 use super::note;
 use super::transport::wire::{Incoming, Lines, value};
 use crate::error::{Error, Kind, Result};
-use crate::fs::{Access, Fs};
+use crate::fs::{Access, Attr, Fs};
 use crate::guardian::Pid;
 use crate::options::Options;
 use crate::tree::inode::{Inodes, ROOT};
@@ -78,7 +78,7 @@ pub fn inventory(input: &[u8]) {
         .and_then(|devices: Vec<_>| assemble(&devices, &Graph::parse(nodes, graph)?, None));
     if let Ok(found) = found {
         thread_local! {
-            static RUNTIME: Runtime = Builder::new_current_thread().build().expect("a runtime");
+            static RUNTIME: Runtime = Builder::new_current_thread().enable_time().build().expect("a runtime");
         }
         RUNTIME.with(|runtime| runtime.block_on(look_around(found.inventory)));
     }
@@ -112,7 +112,10 @@ async fn look_at(fs: &Fs, directory: u64) {
     for entry in entries {
         let found = fs.lookup(directory, OsStr::new(&*entry.name)).await.expect("what is listed is there");
         assert_eq!((found.attr.ino, found.attr.directory), (entry.ino, entry.directory));
-        assert_eq!(fs.getattr(entry.ino, None).await.expect("what was looked up is there"), found.attr);
+        let attr = fs.getattr(entry.ino, None).await.expect("what was looked up is there");
+        // Of a disk that may change, the time is the moment of asking.
+        assert!(attr.mtime >= found.attr.mtime, "time goes on");
+        assert_eq!(Attr { mtime: found.attr.mtime, ..attr }, found.attr);
         assert!(i64::try_from(found.attr.size).is_ok(), "a size that a file can have");
         if entry.directory {
             Box::pin(look_at(fs, entry.ino)).await;
