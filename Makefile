@@ -5,6 +5,7 @@
 PACKAGES_BUILD = gcc libc6-dev
 PACKAGES_DEMO  = $(PACKAGES_BUILD) fuse3 e2fsprogs busybox-static kmod cpio xz-utils python3
 PACKAGES_TEST  = $(PACKAGES_DEMO) attr rsync libnbd-bin nbdkit openssl strace systemd iproute2 nftables man-db zsh fish python3-jsonschema dpkg-dev lintian mmdebstrap
+PACKAGES_TEST += file gddrescue restic borgbackup p7zip-full
 # Not libvirt-daemon-system, which would start a libvirtd for the whole computer.
 PACKAGES_BENCH = fio virtnbdbackup libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
 PACKAGES_FUZZ  = $(PACKAGES_BUILD) g++

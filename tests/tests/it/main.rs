@@ -40,6 +40,7 @@ mod leaves_nothing;
 mod live_guest;
 mod map;
 mod maps;
+mod matrix;
 mod metrics;
 mod nightly;
 mod open_files;
