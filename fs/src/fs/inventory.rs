@@ -1,17 +1,24 @@
-//! The machine's inventory, asked at most once a second however many look.
+//! The machine's inventory, asked at most once a second however many look; more often only for those who must know of this
+//! very moment, and then for a fifth of the time at most.
 //!
-//! One task asks; those who want to know while it does share the answer. A fresh answer is had without the task.
+//! One task asks; those who want to know while it does share the answer. A fresh answer is had without the task. Who must
+//! know of this very moment is told as soon as the machine has had its rest: its main loop, and with it the guest's disks, wait
+//! while it answers.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::sleep_until;
 
 use crate::error::{Error, Kind, Result, chain};
 use crate::vm::{Inventory, Vm};
 
 /// How old an answer may be.
 const FRESH: Duration = Duration::from_secs(1);
+
+/// How many times as long as it took to answer the machine is left alone, before it is asked again that soon.
+const REST: u32 = 4;
 
 /// Those who wait for one answer; more wait for room.
 const MAX_WAITING: usize = 1024;
@@ -95,6 +102,7 @@ impl Inventories {
 
 async fn run(vm: Arc<dyn Vm>, mut inbox: mpsc::Receiver<Question>, newest: Arc<Mutex<Newest>>) {
     let mut waiting: Vec<Question> = Vec::new();
+    let mut rested = tokio::time::Instant::now();
     while inbox.recv_many(&mut waiting, MAX_WAITING).await > 0 {
         let (fresh, changes) = {
             let newest = lock(&newest);
@@ -105,7 +113,16 @@ async fn run(vm: Arc<dyn Vm>, mut inbox: mpsc::Receiver<Question>, newest: Arc<M
         let answer: Answer = if let Some(inventory) = fresh {
             Ok(inventory)
         } else {
+            // All who asked by then share the answer.
+            sleep_until(rested).await;
+            while waiting.len() < MAX_WAITING
+                && let Ok(question) = inbox.try_recv()
+            {
+                waiting.push(question);
+            }
+            let asked = tokio::time::Instant::now();
             let answer = vm.inventory().await.map(Arc::new).map_err(|error| (error.kind(), chain(&error)));
+            rested = tokio::time::Instant::now() + (asked.elapsed() * REST).min(FRESH);
             let mut newest = lock(&newest);
             if let (Ok(inventory), true) = (&answer, newest.changes == changes) {
                 newest.answer = Some((Instant::now(), inventory.clone()));
@@ -145,5 +162,21 @@ mod tests {
         assert!(has(&inventories, "tuesday").await);
         vm.checkpoint("wednesday");
         assert!(inventories.now().await.unwrap().disks[0].bitmaps.contains_key("wednesday"), "now is now");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_must_know_at_once_leaves_the_machine_its_rest() {
+        let vm = Memory::new(&[("vda", 512)], Fleece::Job);
+        vm.tells_in(Duration::from_millis(100));
+        let inventories = Inventories::start(vm);
+        let began = tokio::time::Instant::now();
+        for _ in 0..3 {
+            inventories.now().await.unwrap();
+        }
+        // Three answers, and two rests of four times as long.
+        let took = began.elapsed();
+        assert!((1100..1200).contains(&took.as_millis()), "{took:?}");
+        let (one, other) = tokio::join!(inventories.now(), inventories.now());
+        assert!(Arc::ptr_eq(&one.unwrap(), &other.unwrap()), "who waits meanwhile shares the answer");
     }
 }

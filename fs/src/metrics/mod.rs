@@ -146,11 +146,22 @@ pub struct Figures {
     pub ends: Vec<(Reason, u64)>,
 }
 
-/// Tells until it is ended.
+/// Tells until it is ended. Dropped without that, as by a mount that fails, it leaves no file either.
 #[derive(Debug)]
 pub struct Exporter {
     end: watch::Sender<bool>,
     task: JoinHandle<()>,
+    file: Option<Textfile>,
+}
+
+impl Drop for Exporter {
+    fn drop(&mut self) {
+        self.task.abort();
+        // Not by the runtime, which may be ending too.
+        if let Some(Err(error)) = self.file.as_ref().map(Textfile::remove_now) {
+            tracing::warn!("{}", chain(&error));
+        }
+    }
 }
 
 impl Exporter {
@@ -160,6 +171,7 @@ impl Exporter {
     /// When the file cannot be written, or the socket not be served.
     pub async fn start(outlet: Outlet, fs: Arc<Fs>, identity: Identity) -> Result<Self> {
         let (end, ended) = watch::channel(false);
+        let mut written = None;
         let task = match outlet {
             Outlet::Http(listener) => {
                 let listener = tokio::net::TcpListener::from_std(listener)
@@ -168,16 +180,17 @@ impl Exporter {
             }
             Outlet::File(file) => {
                 file.write(now(&fs, &identity).await).await?;
+                written = Some(file.clone());
                 tokio::spawn(again_and_again(file, fs, identity, ended))
             }
         };
-        Ok(Self { end, task })
+        Ok(Self { end, task, file: written })
     }
 
     /// Stops, and removes the file.
-    pub async fn end(self) {
+    pub async fn end(mut self) {
         self.end.send_replace(true);
-        if timeout(END_LIMIT, self.task).await.is_err() {
+        if timeout(END_LIMIT, &mut self.task).await.is_err() {
             tracing::warn!("what metrics= started does not end");
         }
     }

@@ -71,7 +71,11 @@ impl Textfile {
         self.apart(|file| file.remove_now()).await
     }
 
-    fn remove_now(&self) -> Result<()> {
+    /// The same at once, on this thread.
+    ///
+    /// # Errors
+    /// When it cannot be removed.
+    pub(super) fn remove_now(&self) -> Result<()> {
         let ours = first_line(&self.path).is_ok_and(|line| line == self.first_line);
         for path in [Some(&self.new), ours.then_some(&self.path)].into_iter().flatten() {
             match fs::remove_file(path) {

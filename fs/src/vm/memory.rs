@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::BytesMut;
@@ -41,6 +41,8 @@ pub struct Memory {
     /// How often one was taken.
     taken: AtomicU64,
     refuse: Mutex<Option<Kind>>,
+    /// How long it takes to tell what it is.
+    tells_in: Mutex<Duration>,
 }
 
 impl Memory {
@@ -55,7 +57,13 @@ impl Memory {
             held: Arc::default(),
             taken: AtomicU64::new(0),
             refuse: Mutex::default(),
+            tells_in: Mutex::default(),
         })
+    }
+
+    /// From now on it takes so long to tell what it is.
+    pub fn tells_in(&self, time: Duration) {
+        *self.tells_in.lock().unwrap() = time;
     }
 
     /// The guest writes.
@@ -167,6 +175,10 @@ impl Vm for Memory {
     }
 
     async fn inventory(&self) -> Result<Inventory> {
+        let tells_in = *self.tells_in.lock().unwrap();
+        if !tells_in.is_zero() {
+            tokio::time::sleep(tells_in).await;
+        }
         let count = |dirty: &[bool]| (dirty.iter().filter(|dirty| **dirty).count() * GRANULE) as u64;
         let bitmap = |dirty: &[bool], made: Option<&Made>| Bitmap {
             dirty_bytes: count(dirty),

@@ -12,9 +12,9 @@ use pullfs_tests::flavor::Flavor;
 use pullfs_tests::leftovers::Leftovers;
 use pullfs_tests::machine::{MIB, Machine};
 use pullfs_tests::mount::{self, END_LIMIT, Mount, MountPoint, open_direct};
-use pullfs_tests::process::{ok, wait_until};
+use pullfs_tests::process::{ok, run, wait_until};
 use pullfs_tests::prometheus::{Metrics, approved, free_port, request, scrape};
-use pullfs_tests::tools;
+use pullfs_tests::tools::{self, pullfs, tool};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
@@ -297,4 +297,21 @@ fn a_machine_that_hangs_is_told_of(flavor: Flavor) {
     machine.server().signal(Signal::CONT);
     wait_until("the machine to answer", 2 * LIMIT, || scrape(port).count("pullfs_machine_up", &[]) == 1);
     assert!(mount.unmount().success());
+}
+
+on!(a_mount_that_fails_leaves_no_file: new = New);
+fn a_mount_that_fails_leaves_no_file(flavor: Flavor) {
+    let machine = machine(flavor);
+    let point = MountPoint::new();
+    let file = machine.dir().join("failed.prom");
+    // Everything works but mounting.
+    let mut mount = tool("setpriv");
+    mount.args(["--bounding-set=-sys_admin", "--inh-caps=-sys_admin"]).arg(pullfs()).args(["mount", "-f"]);
+    mount
+        .arg(machine.source())
+        .arg(point.mnt())
+        .args(["-o", &format!("metrics={},{}", file.display(), point.scratch())]);
+    let failed = run(&mut mount);
+    assert!(failed.code == Some(32) && failed.stderr.contains("cannot mount on"), "{failed}");
+    assert!(!file.exists(), "nobody would ever remove it");
 }
