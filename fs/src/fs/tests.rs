@@ -450,6 +450,18 @@ async fn what_did_not_change_keeps_its_time() {
     assert!(modified(&fs, vda).await > tuesday);
 }
 
+#[tokio::test]
+async fn what_changed_just_before_the_instant_has_changed() {
+    let vm = machine(Fleece::Job);
+    let fs = mount(&vm, Options::default());
+    vm.checkpoint("monday");
+    let monday = modified(&fs, "current/vda/disk.raw").await;
+    vm.writes_meanwhile("vda");
+    command(&fs, "begin").await.unwrap();
+    assert!(modified(&fs, "current/vda/disk.raw").await > monday, "the look before the instant proves nothing");
+    assert!(modified(&fs, "current/vdb/disk.raw").await < modified(&fs, "current/vda/disk.raw").await);
+}
+
 /// What may happen between two looks of a tool.
 #[derive(Debug, Clone)]
 enum Happens {

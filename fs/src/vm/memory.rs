@@ -43,6 +43,8 @@ pub struct Memory {
     refuse: Mutex<Option<Kind>>,
     /// How long it takes to tell what it is.
     tells_in: Mutex<Duration>,
+    /// Which disk is written to between the next look at it and the instant.
+    meanwhile: Mutex<Option<String>>,
 }
 
 impl Memory {
@@ -58,7 +60,13 @@ impl Memory {
             taken: AtomicU64::new(0),
             refuse: Mutex::default(),
             tells_in: Mutex::default(),
+            meanwhile: Mutex::default(),
         })
+    }
+
+    /// The guest writes to a disk after the next point in time has looked at it, and before its instant.
+    pub fn writes_meanwhile(&self, disk: &str) {
+        *self.meanwhile.lock().unwrap() = Some(disk.to_owned());
     }
 
     /// From now on it takes so long to tell what it is.
@@ -226,6 +234,9 @@ impl Vm for Memory {
             self.checkpoint(name);
         }
         let inventory = Arc::new(self.inventory().await?);
+        if let Some(disk) = self.meanwhile.lock().unwrap().take() {
+            self.write(&disk, 0, &[0xee]);
+        }
         let disks = self.disks.lock().unwrap();
         self.held.store(number, Ordering::SeqCst);
         self.taken.fetch_add(1, Ordering::SeqCst);
