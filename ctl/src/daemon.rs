@@ -161,10 +161,13 @@ async fn live(task: Task, start: Start) -> Outcome {
         let (source, mount_point) = (task.source.clone(), task.mount_point.clone());
         mounter.run(move || Mount::new(&source, &mount_point, allow_other)).await??
     };
-    if task.announce {
-        // A terminal that closes must not take the mount with it. Not before: under an automounter only its own process
-        // group gets past the placeholder while the mount is being made.
-        rustix::process::setsid().context("cannot leave the terminal")?;
+    // A terminal that closes must not take the mount with it. Not before: under an automounter only its own process group gets
+    // past the placeholder while the mount is being made.
+    if task.announce
+        && let Err(error) = rustix::process::setsid()
+    {
+        guardian.detach(&mount).await.ok();
+        return Err(anyhow::Error::new(error).context("cannot leave the terminal").into());
     }
     let serving = {
         let fs = fs.clone();
