@@ -46,6 +46,8 @@ fn painted(text: &str, color: clap::ColorChoice) -> String {
     let wanted = match color {
         clap::ColorChoice::Always => ColorChoice::Always,
         clap::ColorChoice::Never => ColorChoice::Never,
+        // anstream paints such a terminal, too, where `CI` is set.
+        clap::ColorChoice::Auto if std::env::var_os("TERM").is_some_and(|term| term == "dumb") => ColorChoice::Never,
         clap::ColorChoice::Auto => AutoStream::choice(&std::io::stdout()),
     };
     match wanted {

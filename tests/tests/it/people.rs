@@ -28,7 +28,10 @@ fn on_a_terminal(environment: &str, columns: u32, arguments: &str) -> Finished {
     let line = format!("stty cols {columns} rows 50; {environment} {} {arguments}", pullfs().display());
     let mut script = tool("script");
     // Whoever runs the tests may have wishes of their own.
-    script.env_remove("NO_COLOR").env("TERM", "xterm").env("SHELL", "/bin/sh");
+    for wish in ["CI", "CLICOLOR", "CLICOLOR_FORCE", "NO_COLOR"] {
+        script.env_remove(wish);
+    }
+    script.env("TERM", "xterm").env("SHELL", "/bin/sh");
     run(script.args(["-q", "-e", "-c", &line, "/dev/null"]))
 }
 
@@ -50,7 +53,12 @@ fn colours_are_for_terminals(flavor: Flavor) {
     let escapes = |text: &str| text.contains('\x1b');
     assert!(escapes(&on_a_terminal("", 200, &status).success()), "on a terminal");
     assert!(!escapes(&on_a_terminal("NO_COLOR=1", 200, &status).success()), "NO_COLOR");
-    assert!(!escapes(&on_a_terminal("TERM=dumb", 200, &status).success()), "a terminal that has none");
+    for environment in ["TERM=dumb", "TERM=dumb CI=true"] {
+        assert!(
+            !escapes(&on_a_terminal(environment, 200, &status).success()),
+            "a terminal that has none: {environment}"
+        );
+    }
     assert!(!escapes(&on_a_terminal("", 200, &format!("{status} --color=never")).success()));
     assert!(!escapes(&mount.command(&["status"]).success()), "not on a terminal");
     assert!(escapes(&ok(Command::new(pullfs()).args(["status", "--color=always"]).arg(&mnt))));
