@@ -7,6 +7,7 @@
 mod attr;
 mod checkpoint;
 pub(crate) mod command;
+mod generation;
 mod handle;
 mod inventory;
 mod io;
@@ -25,10 +26,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use tokio::task::yield_now;
 use tokio::time::timeout;
 
 pub use self::attr::Attr;
 use self::attr::{Ownership, blocks};
+use self::generation::Epoch;
 use self::handle::{Handle, Handles};
 use self::inventory::Inventories;
 use self::metered::Meters;
@@ -43,9 +46,9 @@ use crate::guardian::Pid;
 use crate::options::Options;
 use crate::options::in_force::InForce;
 use crate::point::PointInTime;
-use crate::point::owner::{Invalidate, Phase, Points, View};
+use crate::point::owner::{Invalidate, Points};
 use crate::point::policy::Terms;
-use crate::tree::inode::{Inodes, Told};
+use crate::tree::inode::{Generation, Inodes, Told};
 use crate::tree::{Content, Form, Node};
 use crate::vm::{Inventory, Vm};
 
@@ -57,8 +60,10 @@ const STATUS_LIMIT: Duration = Duration::from_secs(2);
 pub struct Entry {
     /// Its attributes.
     pub attr: Attr,
-    /// Tells the nodes of one name apart that the kernel must not take for each other; 0 where that does not matter.
+    /// Tells the nodes of one number apart that the kernel must not take for each other, in 32 bits.
     pub generation: u64,
+    /// Whether it is a file that shows a disk: what its name means may be another point in time with the next open.
+    pub shows_disk: bool,
 }
 
 /// A name in a directory.
@@ -120,33 +125,8 @@ fn modified(node: &Node, point: &PointInTime) -> SystemTime {
     }
 }
 
-/// The generation of a node that can be opened on a point in time of that number.
-fn leased(number: u64) -> u64 {
-    number * 2
-}
-
-/// Tells nodes of one name apart.
-///
-/// For a file that shows a disk it is twice the number of the point in time that opening it will lease, and one less if
-/// its size is an estimate, as that of a qcow2 file is before its point in time is taken. Answers of the time before may
-/// reach the kernel late; with a generation of their own they cannot make the exact node shorter again, and copies of it
-/// end too early.
-///
-/// For a checkpoint it is when that was made: the kernel finds nothing in a directory that was removed, as long as somebody
-/// holds it, also if one of that name is made again.
-fn generation(node: &Node, view: &View, inventory: &Inventory) -> u64 {
-    match node {
-        Node::File { content, .. } if content.form() == Form::Qcow2 && view.phase != Phase::Held => {
-            leased(view.upcoming()) - 1
-        }
-        Node::File { .. } => leased(view.upcoming()),
-        Node::Checkpoint(name) => {
-            let made = inventory.disks.iter().filter_map(|disk| disk.bitmaps.get(name)?.made);
-            let since = made.filter_map(|made| made.time.duration_since(SystemTime::UNIX_EPOCH).ok()).min();
-            since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(0))
-        }
-        _ => 0,
-    }
+fn no_node(number: u64) -> Error {
+    Error::new(Kind::NotFound, format!("no node has inode number {number}"))
 }
 
 /// The file system of one mounted machine.
@@ -161,6 +141,7 @@ pub struct Fs {
     throttle: Option<Arc<Throttle>>,
     owner: Ownership,
     mounted: SystemTime,
+    epoch: Epoch,
     inventories: Inventories,
     cache: Arc<Cache>,
     points: Points,
@@ -187,6 +168,7 @@ impl Fs {
         guardian: Pid,
     ) -> Self {
         let cache = Cache::new(options.cache);
+        let mounted = SystemTime::now();
         Self {
             owner: Ownership {
                 uid: options.uid.unwrap_or(owner.0),
@@ -198,7 +180,8 @@ impl Fs {
             sandbox: Sandbox::default(),
             mount_point: None,
             throttle: None,
-            mounted: SystemTime::now(),
+            mounted,
+            epoch: Epoch::of(mounted),
             inventories: Inventories::start(vm.clone()),
             points: Points::start(vm.clone(), cache.clone(), Terms::from(&options), invalidate),
             cache,
@@ -258,25 +241,57 @@ impl Fs {
 
     fn told(&self, ino: u64) -> Result<Told> {
         let told = self.inodes.get(ino);
-        told.ok_or_else(|| Error::new(Kind::NotFound, format!("no node has inode number {ino}")))
+        told.ok_or_else(|| no_node(ino))
     }
 
     /// Finds a name in a directory. The kernel holds a reference afterwards, until [`Fs::forget`].
     ///
+    /// "." is the node itself, whatever it is and also if the kernel has forgotten it, and ".." what it stands in: so the
+    /// kernel finds what somebody has a handle of (open_by_handle_at(2), NFS).
+    ///
     /// # Errors
     /// [`Kind::NotFound`]; when the machine does not answer.
     pub async fn lookup(&self, parent: u64, name: &OsStr) -> Result<Entry> {
+        if name == "." || name == ".." {
+            let (node, inventory) = self.by_number(parent).await?;
+            let node = if name == "." { node } else { node.parent() };
+            return self.tell(&node, &inventory).await;
+        }
         let parent = self.node(parent)?;
         let inventory = self.inventory_for(&parent).await?;
         let node = parent
             .child(name, &inventory, self.options.formats)
             .ok_or_else(|| Error::new(Kind::NotFound, format!("there is no {}", name.display())))?;
+        self.tell(&node, &inventory).await
+    }
+
+    /// The node of a number, and the inventory that it is in.
+    async fn by_number(&self, number: u64) -> Result<(Node, Arc<Inventory>)> {
+        if let Some(told) = self.inodes.get(number) {
+            let inventory = self.inventory_for(&told.node.parent()).await?;
+            return told.node.exists(&inventory).then_some((told.node, inventory)).ok_or_else(|| no_node(number));
+        }
+        let search = |inventory: &Inventory| self.inodes.search(number, inventory, self.options.formats);
+        // What is always there must not fail with the machine.
+        let always = Arc::<Inventory>::default();
+        if let Some(node) = search(&always) {
+            return Ok((node, always));
+        }
+        let inventory = self.inventory().await?;
+        // Many checkpoints take a while, which is not to be that of the thread that takes the kernel's requests.
+        yield_now().await;
+        let found = search(&inventory);
+        found.map(|node| (node, inventory)).ok_or_else(|| no_node(number))
+    }
+
+    async fn tell(&self, node: &Node, inventory: &Inventory) -> Result<Entry> {
         // One look for both: a size that was estimated must not be told of a node whose size is exact.
         let view = self.points.view();
-        let generation = generation(&node, &view, &inventory);
-        let attr = self.attr(&node, &inventory, view.held).await?;
-        self.inodes.tell(&node, generation, attr.size);
-        Ok(Entry { attr, generation })
+        let generation = Generation::of(node, &view, inventory);
+        let attr = self.attr(node, inventory, view.held).await?;
+        self.inodes.tell(node, generation, attr.size);
+        let shows_disk = matches!(node, Node::File { .. });
+        Ok(Entry { attr, generation: self.epoch.told(node, generation), shows_disk })
     }
 
     /// Takes back references that look-ups gave.
@@ -398,14 +413,15 @@ impl Fs {
         if (access == Access::Write) != (node == Node::Control) {
             return Err(Error::new(Kind::Denied, "control is only written, all other files are only read"));
         }
-        match node {
+        match &node {
             Node::Status => {
                 let text = self.status().await;
                 Ok(Opened { handle: self.handles.add(Handle::Status(text)), cached: false })
             }
             Node::Control => Ok(Opened { handle: self.handles.add(Handle::Control), cached: false }),
             Node::File { disk, checkpoint, content } => {
-                let file = self.noted(self.open_file(generation, &disk, checkpoint.as_ref(), content).await)?;
+                let file = self.open_file(generation, &node, disk, checkpoint.as_ref(), *content).await;
+                let file = self.noted(file)?;
                 let cached = content.form() != Form::Map;
                 // Pages end at the size that the kernel was told, which was an estimate if this open took the point in
                 // time. It looks the file up again, and comes back.

@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, Mutex};
 
+use super::Fs;
 use super::handle::OpenFile;
-use super::{Fs, leased};
 use crate::block::changes::Changes;
 use crate::block::extents::Extents;
 use crate::error::{Error, Kind, Result};
@@ -13,7 +13,8 @@ use crate::image::qcow2::{Backing, Qcow2};
 use crate::image::raw::Raw;
 use crate::image::text::{self, Text};
 use crate::point::{FrozenDisk, PointInTime};
-use crate::tree::{Content, Form};
+use crate::tree::inode::Generation;
+use crate::tree::{Content, Form, Node};
 use crate::vm::{Bitmap, Inventory};
 
 /// Length that a line of a map is taken to have until it is known.
@@ -32,13 +33,14 @@ pub(super) struct Measure {
 impl Fs {
     pub(super) async fn open_file(
         &self,
-        generation: u64,
+        told: Generation,
+        node: &Node,
         disk: &Arc<str>,
         checkpoint: Option<&Arc<str>>,
         content: Content,
     ) -> Result<OpenFile> {
         let lease = self.points.open().await?;
-        if leased(lease.number()) != generation {
+        if Generation::held(node, lease.number(), &lease.inventory()) != told {
             return Err(Error::new(Kind::Stale, "the file was looked up for another point in time"));
         }
         let image = match self.image(&lease, disk, checkpoint, content).await {

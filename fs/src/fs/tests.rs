@@ -1,5 +1,7 @@
 //! The file system without a mount and without QEMU: a machine in memory is the reference.
 
+mod by_handle;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;

@@ -112,7 +112,7 @@ impl Fs {
         }
         let view = self.points.view();
         // A look-up of the path comes first; who holds a descriptor of another instant is not told of this one.
-        if matches!(node, Node::File { .. }) && generation.div_ceil(2) != view.upcoming() {
+        if matches!(node, Node::File { .. }) && generation.lease.div_ceil(2) != view.upcoming() {
             return Err(Error::new(Kind::Stale, "the file was looked up for another point in time"));
         }
         let inventory = match &view.held {

@@ -182,8 +182,9 @@ impl Filesystem for Adapter {
         config.set_max_write(MAX_REQUEST).map_err(|_| refused("requests of 1 MiB"))?;
         config.set_max_background(MAX_BACKGROUND).map_err(|_| refused("64 background requests"))?;
         // Look-ups in one directory need not wait for each other, nor need reads of one process that waits for none of
-        // them (io_submit(2) with O_DIRECT). An older kernel does without.
-        for wanted in [InitFlags::FUSE_PARALLEL_DIROPS, InitFlags::FUSE_ASYNC_DIO] {
+        // them (io_submit(2) with O_DIRECT). Who has a handle of a file may come back when the kernel has forgotten it. An
+        // older kernel does without.
+        for wanted in [InitFlags::FUSE_PARALLEL_DIROPS, InitFlags::FUSE_ASYNC_DIO, InitFlags::FUSE_EXPORT_SUPPORT] {
             config.add_capabilities(wanted).ok();
         }
         Ok(())
@@ -195,8 +196,7 @@ impl Filesystem for Adapter {
             match fs.timed(Operation::Lookup, fs.lookup(parent.0, &name)).await {
                 Ok(entry) => {
                     let attr = file_attr(&entry.attr);
-                    let of_disk = entry.generation > 0 && !entry.attr.directory;
-                    let name = if of_disk { FILE_TTL } else { TTL };
+                    let name = if entry.shows_disk { FILE_TTL } else { TTL };
                     reply.entry_with_ttls(&ttl(&entry.attr), &name, &attr, Generation(entry.generation));
                 }
                 Err(error) => reply.error(errno(&error)),

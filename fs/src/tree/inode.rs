@@ -1,14 +1,18 @@
 //! Inode numbers, and the nodes that the kernel knows.
 //!
-//! A number is a hash of what the node stands for, so it is the same in every mount of the same machine. The kernel
-//! also gets a *generation* with each node that shows a disk: it stands for the point in time that opening it will lease,
-//! and tells nodes whose size is an estimate from those whose size is exact. When a node is looked up again with another generation, the kernel cuts all old descriptors off from it
-//! (fs/fuse/inode.c `fuse_iget`), so pages of one instant can never be read through a descriptor of another.
+//! A number is a hash of what the node stands for, so it is the same in every mount of the same machine, and a node can be found
+//! by its number alone, as a handle that somebody kept needs it. The kernel also gets a *generation* with each node that
+//! shows a disk: it stands for the point in time that opening it will lease, tells nodes whose size is an estimate from
+//! those whose size is exact, and one disk or checkpoint from the next of its name. When a node is looked up again with
+//! another generation, the kernel cuts all old descriptors off from it (fs/fuse/inode.c `fuse_iget`), so pages of one instant
+//! can never be read through a descriptor of another; and a handle of another generation is stale (`fuse_get_dentry`).
 
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Node;
+use crate::options::Formats;
+use crate::vm::Inventory;
 
 /// The root's number, by the FUSE protocol.
 pub const ROOT: u64 = 1;
@@ -19,13 +23,22 @@ struct Known {
     lookups: u64,
 }
 
+/// What tells the nodes of one number apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Generation {
+    /// What opening a file that shows a disk leases; 0 for all else.
+    pub lease: u64,
+    /// Which disk or checkpoint of that name it is of, in 32 bits; 0 where that does not matter.
+    pub identity: u64,
+}
+
 /// A node as the kernel knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Told {
     /// What it is.
     pub node: Node,
     /// The generation it was last told.
-    pub generation: u64,
+    pub generation: Generation,
     /// The size it was last told: cached pages end there.
     pub size: u64,
 }
@@ -40,7 +53,7 @@ pub struct Inodes {
 impl Inodes {
     /// `machine` is what tells this machine from others.
     pub fn new(machine: &str) -> Self {
-        let root = Known { told: Told { node: Node::Root, generation: 0, size: 0 }, lookups: 1 };
+        let root = Known { told: Told { node: Node::Root, generation: Generation::default(), size: 0 }, lookups: 1 };
         Self { machine: machine.to_owned(), known: Mutex::new(HashMap::from([(ROOT, root)])) }
     }
 
@@ -67,7 +80,7 @@ impl Inodes {
     }
 
     /// Notes that the kernel was told of a node with this generation and size; its number comes back.
-    pub fn tell(&self, node: &Node, generation: u64, size: u64) -> u64 {
+    pub fn tell(&self, node: &Node, generation: Generation, size: u64) -> u64 {
         let mut known = self.lock();
         let number = self.find(&known, node);
         let told = Told { node: node.clone(), generation, size };
@@ -87,6 +100,14 @@ impl Inodes {
     /// What the kernel was told under a number.
     pub fn get(&self, number: u64) -> Option<Told> {
         self.lock().get(&number).map(|known| known.told.clone())
+    }
+
+    /// The node of a number that the kernel may have forgotten, if the machine has it. None also if two nodes could have been
+    /// told under that number.
+    pub fn search(&self, number: u64, inventory: &Inventory, formats: Formats) -> Option<Node> {
+        let mut all = Node::Root.tree(inventory, formats).filter(|node| hash(&self.machine, node) == number);
+        let found = all.next().filter(|node| self.number(node) == number)?;
+        all.next().is_none().then_some(found)
     }
 
     /// Drops references that the kernel gives back.
@@ -111,7 +132,7 @@ impl Inodes {
     }
 }
 
-/// FNV-1a, 64 bits: numbers must be the same in every version of pullfs, so no library decides on them.
+/// Numbers must be the same in every version of pullfs, so no library decides on them.
 fn hash(machine: &str, node: &Node) -> u64 {
     let (kind, checkpoint, disk) = match node {
         Node::Root => ("root", "", ""),
@@ -126,7 +147,11 @@ fn hash(machine: &str, node: &Node) -> u64 {
     };
     let parts = [machine, checkpoint, disk, kind];
     // No part has a NUL, so it keeps them apart.
-    let bytes = parts.iter().flat_map(|part| part.bytes().chain([0]));
+    fnv(parts.iter().flat_map(|part| part.bytes().chain([0])))
+}
+
+/// FNV-1a, 64 bits.
+pub(crate) fn fnv(bytes: impl Iterator<Item = u8>) -> u64 {
     bytes.fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3))
 }
 
@@ -142,7 +167,7 @@ mod tests {
     #[test]
     fn numbers_are_the_same_in_every_mount() {
         let (one, two) = (Inodes::new("qmp:/vm"), Inodes::new("qmp:/vm"));
-        let number = one.tell(&raw("vda"), 3, 0);
+        let number = one.tell(&raw("vda"), Generation { lease: 3, identity: 0 }, 0);
         assert_eq!(number, two.number(&raw("vda")));
         assert_eq!(number, 0x49c7_618b_4664_1807, "changing the hash changes what backup tools take for the same file");
         assert_ne!(number, one.number(&raw("vdb")));
@@ -152,10 +177,11 @@ mod tests {
     #[test]
     fn a_node_lives_as_long_as_the_kernel_holds_it() {
         let inodes = Inodes::new("m");
-        let number = inodes.tell(&raw("vda"), 1, 5);
-        assert_eq!(inodes.tell(&raw("vda"), 2, 6), number);
+        let generation = |lease| Generation { lease, identity: 9 };
+        let number = inodes.tell(&raw("vda"), generation(1), 5);
+        assert_eq!(inodes.tell(&raw("vda"), generation(2), 6), number);
         inodes.tell_size(number, 7);
-        assert_eq!(inodes.get(number), Some(Told { node: raw("vda"), generation: 2, size: 7 }));
+        assert_eq!(inodes.get(number), Some(Told { node: raw("vda"), generation: generation(2), size: 7 }));
         inodes.forget(number, 1);
         assert!(inodes.get(number).is_some());
         inodes.forget(number, 1);

@@ -13,6 +13,7 @@ pub mod name;
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
+use std::iter;
 use std::sync::Arc;
 
 use crate::options::Formats;
@@ -185,6 +186,13 @@ impl Node {
                 .collect(),
             Self::Status | Self::Control | Self::File { .. } => Vec::new(),
         }
+    }
+
+    /// This node and all below it.
+    pub fn tree(self, inventory: &Inventory, formats: Formats) -> Box<dyn Iterator<Item = Self> + '_> {
+        let children = self.children(inventory, formats).into_iter();
+        let below = children.flat_map(move |(_, child)| child.tree(inventory, formats));
+        Box::new(iter::once(self).chain(below))
     }
 
     /// The child of that name, if the machine has what it stands for.

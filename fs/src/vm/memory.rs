@@ -207,6 +207,7 @@ impl Vm for Memory {
             size: state.data.len() as u64,
             allocated: state.data.len() as u64,
             bitmap_node: name.to_string(),
+            image: name.to_string(),
             keeps_bitmaps: false,
             bitmaps: state
                 .dirty

@@ -89,6 +89,8 @@ pub struct Disk {
     pub allocated: u64,
     /// The node of the active layer that dirty bitmaps are made on.
     pub bitmap_node: String,
+    /// Where the image of that node is, as QEMU names it.
+    pub image: String,
     /// Whether bitmaps made there survive a restart of the machine.
     pub keeps_bitmaps: bool,
     /// The dirty bitmaps that make up checkpoints of this disk, by checkpoint.

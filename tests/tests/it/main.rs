@@ -29,6 +29,7 @@ mod cookbook;
 mod dependencies;
 mod fstab;
 mod guest_first;
+mod handles;
 mod history;
 mod hostile;
 mod identity;

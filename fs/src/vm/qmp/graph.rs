@@ -42,6 +42,8 @@ pub(super) struct Node {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(super) struct Image {
+    #[serde(default)]
+    pub(super) filename: String,
     pub(super) virtual_size: u64,
     pub(super) actual_size: Option<u64>,
     #[serde(default)]

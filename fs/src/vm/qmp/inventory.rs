@@ -206,6 +206,7 @@ fn disk(name: &str, root: &Node, layers: &[Vec<&Node>], skipped: &mut Vec<Skippe
         size: root.image.virtual_size,
         allocated,
         bitmap_node: image.node_name.clone(),
+        image: image.image.filename.clone(),
         keeps_bitmaps: image.keeps_bitmaps(),
         bitmaps: bitmaps::checkpoints(name, layers, skipped),
     }
