@@ -29,6 +29,7 @@ pub mod proxy;
 pub mod qmp;
 pub mod random;
 pub mod relay;
+pub mod s3;
 pub mod scattered;
 pub mod schema;
 pub mod snapshot;

@@ -76,6 +76,14 @@ pub fn promtool() -> Command {
     Command::new(dir.join("usr/bin/promtool"))
 }
 
+/// Where a package is that tests/setup/unpacked.sh unpacked.
+#[track_caller]
+pub fn unpacked(package: &str) -> PathBuf {
+    let dir = workspace().join("target/setup").join(package);
+    assert!(dir.join(".complete").is_file(), "{package} is not in {}: run `make setup`", dir.display());
+    dir
+}
+
 /// The `pullfs` binary.
 #[track_caller]
 pub fn pullfs() -> PathBuf {

@@ -54,6 +54,7 @@ mod quiesce;
 mod read_once;
 mod refusals;
 mod schema;
+mod shared;
 mod soak;
 mod sync;
 mod systemd;

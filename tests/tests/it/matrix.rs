@@ -16,6 +16,7 @@ use pullfs_tests::machine::{MIB, Machine};
 use pullfs_tests::mount::Mount;
 use pullfs_tests::oracle;
 use pullfs_tests::process::{ok, run_within, wait_until};
+use pullfs_tests::s3::S3;
 use pullfs_tests::tools::{require, workspace};
 
 const SIZE: u64 = 64 * MIB;
@@ -53,7 +54,7 @@ impl Tool {
     }
 }
 
-const TOOLS: [Tool; 14] = [
+const TOOLS: [Tool; 15] = [
     Tool::copies("cp", "cp --sparse=always MNT/current/vda/disk.raw BACKUP/vda.raw", "vda.raw"),
     Tool::copies("cp, if newer", "cp -a --update MNT/current/vda/disk.raw BACKUP/vda.raw", "vda.raw"),
     Tool::copies("rsync", "rsync -aS MNT/current/vda/disk.raw BACKUP/vda.raw", "vda.raw"),
@@ -125,6 +126,11 @@ const TOOLS: [Tool; 14] = [
         restore: "borg extract --stdout BACKUP/repo::RUN >OUT",
         kept: None,
     },
+    Tool::packs(
+        "rclone, to S3",
+        "rclone copy MNT/current/vda/disk.raw S3:bucket/vda",
+        "rclone cat S3:bucket/vda/disk.raw >OUT",
+    ),
 ];
 
 /// A machine, its mount, and where a tool keeps what it copies.
@@ -133,6 +139,8 @@ struct Bench<'a> {
     machine: Machine,
     mount: Mount,
     backup: PathBuf,
+    /// For those tools that want one.
+    s3: Option<S3>,
 }
 
 impl Bench<'_> {
@@ -150,6 +158,9 @@ impl Bench<'_> {
         let own = pullfs_tests::tools::pullfs().parent().map(|dir| dir.display().to_string()).unwrap_or_default();
         sh.env("PATH", format!("{own}:{path}")).env("HOME", &self.backup);
         sh.env("RESTIC_PASSWORD", "of a test").env("BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK", "yes");
+        if let Some(s3) = &self.s3 {
+            s3.rclone(&mut sh);
+        }
         run_within(&mut sh, LIMIT).success();
     }
 
@@ -246,7 +257,8 @@ fn measured(tool: &Tool, flavor: Flavor) -> String {
     let mount = Mount::of(&machine);
     let backup = machine.dir().join("backup");
     fs::create_dir(&backup).expect("a directory");
-    let bench = Bench { tool, machine, mount, backup };
+    let s3 = tool.first.contains("S3:").then(|| S3::start(&machine.dir().join("s3.log")));
+    let bench = Bench { tool, machine, mount, backup, s3 };
     if !tool.prepare.is_empty() {
         bench.sh(tool.prepare, 0);
     }
