@@ -60,7 +60,7 @@ fn identity(node: &Node, inventory: &Inventory) -> u64 {
             let made = checkpoint.as_ref().and_then(|checkpoint| made(disk, checkpoint)).unwrap_or(0);
             let image = disk.bitmap_node.bytes().chain([0]).chain(disk.image.bytes());
             let hash = fnv(image.chain([0]).chain(made.to_le_bytes()));
-            hash ^ hash >> u32::BITS
+            hash ^ (hash >> u32::BITS)
         }),
         Node::Root | Node::Status | Node::Control | Node::Current | Node::Disk(_) | Node::Checkpoints => None,
     };

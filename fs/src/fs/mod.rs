@@ -11,6 +11,7 @@ mod generation;
 mod handle;
 mod inventory;
 mod io;
+mod lookup;
 mod metered;
 mod open;
 mod status;
@@ -19,14 +20,12 @@ mod xattr;
 #[cfg(test)]
 mod tests;
 
-use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use tokio::task::yield_now;
 use tokio::time::timeout;
 
 pub use self::attr::Attr;
@@ -34,6 +33,7 @@ use self::attr::{Ownership, blocks};
 use self::generation::Epoch;
 use self::handle::{Handle, Handles};
 use self::inventory::Inventories;
+use self::lookup::no_node;
 use self::metered::Meters;
 use self::open::Measure;
 pub use self::status::Sandbox;
@@ -48,7 +48,7 @@ use crate::options::in_force::InForce;
 use crate::point::PointInTime;
 use crate::point::owner::{Invalidate, Points};
 use crate::point::policy::Terms;
-use crate::tree::inode::{Generation, Inodes, Told};
+use crate::tree::inode::{Inodes, Told};
 use crate::tree::{Content, Form, Node};
 use crate::vm::{Inventory, Vm};
 
@@ -123,10 +123,6 @@ fn modified(node: &Node, point: &PointInTime) -> SystemTime {
         Node::File { disk, content, .. } if content.is_whole_disk() => point.modified(disk),
         _ => point.time(),
     }
-}
-
-fn no_node(number: u64) -> Error {
-    Error::new(Kind::NotFound, format!("no node has inode number {number}"))
 }
 
 /// The file system of one mounted machine.
@@ -242,56 +238,6 @@ impl Fs {
     fn told(&self, ino: u64) -> Result<Told> {
         let told = self.inodes.get(ino);
         told.ok_or_else(|| no_node(ino))
-    }
-
-    /// Finds a name in a directory. The kernel holds a reference afterwards, until [`Fs::forget`].
-    ///
-    /// "." is the node itself, whatever it is and also if the kernel has forgotten it, and ".." what it stands in: so the
-    /// kernel finds what somebody has a handle of (open_by_handle_at(2), NFS).
-    ///
-    /// # Errors
-    /// [`Kind::NotFound`]; when the machine does not answer.
-    pub async fn lookup(&self, parent: u64, name: &OsStr) -> Result<Entry> {
-        if name == "." || name == ".." {
-            let (node, inventory) = self.by_number(parent).await?;
-            let node = if name == "." { node } else { node.parent() };
-            return self.tell(&node, &inventory).await;
-        }
-        let parent = self.node(parent)?;
-        let inventory = self.inventory_for(&parent).await?;
-        let node = parent
-            .child(name, &inventory, self.options.formats)
-            .ok_or_else(|| Error::new(Kind::NotFound, format!("there is no {}", name.display())))?;
-        self.tell(&node, &inventory).await
-    }
-
-    /// The node of a number, and the inventory that it is in.
-    async fn by_number(&self, number: u64) -> Result<(Node, Arc<Inventory>)> {
-        if let Some(told) = self.inodes.get(number) {
-            let inventory = self.inventory_for(&told.node.parent()).await?;
-            return told.node.exists(&inventory).then_some((told.node, inventory)).ok_or_else(|| no_node(number));
-        }
-        let search = |inventory: &Inventory| self.inodes.search(number, inventory, self.options.formats);
-        // What is always there must not fail with the machine.
-        let always = Arc::<Inventory>::default();
-        if let Some(node) = search(&always) {
-            return Ok((node, always));
-        }
-        let inventory = self.inventory().await?;
-        // Many checkpoints take a while, which is not to be that of the thread that takes the kernel's requests.
-        yield_now().await;
-        let found = search(&inventory);
-        found.map(|node| (node, inventory)).ok_or_else(|| no_node(number))
-    }
-
-    async fn tell(&self, node: &Node, inventory: &Inventory) -> Result<Entry> {
-        // One look for both: a size that was estimated must not be told of a node whose size is exact.
-        let view = self.points.view();
-        let generation = Generation::of(node, &view, inventory);
-        let attr = self.attr(node, inventory, view.held).await?;
-        self.inodes.tell(node, generation, attr.size);
-        let shows_disk = matches!(node, Node::File { .. });
-        Ok(Entry { attr, generation: self.epoch.told(node, generation), shows_disk })
     }
 
     /// Takes back references that look-ups gave.

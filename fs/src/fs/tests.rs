@@ -2,6 +2,7 @@
 
 mod by_handle;
 
+use std::ffi::OsStr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;

@@ -17,10 +17,13 @@ use pullfs_tests::tools::{tool, unpacked};
 /// From a server's start to its answer, and for what it keeps for a while.
 const LIMIT: Duration = Duration::from_secs(30);
 
-/// A server, and how a client gets a file of the mount.
+/// Gets a file of the mount, by its path there.
+type Get = Box<dyn Fn(&str, &Path) -> Finished>;
+
+/// A server, and how a client gets what it gives out.
 struct Share {
     _server: Running,
-    get: Box<dyn Fn(&str, &Path) -> Finished>,
+    get: Get,
 }
 
 impl Share {
