@@ -14,8 +14,8 @@ use crate::vm::{Disk, Inventory};
 /// What the kernel keeps of a generation.
 const KEPT: u64 = u32::MAX as u64;
 
-/// How fast mounts may take points in time without coming to have the generations of a later mount: one in so much time, from
-/// mount to unmount. Generations come back after 17 years.
+/// A mount that takes no more than one point in time in so much time, on the whole, has no generation in common with a later one.
+/// They come back after 17 years.
 const PACE: Duration = Duration::from_millis(250);
 
 /// The lease of a file on a point in time of that number.
