@@ -5,10 +5,12 @@
 PACKAGES_BUILD = gcc libc6-dev
 PACKAGES_DEMO  = $(PACKAGES_BUILD) fuse3 e2fsprogs busybox-static kmod cpio xz-utils python3
 PACKAGES_TEST  = $(PACKAGES_DEMO) attr rsync libnbd-bin nbdkit openssl strace systemd iproute2 nftables man-db zsh fish python3-jsonschema dpkg-dev lintian mmdebstrap
-PACKAGES_TEST += file gddrescue restic borgbackup p7zip-full
+PACKAGES_TEST += file gddrescue restic borgbackup p7zip-full sqlite3
 # rclone and what its S3 server needs; clients of NFS and Samba, whose servers are unpacked.
 PACKAGES_TEST += rclone python3-pip python3-boto3 python3-flask python3-flask-cors python3-responses python3-xmltodict
 PACKAGES_TEST += libnfs-utils smbclient
+# Unpacked: installed, its daemons would run for the whole computer.
+PACKAGES_BACULA = bacula-director bacula-director-sqlite3 bacula-sd bacula-fd bacula-console bacula-common bacula-common-sqlite3
 # Not libvirt-daemon-system, which would start a libvirtd for the whole computer.
 PACKAGES_BENCH = fio virtnbdbackup libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
 PACKAGES_FUZZ  = $(PACKAGES_BUILD) g++
@@ -158,6 +160,7 @@ setup: ## as root: Debian's packages, QEMU 7.2 beside 10, the guest (`make test`
 	tests/setup/unpacked.sh $(SETUP)/plocate plocate
 	tests/setup/s3-server.sh $(SETUP)/s3-server
 	set -e; for server in nfs-ganesha nfs-ganesha-vfs samba; do tests/setup/unpacked.sh $(SETUP)/$$server $$server; done
+	tests/setup/unpacked.sh $(SETUP)/bacula $(PACKAGES_BACULA)
 
 setup-demo:
 	tests/setup/packages.sh $(PACKAGES_DEMO)

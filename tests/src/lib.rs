@@ -11,6 +11,7 @@
 //! in a temporary directory. A tool or a machine that is missing makes a test fail, never pass.
 
 pub mod agent;
+pub mod bacula;
 pub mod builder;
 pub mod disk;
 pub mod fake_qmp;

@@ -18,6 +18,7 @@ macro_rules! on {
 }
 
 mod automount;
+mod bacula;
 mod bytes;
 mod chain;
 mod checkpoints;

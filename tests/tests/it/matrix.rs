@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use pullfs_tests::bacula::{Bacula, with_libraries};
 use pullfs_tests::disk::Disk;
 use pullfs_tests::flavor::Flavor;
 use pullfs_tests::machine::{MIB, Machine};
@@ -54,7 +55,7 @@ impl Tool {
     }
 }
 
-const TOOLS: [Tool; 15] = [
+const TOOLS: [Tool; 16] = [
     Tool::copies("cp", "cp --sparse=always MNT/current/vda/disk.raw BACKUP/vda.raw", "vda.raw"),
     Tool::copies("cp, if newer", "cp -a --update MNT/current/vda/disk.raw BACKUP/vda.raw", "vda.raw"),
     Tool::copies("rsync", "rsync -aS MNT/current/vda/disk.raw BACKUP/vda.raw", "vda.raw"),
@@ -131,6 +132,15 @@ const TOOLS: [Tool; 15] = [
         "rclone copy MNT/current/vda/disk.raw S3:bucket/vda",
         "rclone cat S3:bucket/vda/disk.raw >OUT",
     ),
+    Tool {
+        name: "Bacula",
+        prepare: "",
+        first: "echo 'run job=vm1 level=Full yes' | bconsole -c BACKUP/bconsole.conf",
+        next: "echo 'run job=vm1 level=Incremental yes' | bconsole -c BACKUP/bconsole.conf",
+        restore: "printf 'restore fileset=vm1 where=BACKUP/restored select current all done yes\\nwait\\n' |
+            bconsole -c BACKUP/bconsole.conf && mv BACKUP/restored/MNT/current/vda/disk.raw OUT",
+        kept: None,
+    },
 ];
 
 /// A machine, its mount, and where a tool keeps what it copies.
@@ -141,6 +151,7 @@ struct Bench<'a> {
     backup: PathBuf,
     /// For those tools that want one.
     s3: Option<S3>,
+    bacula: Option<Bacula>,
 }
 
 impl Bench<'_> {
@@ -155,7 +166,11 @@ impl Bench<'_> {
         let mut sh = Command::new("sh");
         sh.args(["-euc", &line]).current_dir(&self.backup);
         let path = std::env::var("PATH").unwrap_or_default();
-        let own = pullfs_tests::tools::pullfs().parent().map(|dir| dir.display().to_string()).unwrap_or_default();
+        let mut own = pullfs_tests::tools::pullfs().parent().map(|dir| dir.display().to_string()).unwrap_or_default();
+        if self.bacula.is_some() {
+            own = Bacula::programs().display().to_string();
+            with_libraries(&mut sh);
+        }
         sh.env("PATH", format!("{own}:{path}")).env("HOME", &self.backup);
         sh.env("RESTIC_PASSWORD", "of a test").env("BORG_UNKNOWN_UNENCRYPTED_REPO_ACCESS_IS_OK", "yes");
         if let Some(s3) = &self.s3 {
@@ -173,6 +188,10 @@ impl Bench<'_> {
         let right = self.machine.copy("vda", &format!("right.{run}"));
         let before = self.fetched();
         self.sh(if run == 1 { self.tool.first } else { self.tool.next }, run);
+        // Its jobs go on by themselves.
+        if let Some(bacula) = &self.bacula {
+            bacula.finished(run);
+        }
         let read = Read::of(self.fetched() - before);
         if self.mount.state() == "held" {
             self.mount.command(&["release"]).success();
@@ -231,6 +250,8 @@ fn row(tool: &Tool, read: [Read; 3], holes: Option<bool>) -> String {
         (first, next) if first == next => format!("`{first}`"),
         (first, next) => format!("`{first}`, then `{next}`"),
     };
+    // In a table it would be the end of a cell, also within code.
+    let command = command.replace('|', "\\|");
     let [first, same, changed] = read.map(Read::word);
     format!("| {} | {command} | {first} | {same} | {changed} | {holes} |", tool.name)
 }
@@ -249,7 +270,7 @@ fn second() -> u64 {
 fn measured(tool: &Tool, flavor: Flavor) -> String {
     let program = tool.first.split_whitespace().next().expect("a program");
     match program {
-        "pullfs" => {}
+        "pullfs" | "echo" => {}
         "cd" => require(tool.name),
         program => require(program),
     }
@@ -258,7 +279,8 @@ fn measured(tool: &Tool, flavor: Flavor) -> String {
     let backup = machine.dir().join("backup");
     fs::create_dir(&backup).expect("a directory");
     let s3 = tool.first.contains("S3:").then(|| S3::start(&machine.dir().join("s3.log")));
-    let bench = Bench { tool, machine, mount, backup, s3 };
+    let bacula = (tool.name == "Bacula").then(|| Bacula::start(&backup, &mount.mnt()));
+    let bench = Bench { tool, machine, mount, backup, s3, bacula };
     if !tool.prepare.is_empty() {
         bench.sh(tool.prepare, 0);
     }
