@@ -286,6 +286,10 @@ fn measured(tool: &Tool, flavor: Flavor) -> String {
     }
     fs::create_dir(bench.mount.path("checkpoints/monday")).expect("a checkpoint");
     let made = second();
+    if bench.bacula.is_some() {
+        // What is of the very second in which a job begins is read by the next one too.
+        wait_until("another second", LIMIT, || second() > made);
+    }
     let first = bench.run(1);
     let same = bench.run(2);
     // Tools that look at whole seconds see no change within one.
