@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
-use pullfs_fs::options::table::TABLE;
+use pullfs_fs::options::table::{TABLE, live_names};
 
 const SYNC: &str = "\
 A copy fits the checkpoint that was made together with the point in time it was copied from; sync refuses any other. \
@@ -17,6 +17,17 @@ const CONFIG: &str = "\
 Of several who set an option the last one decides: /etc/pullfs/config.toml (or the file that the environment variable \
 PULLFS_CONFIG names) with its section [options] and that of the machine, an environment variable such as PULLFS_MAX_RATE, \
 -o. What is shown may be given to -o; name=default takes a setting back.";
+
+const SET: &str = "\
+Readers who are under way have it from their next request on. The point in time that is held stays: what would end it at once \
+is refused (exit code 4). It counts until the next set, pullfs reload or the end of the mount; name=default takes the option \
+back to what is built in.";
+
+const RELOAD: &str = "\
+Reads the configuration file that the mount was made with, and the options and environment that it was given then, as a new \
+mount would. What differs from what is in force and can be changed is, also what pullfs set has changed. For each option \
+that differs and cannot, a line on standard error says so, and the exit code is 0. With a mistake in the file nothing is \
+changed (exit code 1); what would end the point in time that is held at once is left as it is (exit code 4).";
 
 const STATUS: &str = "\
 --watch ends with Ctrl-C, or when the mount goes away (exit code 3). On a terminal it redraws in place; elsewhere it prints \
@@ -60,6 +71,12 @@ pub(crate) enum Command {
     /// Show the mount options that are in force, and who says so
     #[command(after_help = CONFIG)]
     Config(Config),
+    /// Change a mount option of a machine that is mounted
+    #[command(after_help = set_options())]
+    Set(Set),
+    /// Read the configuration anew, and change the options of a mount that can be changed
+    #[command(after_help = RELOAD)]
+    Reload(MountPoint),
     /// Remove what mounts that were killed have left in a machine; touches nothing else
     #[command(after_help = RECOVER)]
     Recover(Recover),
@@ -94,7 +111,7 @@ pub(crate) struct Mount {
     /// More messages; twice for all (the environment variable `RUST_LOG` takes precedence)
     #[arg(short, long, action = clap::ArgAction::Count)]
     pub(crate) verbose: u8,
-    /// Say on standard output when the mount answers, then leave the terminal alone; the options are all there are
+    /// Say on standard output when the mount answers, then leave the terminal alone
     #[arg(long, hide = true, requires = "foreground")]
     pub(crate) announce: bool,
 }
@@ -109,6 +126,14 @@ pub(crate) struct Config {
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Set {
+    /// Where the machine is mounted
+    pub(crate) mount_point: PathBuf,
+    /// The option: NAME=VALUE, or NAME for one that is on or off
+    pub(crate) option: String,
 }
 
 #[derive(Debug, Args)]
@@ -214,6 +239,11 @@ pub(crate) enum Checkpoint {
     List(Shown),
     /// Delete a checkpoint, as rmdir does
     Delete(Named),
+}
+
+fn set_options() -> String {
+    let names: Vec<&str> = live_names().collect();
+    format!("Options that can be changed: {}.\n\n{SET}", names.join(", "))
 }
 
 /// The mount options as help shows them.

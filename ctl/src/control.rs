@@ -1,4 +1,4 @@
-//! `pullfs begin`, `pullfs release`, `pullfs checkpoint create` and `delete`: a line to `control`, and what went wrong in words.
+//! `pullfs begin`, `pullfs release`, `pullfs set`, `pullfs checkpoint create` and `delete`: a line to `control`, and what went wrong in words.
 
 use std::io::Write;
 use std::path::Path;
@@ -35,8 +35,17 @@ pub(crate) fn release(mount_point: &Path) -> Outcome {
     command(mount_point, "release", "release")
 }
 
+pub(crate) fn set(mount_point: &Path, option: &str) -> Outcome {
+    // It names its option, and what is not one says that.
+    command(mount_point, "set", &format!("set {}", option.replace(char::is_control, " ")))
+}
+
 fn command(mount_point: &Path, what: &str, line: &str) -> Outcome {
-    let mounted = Mounted::find(mount_point)?;
+    written(&Mounted::find(mount_point)?, what, line)
+}
+
+/// Writes a command to the `control` of a mount.
+pub(crate) fn written(mounted: &Mounted, what: &str, line: &str) -> Outcome {
     let path = mounted.path().join("control");
     let written = waiting(&format!("waiting for the machine: {line}"), || {
         let control = std::fs::OpenOptions::new().write(true).open(&path);

@@ -17,6 +17,7 @@ use pullfs_fs::fuse::{Forgetter, serve};
 use pullfs_fs::guardian::Recruit;
 use pullfs_fs::metrics::{Exporter, Identity, Outlet, Target};
 use pullfs_fs::options::Options;
+use pullfs_fs::options::settings::Resolved;
 use pullfs_fs::point::journal::{Header, Journal};
 use pullfs_fs::quiesce::Quiesce;
 use pullfs_fs::recovery;
@@ -51,7 +52,9 @@ pub(crate) struct Task {
     pub(crate) monitor: Monitor,
     /// Absolute, checked.
     pub(crate) mount_point: PathBuf,
-    pub(crate) options: Options,
+    pub(crate) resolved: Resolved,
+    /// The configuration file that was asked.
+    pub(crate) config: PathBuf,
     /// Whether somebody waits for [`READY`] on standard output.
     pub(crate) announce: bool,
     pub(crate) verbose: u8,
@@ -65,12 +68,13 @@ pub(crate) fn run(task: Task) -> Outcome {
     end_with_a_panic();
     let runtime_dir = RuntimeDir::create(&mount_id)?;
     clean_up(&task.source)?;
-    let Options { tls, insecure, .. } = &task.options;
+    let options = &task.resolved.options;
+    let Options { tls, insecure, .. } = options;
     let header = Header::new(mount_id.to_string(), task.source.clone(), task.mount_point.clone())
         .reached_with(tls.clone(), *insecure)
-        .with_textfile(task.options.metrics.as_ref().and_then(Target::file).cloned());
+        .with_textfile(options.metrics.as_ref().and_then(Target::file).cloned());
     // A port below 1024 takes privileges, and listening anywhere more than the daemon keeps.
-    let outlet = task.options.metrics.as_ref().map(|target| Outlet::open(target, &mount_id.to_string())).transpose()?;
+    let outlet = options.metrics.as_ref().map(|target| Outlet::open(target, &mount_id.to_string())).transpose()?;
     let journal = Journal::create(runtime_dir.path(), header)?;
     // These two keep the privileges that mounting and unmounting take.
     let recruit = Recruit::start(Path::new(SELF), runtime_dir.path(), task.announce)?;
@@ -146,9 +150,11 @@ async fn live(task: Task, start: Start) -> Outcome {
         Arc::new(move || forgetter.forget(&inodes))
     };
     let owner = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-    let allow_other = task.options.allow_other;
-    let fs = Fs::new(vm.clone(), task.options, mount_id.to_string(), owner, inodes, invalidate, guardian.pid());
-    let fs = fs.sandboxed(sandbox).throttled(throttle).mounted_on(task.mount_point.clone());
+    let options = task.resolved.options.clone();
+    let allow_other = options.allow_other;
+    let fs = Fs::new(vm.clone(), options, mount_id.to_string(), owner, inodes, invalidate, guardian.pid());
+    let fs = fs.configured(task.resolved, task.config).sandboxed(sandbox).throttled(throttle);
+    let fs = fs.mounted_on(task.mount_point.clone());
     let fs = Arc::new(if outlet.is_some() { fs.metered(meter) } else { fs });
     let exporter = match outlet {
         Some(outlet) => {
@@ -240,7 +246,7 @@ async fn live(task: Task, start: Start) -> Outcome {
 }
 
 fn needs<'a>(task: &'a Task, runtime_dir: &'a RuntimeDir) -> Needs<'a> {
-    let options = &task.options;
+    let options = &task.resolved.options;
     let monitor = match task.monitor.endpoint() {
         Endpoint::Tcp { port, .. } => Some(*port),
         Endpoint::Unix(_) => None,
@@ -261,7 +267,7 @@ fn needs<'a>(task: &'a Task, runtime_dir: &'a RuntimeDir) -> Needs<'a> {
 }
 
 fn settings(task: &Task, mount: &MountId, runtime_dir: &RuntimeDir) -> Settings {
-    let options = &task.options;
+    let options = &task.resolved.options;
     let nbd = nbd_pool::Config {
         connections: options.connections,
         tls: task.monitor.tls().cloned(),

@@ -18,6 +18,7 @@ mod mount;
 mod mounted;
 mod mounter;
 mod recover;
+mod reload;
 mod runtime_dir;
 mod service;
 mod status;
@@ -63,6 +64,8 @@ fn main() -> ExitCode {
         Command::Map(arguments) => map::run(&arguments),
         Command::Sync(arguments) => sync::run(&arguments),
         Command::Config(arguments) => config::run(&arguments),
+        Command::Set(arguments) => control::set(&arguments.mount_point, &arguments.option),
+        Command::Reload(arguments) => reload::run(&arguments.mount_point),
         Command::Recover(arguments) => recover::run(&arguments),
         Command::Demo => demo::run(),
         Command::Guardian { dir } => return guardian::run(&dir),

@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use pullfs_fs::fuse::mount::{check_mount_point, is_dead};
-use pullfs_fs::options::settings::Resolved;
 use pullfs_fs::vm::qmp::monitor::{Endpoint, Monitor};
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -25,11 +24,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 pub(crate) fn run(arguments: &Mount) -> Outcome {
     let endpoint: Endpoint = arguments.source.parse()?;
-    let resolved = if arguments.announce {
-        config::resolved(&arguments.options)?
-    } else {
-        config::resolve(Some(&endpoint), &arguments.options)?
-    };
+    let resolved = config::resolve(Some(&endpoint), &arguments.options)?;
     let options = &resolved.options;
     let monitor = Monitor::new(endpoint, options.tls.as_deref(), options.insecure)?;
     // What a dead daemon left mounted there goes with the rest of what it left.
@@ -43,21 +38,22 @@ pub(crate) fn run(arguments: &Mount) -> Outcome {
             source: monitor.endpoint().to_string(),
             monitor,
             mount_point,
-            options: resolved.options,
+            resolved,
+            config: config::path().context("cannot find the current directory")?,
             announce: arguments.announce,
             verbose: arguments.verbose,
         };
         return daemon::run(task).map_err(Failure::of_mount);
     }
-    background(arguments, &resolved, monitor.endpoint(), &mount_point).map_err(Failure::of_mount)
+    background(arguments, monitor.endpoint(), &mount_point).map_err(Failure::of_mount)
 }
 
-fn background(arguments: &Mount, resolved: &Resolved, endpoint: &Endpoint, mount_point: &Path) -> Outcome {
+fn background(arguments: &Mount, endpoint: &Endpoint, mount_point: &Path) -> Outcome {
     let mut command = Command::new(std::env::current_exe().context("cannot find the program itself")?);
     command.args(["mount", "--foreground", "--announce"]);
     command.args(std::iter::repeat_n("-v", arguments.verbose.into()));
-    for option in resolved.arguments() {
-        command.args(["-o", &option]);
+    for options in &arguments.options {
+        command.args(["-o", options]);
     }
     command.arg("--").arg(endpoint.to_string()).arg(mount_point).stdin(Stdio::null()).stdout(Stdio::piped());
     // What it says must not meet the spinner; it is few words, unless more are asked for.

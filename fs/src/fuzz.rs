@@ -8,6 +8,7 @@ use crate::fs::command::Command;
 use crate::fuse::mount::parse_mountinfo;
 use crate::image::qcow2::ClusterSize;
 use crate::options::Options;
+use crate::options::settings::Origin;
 
 /// Mount options, as they stand behind `-o`.
 pub fn options(input: &[u8]) {
@@ -30,6 +31,11 @@ pub fn control(input: &[u8]) {
         None => return,
         Some(Command::Release) => "release".to_owned(),
         Some(Command::Delete(name)) => format!("delete {name}"),
+        Some(Command::Set(setting)) => {
+            let word = if setting.origin == Origin::Control { "set" } else { "reload" };
+            let value = setting.value.map(|value| format!("={value}")).unwrap_or_default();
+            format!("{word} {}{value}", setting.name)
+        }
         Some(Command::Begin(wanted)) => {
             let quiesce = if wanted.quiesce { " quiesce" } else { "" };
             let checkpoint = wanted.checkpoint.map(|name| format!(" checkpoint={name}")).unwrap_or_default();

@@ -108,7 +108,7 @@ impl Page<'_> {
                 self.wrong(value.span(), &format!("{name}: {takes}"))
             })?;
             let line = self.line(value.span().start);
-            let origin = Origin::File { path: self.path.to_owned(), section: section.to_owned(), line };
+            let origin = Origin::File { file: self.path.display().to_string(), section: section.to_owned(), line };
             Ok((line, Setting { name: name.to_string(), value: Some(written), origin }))
         };
         let mut settings = table.iter().map(setting).collect::<Result<Vec<_>>>()?;

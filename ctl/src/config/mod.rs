@@ -1,6 +1,7 @@
 //! Which mount options are in force: `/etc/pullfs/config.toml`, the environment, the command line. `pullfs config` shows it.
 //!
-//! Resolved once, by the process that a person or systemd has started: a daemon that it starts is given the result.
+//! A daemon in the background resolves them anew from what the command that starts it was given, so that it can tell who
+//! said what; `pullfs reload` does once more what that comes to now.
 
 mod file;
 
@@ -38,19 +39,37 @@ const FILE_VARIABLE: &str = "PULLFS_CONFIG";
 pub(crate) fn resolve(source: Option<&Endpoint>, given: &[String]) -> Result<Resolved> {
     let source = source.map(ToString::to_string);
     let wanted = source.as_deref().map_or(Wanted::All, Wanted::Of);
-    resolve_with(wanted, |name| env::var_os(name).filter(|value| !value.is_empty()), given)
+    resolve_with(wanted, variable, given)
 }
 
-/// What another `pullfs` has resolved.
+/// The configuration file that [`resolve`] reads, whether it is there or not.
 ///
 /// # Errors
-/// As [`resolve`]; there are none if that was so.
-pub(crate) fn resolved(given: &[String]) -> Result<Resolved> {
-    Resolved::of(given.iter().flat_map(|options| Setting::given(options)))
+/// When the current directory, which a path may be relative to, is gone.
+pub(crate) fn path() -> std::io::Result<PathBuf> {
+    std::path::absolute(named(&variable).unwrap_or_else(|| PathBuf::from(FILE)))
+}
+
+/// The options of a mount that would be made now of `source` with this configuration file; `over_files` is what environment
+/// and `-o` said when it was made.
+///
+/// # Errors
+/// As [`resolve`].
+pub(crate) fn anew(source: &str, path: &Path, over_files: Vec<Setting>) -> Result<Resolved> {
+    let of_file = file::read(path, Wanted::Of(source))?.unwrap_or_default();
+    Resolved::of(of_file.into_iter().chain(over_files))
+}
+
+fn variable(name: &str) -> Option<OsString> {
+    env::var_os(name).filter(|value| !value.is_empty())
+}
+
+fn named(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
+    variable(FILE_VARIABLE).map(PathBuf::from)
 }
 
 fn resolve_with(wanted: Wanted<'_>, variable: impl Fn(&str) -> Option<OsString>, given: &[String]) -> Result<Resolved> {
-    let named = variable(FILE_VARIABLE).map(PathBuf::from);
+    let named = named(&variable);
     let path = named.as_deref().unwrap_or(Path::new(FILE));
     let of_file = match file::read(path, wanted)? {
         Some(settings) => settings,
@@ -78,7 +97,8 @@ fn environment(variable: impl Fn(&str) -> Option<OsString>) -> Result<Vec<Settin
         let value = variable(&name)?.into_string();
         Some(match value {
             Ok(value) => {
-                Ok(Setting { name: option.name().to_owned(), value: Some(value), origin: Origin::Environment(name) })
+                let origin = Origin::Environment { variable: name };
+                Ok(Setting { name: option.name().to_owned(), value: Some(value), origin })
             }
             Err(_) => Err(Error::new(Kind::Invalid, format!("environment variable {name} is not UTF-8"))),
         })
@@ -111,31 +131,19 @@ struct Shown<'a> {
     value: &'a Value,
     /// As it would stand behind `-o`.
     option: &'a str,
-    /// `default`, `file`, `environment` or `given`.
-    from: &'static str,
+    /// Who set it, beginning with the word for that in `from`.
+    #[serde(flatten)]
+    origin: Option<&'a Origin>,
+    /// `default`, if nobody did.
     #[serde(skip_serializing_if = "Option::is_none")]
-    file: Option<&'a Path>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    section: Option<&'a str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    line: Option<usize>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    variable: Option<&'a str>,
+    from: Option<&'static str>,
 }
 
 fn json(told: &[Told], resolved: &Resolved) -> anyhow::Result<String> {
     let shown = |told| {
         let Told { name, value, text }: &Told = told;
-        let shown =
-            Shown { name, value, option: text, from: "default", file: None, section: None, line: None, variable: None };
-        match resolved.decided(name).map(|setting| &setting.origin) {
-            None => shown,
-            Some(Origin::Given) => Shown { from: "given", ..shown },
-            Some(Origin::Environment(variable)) => Shown { from: "environment", variable: Some(variable), ..shown },
-            Some(Origin::File { path, section, line }) => {
-                Shown { from: "file", file: Some(path), section: Some(section), line: Some(*line), ..shown }
-            }
-        }
+        let origin = resolved.decided(name).map(|setting| &setting.origin);
+        Shown { name, value, option: text, origin, from: origin.is_none().then_some("default") }
     };
     let shown: Vec<Shown<'_>> = told.iter().map(shown).collect();
     Ok(serde_json::to_string_pretty(&shown)? + "\n")
@@ -173,7 +181,7 @@ mod tests {
         };
         assert_eq!(line("max_rate"), (2, "options".to_owned()));
         assert_eq!(line("connections"), (7, "source.\"qmp:/run/vm1.qmp\"".to_owned()));
-        assert_eq!(from("scratch"), Some(Origin::Environment("PULLFS_SCRATCH".to_owned())));
+        assert_eq!(from("scratch"), Some(Origin::Environment { variable: "PULLFS_SCRATCH".to_owned() }));
         assert_eq!((from("polite"), from("uid"), from("umask")), (Some(Origin::Given), Some(Origin::Given), None));
         let options = &resolved.options;
         assert_eq!((options.connections, options.polite, options.cache), (3, false, 1 << 20));

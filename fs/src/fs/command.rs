@@ -1,5 +1,6 @@
 //! The commands that `control` takes.
 
+use crate::options::settings::{Origin, Setting};
 use crate::vm::Wanted;
 
 /// One command.
@@ -11,6 +12,8 @@ pub(crate) enum Command {
     Release,
     /// `delete NAME`; the name is the rest of the line.
     Delete(String),
+    /// `set NAME=VALUE`, or `reload NAME=VALUE` for what follows from a configuration that was read anew.
+    Set(Setting),
 }
 
 impl Command {
@@ -22,6 +25,8 @@ impl Command {
         match word {
             "release" if rest.is_empty() => Some(Self::Release),
             "delete" if !rest.is_empty() => Some(Self::Delete(rest.to_owned())),
+            "set" if !rest.is_empty() => Some(Self::Set(Setting::one(rest.to_owned(), Origin::Control))),
+            "reload" if !rest.is_empty() => Some(Self::Set(Setting::one(rest.to_owned(), Origin::Reload))),
             "begin" => {
                 let (quiesce, rest) = match rest.strip_prefix("quiesce") {
                     Some(rest) if rest.is_empty() || rest.starts_with(' ') => (true, rest.trim_start()),
@@ -53,7 +58,17 @@ mod tests {
         assert_eq!(Command::parse("begin quiesce checkpoint=quiesce\n"), begin(true, Some("quiesce")));
         assert_eq!(Command::parse("release"), Some(Command::Release));
         assert_eq!(Command::parse("delete a b"), Some(Command::Delete("a b".into())));
-        for wrong in ["", "begin now", "begin quiesced", "release now", "delete", "relase", "\0"] {
+        for (word, origin) in [("set", Origin::Control), ("reload", Origin::Reload)] {
+            let set = |value: Option<&str>| {
+                let (name, value) = ("a b".to_owned(), value.map(str::to_owned));
+                Some(Command::Set(Setting { name, value, origin: origin.clone() }))
+            };
+            assert_eq!(Command::parse(&format!("{word} a b=c,=d\n")), set(Some("c,=d")));
+            assert_eq!(Command::parse(&format!("{word} a b")), set(None));
+        }
+        for wrong in
+            ["set", "reload ", "setpolite", "", "begin now", "begin quiesced", "release now", "delete", "relase", "\0"]
+        {
             assert_eq!(Command::parse(wrong), None, "{wrong:?}");
         }
     }

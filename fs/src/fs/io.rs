@@ -97,7 +97,7 @@ impl Fs {
     /// Fetches what the reader of a range is likely to want next.
     fn read_ahead(&self, file: &OpenFile, range: &Range<u64>) {
         let range = range.start..range.end.min(file.image.size());
-        let wanted = (!range.is_empty()).then(|| file.ahead().read(&range, self.options.readahead)).flatten();
+        let wanted = (!range.is_empty()).then(|| file.ahead().read(&range, self.live.readahead())).flatten();
         if let Some(wanted) = wanted {
             let reached = image::read_ahead(&*file.image, &file.disk, wanted.clone());
             if reached < wanted.end {
@@ -137,9 +137,11 @@ impl Fs {
             Some(Command::Begin(wanted)) => self.begin(wanted).await,
             Some(Command::Release) => self.points.release().await,
             Some(Command::Delete(checkpoint)) => self.delete_checkpoint(&checkpoint).await,
+            Some(Command::Set(setting)) => self.set(setting).await,
             None => Err(Error::new(
                 Kind::Invalid,
-                "control takes one command a write: begin [quiesce] [checkpoint=NAME], release, or delete NAME",
+                "control takes one command a write: begin [quiesce] [checkpoint=NAME], release, delete NAME, or set \
+                 NAME=VALUE",
             )),
         };
         self.noted(outcome)?;

@@ -56,7 +56,7 @@ impl Fs {
             read_bytes: self.counters.bytes.load(Ordering::Relaxed),
             nbd: self.meters.as_ref().map_or_else(|| Meter::default().now(), |meters| meters.nbd.now()),
             cache: (self.cache.usage(), self.options.cache),
-            throttle: self.throttle.as_ref().map(|throttle| throttle.now()),
+            throttle: self.throttle.now(),
             machine: self.vm.machine().clone(),
             inventory,
             held: held.map(|point| (point.age(), point.open_files())),

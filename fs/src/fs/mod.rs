@@ -11,6 +11,7 @@ mod generation;
 mod handle;
 mod inventory;
 mod io;
+mod live;
 mod lookup;
 mod metered;
 mod open;
@@ -33,6 +34,7 @@ use self::attr::{Ownership, blocks};
 use self::generation::Epoch;
 use self::handle::{Handle, Handles};
 use self::inventory::Inventories;
+use self::live::Live;
 use self::lookup::no_node;
 use self::metered::Meters;
 use self::open::Measure;
@@ -40,11 +42,12 @@ pub use self::status::Sandbox;
 use self::status::{Attempts, Facts, Noted, Reads};
 pub use self::xattr::Asked;
 use crate::block::cache::Cache;
-use crate::block::throttle::Throttle;
+use crate::block::throttle::{Limits, Throttle};
 use crate::error::{Error, Kind, Result, chain};
 use crate::guardian::Pid;
 use crate::options::Options;
 use crate::options::in_force::InForce;
+use crate::options::settings::Resolved;
 use crate::point::PointInTime;
 use crate::point::owner::{Invalidate, Points};
 use crate::point::policy::Terms;
@@ -128,13 +131,15 @@ fn modified(node: &Node, point: &PointInTime) -> SystemTime {
 /// The file system of one mounted machine.
 pub struct Fs {
     vm: Arc<dyn Vm>,
+    /// As it was mounted: of those that can be changed, `live` knows what they are.
     options: Options,
+    live: Live,
     mount_id: String,
     guardian: Pid,
     sandbox: Sandbox,
     /// Where it is mounted, for `status.json`.
     mount_point: Option<PathBuf>,
-    throttle: Option<Arc<Throttle>>,
+    throttle: Arc<Throttle>,
     owner: Ownership,
     mounted: SystemTime,
     epoch: Epoch,
@@ -175,7 +180,8 @@ impl Fs {
             guardian,
             sandbox: Sandbox::default(),
             mount_point: None,
-            throttle: None,
+            throttle: Throttle::new(Limits::from(&options), nbd_pool::Config::default().request_size),
+            live: Live::new(options.clone().into(), None),
             mounted,
             epoch: Epoch::of(mounted),
             inventories: Inventories::start(vm.clone()),
@@ -206,8 +212,15 @@ impl Fs {
 
     /// The same, telling of what spares the guest's disks.
     #[must_use]
-    pub fn throttled(self, throttle: Option<Arc<Throttle>>) -> Self {
+    pub fn throttled(self, throttle: Arc<Throttle>) -> Self {
         Self { throttle, ..self }
+    }
+
+    /// The same, telling who decided of its options, which `resolved` has as well; `config` is the configuration file that
+    /// was asked.
+    #[must_use]
+    pub fn configured(self, resolved: Resolved, config: PathBuf) -> Self {
+        Self { live: Live::new(resolved, Some(config)), ..self }
     }
 
     /// The point in time, for whoever ends the mount.
@@ -406,13 +419,16 @@ impl Fs {
             failed: self.counters.failed.load(Ordering::Relaxed),
         };
         let (taken, failed) = self.points.tally().attempts();
+        let resolved = self.live.now();
         let text = status::render(Facts {
             mount_id: &self.mount_id,
             mounted: (self.mount_point.as_deref(), self.mounted),
-            options: InForce::new(&self.options, (self.owner.uid, self.owner.gid)),
+            options: InForce::new(&resolved.options, (self.owner.uid, self.owner.gid)),
+            resolved: &resolved,
+            config: self.live.config.as_deref(),
             guardian: self.guardian.get(),
             sandbox: &self.sandbox,
-            throttle: self.throttle.as_ref().map(|throttle| throttle.now()),
+            throttle: self.throttle.now(),
             machine: self.vm.machine(),
             inventory: &inventory,
             unreachable: unreachable.as_deref(),

@@ -10,6 +10,7 @@ use crate::block::cache::Usage;
 use crate::block::{Traffic, throttle};
 use crate::error::Kind;
 use crate::options::in_force::InForce;
+use crate::options::settings::{Origin, Resolved, Setting};
 use crate::point::owner::{Phase, View};
 use crate::vm::{Bitmap, Disk, Inventory, Machine, Scratch, Skipped};
 
@@ -50,6 +51,12 @@ struct MountStatus<'a> {
     /// Since when.
     time: String,
     options: InForce<'a>,
+    /// Who decided, by the name of the option; those that are as they are built in are not among them.
+    origins: BTreeMap<&'static str, &'a Origin>,
+    /// The configuration file that was asked; none if nobody said.
+    config: Option<String>,
+    /// What environment and `-o` said when it was mounted.
+    settings: Vec<&'a Setting>,
 }
 
 /// The guardian process.
@@ -175,6 +182,9 @@ pub(super) struct Facts<'a> {
     /// Where the machine is mounted, and since when.
     pub(super) mounted: (Option<&'a Path>, SystemTime),
     pub(super) options: InForce<'a>,
+    pub(super) resolved: &'a Resolved,
+    /// The configuration file.
+    pub(super) config: Option<&'a Path>,
     /// The process that cleans up after this one; 0 if there is none.
     pub(super) guardian: u32,
     pub(super) sandbox: &'a Sandbox,
@@ -208,6 +218,9 @@ pub(super) fn render(facts: Facts<'_>) -> Vec<u8> {
             point: facts.mounted.0.map(|path| path.display().to_string()),
             time: rfc3339(facts.mounted.1),
             options: facts.options,
+            origins: facts.resolved.origins(),
+            config: facts.config.map(|path| path.display().to_string()),
+            settings: facts.resolved.over_files().collect(),
         },
         guard: Guard { pid: facts.guardian },
         sandbox: facts.sandbox,

@@ -9,6 +9,8 @@ pub struct Described {
     pub usage: &'static str,
     /// What it does, and the default.
     pub text: &'static str,
+    /// Whether it can be changed while mounted.
+    pub live: bool,
 }
 
 impl Described {
@@ -24,7 +26,17 @@ impl Described {
 }
 
 const fn option(usage: &'static str, text: &'static str) -> Described {
-    Described { usage, text }
+    Described { usage, text, live: false }
+}
+
+/// One that can be changed while mounted: what it says counts for what comes next, and is nowhere written down.
+const fn live(usage: &'static str, text: &'static str) -> Described {
+    Described { usage, text, live: true }
+}
+
+/// The names of those that can be changed while mounted, in their order.
+pub fn live_names() -> impl Iterator<Item = &'static str> {
+    TABLE.iter().filter(|option| option.live).map(Described::name)
 }
 
 /// All mount options, in the order in which they are shown.
@@ -32,13 +44,13 @@ pub const TABLE: [Described; 31] = [
     option("formats=raw+qcow2+map", "which files appear (all)"),
     option("backing=NAME", "backing file of a delta.qcow2 ({disk}.{checkpoint}.qcow2)"),
     option("cluster_size=SIZE", "of the qcow2 files (64K)"),
-    option("start=read|manual", "may reading take the point in time (read)"),
+    live("start=read|manual", "may reading take the point in time (read)"),
     option("scratch=DIR", "where QEMU puts clusters that the guest overwrites (/var/tmp)"),
-    option("scratch_limit=SIZE", "how much of it at most; the point in time ends before (as much as there is)"),
+    live("scratch_limit=SIZE", "how much of it at most; the point in time ends before (as much as there is)"),
     option("fleece=auto|job|backing|filter", "how the point in time is kept (auto)"),
     option("read_once", "give scratch space back for what was read; reading it again fails"),
-    option("idle_timeout=TIME", "end the point in time so long after the last close (never)"),
-    option("hold_limit=TIME", "end the point in time after so long at the latest (never)"),
+    live("idle_timeout=TIME", "end the point in time so long after the last close (never)"),
+    live("hold_limit=TIME", "end the point in time after so long at the latest (never)"),
     option("disks=A+B", "only these disks (all)"),
     option("foreign=ro|rw", "may checkpoints that pullfs did not make be deleted (ro)"),
     option("nbd=unix:PATH|HOST:PORT", "use the machine's NBD server that already listens there"),
@@ -47,10 +59,10 @@ pub const TABLE: [Described; 31] = [
     option("agent=PATH", "the guest agent's socket, for --quiesce"),
     option("connections=N", "NBD connections for each disk, at most (1)"),
     option("cache=SIZE", "memory for blocks of disks, read ahead or lately (32M)"),
-    option("readahead=SIZE", "how far to read ahead of a reader that goes on; 0 not at all (4M)"),
-    option("max_rate=SIZE", "read so many bytes a second of all disks together, at most (no limit)"),
-    option("max_inflight=N", "have the machine so many requests at once, at most (no limit)"),
-    option("polite", "read slowly while the guest keeps its disks busy (docs/guest.md)"),
+    live("readahead=SIZE", "how far to read ahead of a reader that goes on; 0 not at all (4M)"),
+    live("max_rate=SIZE", "read so many bytes a second of all disks together, at most (no limit)"),
+    live("max_inflight=N", "have the machine so many requests at once, at most (no limit)"),
+    live("polite", "read slowly while the guest keeps its disks busy (docs/guest.md)"),
     option(
         "metrics=HOST:PORT|FILE",
         "tell Prometheus by HTTP, or by a file FILE.prom for node_exporter (docs/metrics.md)",

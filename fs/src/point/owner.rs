@@ -92,6 +92,8 @@ enum Request {
         foreign: bool,
         reply: oneshot::Sender<Result<()>>,
     },
+    /// Other terms from now on.
+    Change(Terms, oneshot::Sender<Result<()>>),
     /// The machine broke the point in time of this number.
     Broken(u64),
 }
@@ -170,6 +172,16 @@ impl Points {
         answer.await.map_err(|_| ended())?
     }
 
+    /// Sets other terms, also for the point in time that is held.
+    ///
+    /// # Errors
+    /// [`Kind::Busy`] if they would end that one at once; then they stay as they were.
+    pub async fn change(&self, terms: Terms) -> Result<()> {
+        let (reply, answer) = oneshot::channel();
+        self.send(Request::Change(terms, reply)).await?;
+        answer.await.map_err(|_| ended())?
+    }
+
     /// A read found that the machine broke the point in time of this number, so that the guest need not wait.
     pub fn broken(&self, number: u64) {
         // Where there is no room, the next read tells the same.
@@ -207,7 +219,7 @@ struct Owner {
 impl Owner {
     async fn run(mut self, mut inbox: mpsc::Receiver<Request>) {
         loop {
-            let due = self.due();
+            let due = self.due(&self.terms);
             let then = if let Due::At(then) = due { then } else { tokio::time::Instant::now() };
             tokio::select! {
                 // What the machine says comes first: no lease on a point in time that it said was lost.
@@ -230,6 +242,10 @@ impl Owner {
                         let outcome = self.delete(&checkpoint, foreign).await;
                         reply.send(outcome).ok();
                     }
+                    Some(Request::Change(terms, reply)) => {
+                        let outcome = self.change(terms);
+                        reply.send(outcome).ok();
+                    }
                     Some(Request::Broken(number)) if self.held().is_some_and(|point| point.number() == number) => {
                         self.lost(Reason::Scratch, "QEMU broke it: the guest would have had to wait for its scratch space").await;
                     }
@@ -240,13 +256,26 @@ impl Owner {
         }
     }
 
-    fn due(&self) -> Due {
+    fn due(&self, terms: &Terms) -> Due {
         let now = tokio::time::Instant::now();
-        self.held().map_or(Due::Never, |point| due(&self.terms, now, point.used()))
+        self.held().map_or(Due::Never, |point| due(terms, now, point.used()))
+    }
+
+    fn change(&mut self, terms: Terms) -> Result<()> {
+        if let Due::Now(_, words) = self.due(&terms) {
+            return Err(Error::new(
+                Kind::Busy,
+                format!(
+                    "the point in time that is held would end at once: {words}; release it first, or give a longer time"
+                ),
+            ));
+        }
+        self.terms = terms;
+        Ok(())
     }
 
     async fn check_due(&mut self) {
-        if let Due::Now(reason, words) = self.due()
+        if let Due::Now(reason, words) = self.due(&self.terms)
             && let Err(error) = self.end(Ended::Released, reason, words).await
         {
             tracing::warn!("what is left of it is removed at the next chance: {}", chain(&error));

@@ -17,7 +17,7 @@ use super::reason::Reason;
 use crate::options::{Options, Start};
 
 /// What the mount's options say about its points in time.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Terms {
     /// What may take one.
     pub start: Start,

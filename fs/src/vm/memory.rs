@@ -277,6 +277,10 @@ impl Vm for Memory {
         None
     }
 
+    async fn limit_scratch(&self, _: Option<u64>) -> Result<()> {
+        Ok(())
+    }
+
     fn events(&self) -> broadcast::Receiver<Event> {
         self.events.subscribe()
     }

@@ -291,6 +291,13 @@ pub trait Vm: Send + Sync {
     /// The scratch space of the point in time that is held, as it is now.
     fn scratch(&self) -> Option<Scratch>;
 
+    /// Sets what scratch space may take at most, in bytes; none for as much as there is. Also for the point in time that is
+    /// held.
+    ///
+    /// # Errors
+    /// [`Kind::Busy`](crate::error::Kind::Busy) if that one takes more already; then the limit stays as it was.
+    async fn limit_scratch(&self, limit: Option<u64>) -> Result<()>;
+
     /// What happens to the machine from now on. A receiver that lags must take the point in time for lost.
     fn events(&self) -> broadcast::Receiver<Event>;
 

@@ -12,6 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use nonsense::{KINDS, STALLING};
+use pullfs_fs::block::throttle::{Limits, Throttle};
 use pullfs_fs::error::{Result, chain};
 use pullfs_fs::options::Fleece;
 use pullfs_fs::vm::qmp::ids::MountId;
@@ -41,7 +42,7 @@ fn settings(server: &Server, mount: &MountId) -> Settings {
         scratch_dir: server.path("scratch"),
         scratch_limit: None,
         read_once: false,
-        throttle: None,
+        throttle: Throttle::new(Limits::default(), 1 << 18),
         disks: None,
         fleece: Fleece::Auto,
         server: None,

@@ -21,36 +21,45 @@ fn machine(flavor: Flavor) -> Machine {
 }
 
 /// A configuration file of its own.
-struct Config {
+pub(super) struct Config {
     dir: TempDir,
 }
 
 impl Config {
     #[track_caller]
-    fn new(text: &str) -> Self {
+    pub(super) fn new(text: &str) -> Self {
         let config = Self { dir: tempfile::tempdir().expect("a temporary directory") };
-        fs::write(config.path(), text).expect("a file");
-        fs::set_permissions(config.path(), fs::Permissions::from_mode(0o644)).expect("a mode");
+        config.write(text);
         config
     }
 
-    fn path(&self) -> PathBuf {
+    #[track_caller]
+    pub(super) fn write(&self, text: &str) {
+        fs::write(self.path(), text).expect("a file");
+        fs::set_permissions(self.path(), fs::Permissions::from_mode(0o644)).expect("a mode");
+    }
+
+    pub(super) fn path(&self) -> PathBuf {
         self.dir.path().join("config.toml")
     }
 
     /// Runs pullfs with it.
     #[track_caller]
-    fn pullfs(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Finished {
+    pub(super) fn pullfs(&self, arguments: &[&str], variables: &[(&str, &str)]) -> Finished {
         let mut command = Command::new(pullfs());
         run(command.args(arguments).env("PULLFS_CONFIG", self.path()).envs(variables.iter().copied()))
     }
 }
 
 #[track_caller]
-fn options(mount: &MountPoint) -> Value {
+pub(super) fn status(mount: &MountPoint) -> Value {
     let status = fs::read_to_string(mount.mnt().join("status.json")).expect("status.json");
-    let status: Value = serde_json::from_str(&status).expect("JSON");
-    status["mount"]["options"].clone()
+    serde_json::from_str(&status).expect("JSON")
+}
+
+#[track_caller]
+fn options(mount: &MountPoint) -> Value {
+    status(mount)["mount"]["options"].clone()
 }
 
 on!(the_last_who_sets_an_option_decides: new = New, old = Old);

@@ -54,6 +54,7 @@ mod qcow2;
 mod quiesce;
 mod read_once;
 mod refusals;
+mod reload;
 mod schema;
 mod shared;
 mod soak;

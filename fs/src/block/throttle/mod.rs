@@ -9,11 +9,15 @@
 //! `rate` and `polite` are the rules. What waits has not been sent: its time limit has not begun, and it ends at once when
 //! its disk is closed. What was sent has a place until it is answered, whoever still waits for the answer. How many wait is
 //! for those who ask: the kernel bounds its requests, and each holds its own buffer already.
+//!
+//! The limits may change at any time ([`Throttle::change`]). Who waits is told, and waits by the new ones; what is with the
+//! machine stays there. While nothing is limited a read goes straight through, for the price of one flag that is read.
 
 mod polite;
 mod rate;
 
 use std::ops::{ControlFlow, Range};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
@@ -25,14 +29,14 @@ use tokio::time::{Instant, sleep_until};
 
 use self::polite::Polite;
 use self::rate::Rate;
-use super::{Map, Sink, Source, Traffic};
+use super::{Begun, Map, Sink, Source, Traffic};
 use crate::error::{Error, Kind, Result};
 use crate::options::Options;
 
 /// How much of a disk one question about its allocation covers, in bytes: reads have their turn in between.
 const QUESTION: u64 = 4 << 30;
 
-/// What the mount's options say.
+/// What the mount's options say; by default nothing is limited.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct Limits {
     /// Bytes a second.
@@ -63,9 +67,10 @@ pub struct Now {
 /// What all disks of a mount share.
 #[derive(Debug)]
 pub struct Throttle {
-    limits: Limits,
-    /// Bytes of a request.
-    request_size: usize,
+    /// Whether there is any limit; changes together with those of `state`, and may be read without.
+    limited: AtomicBool,
+    /// Bytes of a request, which the machine gets one by one.
+    request_size: u32,
     /// Held, in order of arrival, by the read that is next to be within the rate; before `turn`.
     paying: tokio::sync::Mutex<()>,
     /// Held, in order of arrival, by whoever is next to get a place.
@@ -74,10 +79,13 @@ pub struct Throttle {
     state: Mutex<State>,
     /// A place became free.
     freed: Notify,
+    /// The limits became others.
+    changed: watch::Sender<()>,
 }
 
 #[derive(Debug)]
 struct State {
+    limits: Limits,
     rate: Option<Rate>,
     polite: Option<Polite>,
     in_flight: usize,
@@ -91,32 +99,50 @@ enum Admission {
 }
 
 impl Throttle {
-    /// None if nothing is limited. Reads are cut into requests of `request_size` bytes, which the machine gets one by one.
-    pub fn new(limits: Limits, request_size: u32) -> Option<Arc<Self>> {
-        if limits == Limits::default() {
-            return None;
-        }
-        let now = Instant::now();
-        let request_size = request_size.max(1);
-        let state = State {
-            rate: limits.max_rate.map(|rate| Rate::new(rate, u64::from(request_size), now)),
-            polite: limits.polite.then(|| Polite::new(now)),
-            in_flight: 0,
-        };
-        Some(Arc::new(Self {
-            limits,
-            request_size: usize::try_from(request_size).unwrap_or(usize::MAX),
+    /// Reads are cut into requests of `request_size` bytes while anything is limited.
+    pub fn new(limits: Limits, request_size: u32) -> Arc<Self> {
+        let throttle = Self {
+            limited: AtomicBool::new(false),
+            request_size: request_size.max(1),
             paying: tokio::sync::Mutex::default(),
             turn: tokio::sync::Mutex::default(),
-            state: Mutex::new(state),
+            state: Mutex::new(State { limits: Limits::default(), rate: None, polite: None, in_flight: 0 }),
             freed: Notify::new(),
-        }))
+            changed: watch::Sender::new(()),
+        };
+        throttle.change(limits);
+        Arc::new(throttle)
     }
 
-    /// How it is used.
-    pub fn now(&self) -> Now {
+    /// From now on these limits hold, also for what waits already. What is with the machine stays there, and counts if it
+    /// was sent under a limit.
+    pub fn change(&self, limits: Limits) {
+        let now = Instant::now();
+        let largest = u64::from(self.request_size);
+        {
+            let mut state = self.state();
+            state.rate = limits.max_rate.map(|rate| match &state.rate {
+                Some(before) => before.changed(rate, largest, now),
+                None => Rate::new(rate, largest, now),
+            });
+            state.polite = limits.polite.then(|| state.polite.take().unwrap_or_else(|| Polite::new(now)));
+            state.limits = limits;
+            self.limited.store(limits != Limits::default(), Ordering::Relaxed);
+        }
+        self.changed.send_replace(());
+    }
+
+    /// How it is used; none while nothing is limited.
+    pub fn now(&self) -> Option<Now> {
         let state = self.state();
-        Now { limits: self.limits, in_flight: state.in_flight, window: state.polite.as_ref().map(Polite::window) }
+        let now =
+            Now { limits: state.limits, in_flight: state.in_flight, window: state.polite.as_ref().map(Polite::window) };
+        self.is_limited().then_some(now)
+    }
+
+    /// In the way of each read. A limit that came this moment may count from the next one on.
+    fn is_limited(&self) -> bool {
+        self.limited.load(Ordering::Relaxed)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -127,9 +153,14 @@ impl Throttle {
     async fn read(self: &Arc<Self>, length: usize) -> Place {
         let bytes = u64::try_from(length).unwrap_or(u64::MAX);
         let paying = self.paying.lock().await;
-        let ready = self.state().rate.as_ref().map(|rate| rate.ready(Instant::now(), bytes));
-        if let Some(ready) = ready {
-            sleep_until(ready).await;
+        let mut changed = self.changed.subscribe();
+        loop {
+            let now = Instant::now();
+            let ready = self.state().rate.as_ref().map_or(now, |rate| rate.ready(now, bytes));
+            if ready <= now {
+                break;
+            }
+            tokio::select! { () = sleep_until(ready) => {} _ = changed.changed() => {} }
         }
         let place = self.place(true).await;
         // Now that it is certain; nobody else has taken any meanwhile.
@@ -143,22 +174,30 @@ impl Throttle {
     /// Waits for a place.
     async fn place(self: &Arc<Self>, read: bool) -> Place {
         let _turn = self.turn.lock().await;
+        let mut changed = self.changed.subscribe();
         loop {
             let freed = self.freed.notified();
-            let admission = self.state().admit(Instant::now(), self.limits.max_inflight, read);
-            match admission {
+            let admission = self.state().admit(Instant::now(), read);
+            let then = match admission {
                 Admission::Granted => return Place { throttle: self.clone(), sent: Instant::now() },
-                Admission::At(then) => sleep_until(then).await,
-                Admission::WhenOneIsAnswered => freed.await,
-            }
+                Admission::At(then) => Some(then),
+                Admission::WhenOneIsAnswered => None,
+            };
+            let due = async {
+                match then {
+                    Some(then) => sleep_until(then).await,
+                    None => freed.await,
+                }
+            };
+            tokio::select! { () = due => {} _ = changed.changed() => {} }
         }
     }
 }
 
 impl State {
-    fn admit(&mut self, now: Instant, max_inflight: Option<usize>, read: bool) -> Admission {
+    fn admit(&mut self, now: Instant, read: bool) -> Admission {
         let polite = self.polite.as_ref().map_or(usize::MAX, Polite::at_once);
-        if self.in_flight >= max_inflight.unwrap_or(usize::MAX).min(polite) {
+        if self.in_flight >= self.limits.max_inflight.unwrap_or(usize::MAX).min(polite) {
             return Admission::WhenOneIsAnswered;
         }
         let ready = self.polite.as_ref().filter(|_| read).map_or(now, |polite| polite.ready(now));
@@ -236,7 +275,10 @@ impl Throttled {
 #[async_trait]
 impl Source for Throttled {
     async fn read(&self, offset: u64, mut buf: BytesMut) -> Result<BytesMut> {
-        let size = self.throttle.request_size;
+        if !self.throttle.is_limited() {
+            return self.source.read(offset, buf).await;
+        }
+        let size = usize::try_from(self.throttle.request_size).unwrap_or(usize::MAX);
         let mut requests = Vec::with_capacity(buf.len() / size + 2);
         let mut at = offset;
         // At multiples of their size, where the pool would cut them.
@@ -254,30 +296,44 @@ impl Source for Throttled {
         Ok(whole)
     }
 
+    fn begin(&self, offset: u64, buf: BytesMut, begun: Begun) -> Option<(BytesMut, Begun)> {
+        if self.throttle.is_limited() { Some((buf, begun)) } else { self.source.begin(offset, buf, begun) }
+    }
+
     async fn map(&self, map: &Map, window: Range<u64>, sink: &mut Sink<'_>) -> Result<()> {
         // A dirty bitmap is in QEMU's memory, and is had at once.
         let step = if *map == Map::Allocation { QUESTION } else { u64::MAX };
         let mut at = window.start;
         while at < window.end {
-            let end = window.end.min(at.saturating_add(step));
-            let mut flow = ControlFlow::Continue(());
+            let limited = self.throttle.is_limited();
+            let end = if limited { window.end.min(at.saturating_add(step)) } else { window.end };
+            let (mut flow, mut next) = (ControlFlow::Continue(()), end);
             let mut follow = |range: Range<u64>, inside: bool| {
+                let reached = range.end;
                 flow = sink(range, inside);
+                // The rest is asked for within a limit that came meanwhile.
+                if flow.is_continue() && !limited && self.throttle.is_limited() {
+                    next = reached;
+                    return ControlFlow::Break(());
+                }
                 flow
             };
-            let place = self.unless_closed(self.throttle.place(false)).await?;
+            let place = if limited { Some(self.unless_closed(self.throttle.place(false)).await?) } else { None };
             let asked = self.source.map(map, at..end, &mut follow).await;
             drop(place);
             asked?;
             if flow.is_break() {
                 break;
             }
-            at = end;
+            at = next;
         }
         Ok(())
     }
 
     async fn give_back(&self, range: Range<u64>) -> Result<()> {
+        if !self.throttle.is_limited() {
+            return self.source.give_back(range).await;
+        }
         let _place = self.unless_closed(self.throttle.place(false)).await?;
         self.source.give_back(range).await
     }

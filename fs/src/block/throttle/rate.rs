@@ -26,6 +26,15 @@ impl Rate {
         Self { bytes_per_second, burst, full_at: now }
     }
 
+    /// The same bucket at another rate from now on: what was taken stays taken, as far as the new bucket can miss it.
+    pub(super) fn changed(&self, bytes_per_second: u64, largest: u64, now: Instant) -> Self {
+        let missing = self.full_at.saturating_duration_since(now).as_nanos() * u128::from(self.bytes_per_second);
+        let missing = u64::try_from(missing.div_ceil(NANOS_PER_SECOND)).unwrap_or(u64::MAX);
+        let mut changed = Self::new(bytes_per_second, largest, now);
+        changed.full_at = now + changed.time(missing.min(changed.burst));
+        changed
+    }
+
     /// How long it takes to fill by so many bytes; rounded up, so that the rate is never passed.
     fn time(&self, bytes: u64) -> Duration {
         let nanos = (u128::from(bytes) * NANOS_PER_SECOND).div_ceil(u128::from(self.bytes_per_second.max(1)));
@@ -80,6 +89,28 @@ mod tests {
                     prop_assert!(*to - *from + Duration::from_nanos(1) >= least, "{bytes} bytes in {:?}", *to - *from);
                 }
             }
+        }
+
+        #[test]
+        fn a_rate_that_changes_gives_nothing_away_and_starves_nobody(
+            rates in proptest::collection::vec(65_536_u64..1 << 32, 2..10), bytes in 1_u64..=LARGEST,
+        ) {
+            let begin = Instant::now();
+            let mut bucket = Rate::new(rates[0], LARGEST, begin);
+            let (mut now, mut fastest) = (begin, 0);
+            for rate in &rates {
+                bucket = bucket.changed(*rate, LARGEST, now);
+                fastest = fastest.max(*rate);
+                let ready = bucket.ready(now, bytes);
+                prop_assert!(ready - now <= bucket.time(bytes), "nobody waits for longer than it takes to fill");
+                now = ready;
+                bucket.take(now, bytes);
+            }
+            // Of the fastest bucket all may be had at once; more has to be waited for.
+            let most = Rate::new(fastest, LARGEST, begin);
+            let asked = bytes * u64::try_from(rates.len()).unwrap();
+            let least = most.time(asked).saturating_sub(most.time(most.burst));
+            prop_assert!(now - begin + Duration::from_micros(1) >= least, "{asked} bytes in {:?}", now - begin);
         }
 
         #[test]

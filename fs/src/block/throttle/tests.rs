@@ -22,6 +22,8 @@ struct Disk {
     served: AtomicUsize,
     /// Offsets in the order of their arrival.
     order: Mutex<Vec<u64>>,
+    /// Offsets of reads that were begun without waiting.
+    begun: Mutex<Vec<u64>>,
 }
 
 impl Disk {
@@ -58,9 +60,17 @@ impl Source for Disk {
         Ok(buf)
     }
 
+    fn begin(&self, offset: u64, _: BytesMut, _: Begun) -> Option<(BytesMut, Begun)> {
+        self.begun.lock().unwrap().push(offset);
+        None
+    }
+
     async fn map(&self, _: &Map, window: Range<u64>, sink: &mut Sink<'_>) -> Result<()> {
         self.request().await;
-        let _ = sink(window, true);
+        let half = window.start.midpoint(window.end);
+        if sink(window.start..half, true).is_continue() {
+            let _ = sink(half..window.end, true);
+        }
         Ok(())
     }
 
@@ -79,7 +89,7 @@ impl Source for Disk {
 const SERVICE: Duration = Duration::from_millis(5);
 
 fn throttle(limits: Limits) -> Arc<Throttle> {
-    Throttle::new(limits, u32::try_from(REQUEST).unwrap()).unwrap()
+    Throttle::new(limits, u32::try_from(REQUEST).unwrap())
 }
 
 async fn read(source: &Throttled, offset: u64, length: usize) {
@@ -88,9 +98,113 @@ async fn read(source: &Throttled, offset: u64, length: usize) {
     assert!((offset..).zip(&read).all(|(at, byte_read)| *byte_read == byte(at)), "right bytes");
 }
 
-#[test]
-fn nothing_is_in_the_way_where_nothing_is_limited() {
-    assert!(Throttle::new(Limits::default(), 1 << 18).is_none());
+fn in_flight(throttle: &Throttle) -> usize {
+    throttle.now().expect("a limit").in_flight
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_in_the_way_where_nothing_is_limited() {
+    let throttle = throttle(Limits::default());
+    let disk = Disk::new(SERVICE);
+    let source = Throttled::new(disk.clone(), throttle.clone());
+    // In one piece, and from the thread that begins it.
+    read(&source, 5, 4 * REQUEST).await;
+    assert_eq!(*disk.order.lock().unwrap(), [5]);
+    let begin = |length| source.begin(7, BytesMut::zeroed(length), Box::new(|_| {}));
+    assert!(begin(4 * REQUEST).is_none());
+    assert_eq!(*disk.begun.lock().unwrap(), [7]);
+    assert!(throttle.now().is_none());
+    throttle.change(Limits { max_inflight: Some(1), ..Limits::default() });
+    assert!(begin(512).is_some(), "it waits for its turn elsewhere");
+    throttle.change(Limits::default());
+    assert!(begin(512).is_none() && throttle.now().is_none());
+}
+
+/// Reads 16 MiB with four readers, with a limit of 1 MiB a second from the beginning on and another one a while later;
+/// how long it took.
+async fn changed(after: Duration, limits: Limits) -> Duration {
+    let throttle = throttle(Limits { max_rate: Some(1 << 20), ..Limits::default() });
+    let disk = Disk::new(Duration::ZERO);
+    let sources = [0, 1].map(|_| Throttled::new(disk.clone(), throttle.clone()));
+    let begin = Instant::now();
+    let reads = join_all((0..4_u64).map(|index| read(&sources[usize::from(index % 2 == 1)], index << 22, 4 << 20)));
+    let change = async {
+        sleep(after).await;
+        throttle.change(limits);
+    };
+    tokio::join!(reads, change);
+    assert_eq!(disk.order.lock().unwrap().len(), 64, "each request once");
+    begin.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_has_the_new_limit_from_the_next_request_on() {
+    let after = Duration::from_millis(2100);
+    let rate = |max_rate| Limits { max_rate: Some(max_rate), ..Limits::default() };
+    let soon = Duration::from_millis(1);
+    // Taken back: what waits goes at once.
+    assert!((after..after + soon).contains(&changed(after, Limits::default()).await));
+    assert!((after..after + soon).contains(&changed(after, Limits { polite: false, ..rate(1 << 40) }).await));
+    // Raised: 2.35 MiB were through, 0.75 MiB more are in the larger bucket, and the rest comes at the new rate.
+    let raised = changed(after, rate(4 << 20)).await;
+    assert!((Duration::from_millis(5300)..Duration::from_millis(5400)).contains(&raised), "{raised:?}");
+    // Lowered: nobody gets a bucket of the old size, nor waits for what would have filled it.
+    let lowered = changed(after, rate(512 << 10)).await;
+    assert!((Duration::from_millis(29_000)..Duration::from_millis(29_800)).contains(&lowered), "{lowered:?}");
+    // The same again and again gives nothing away.
+    let same = changed(after, rate(1 << 20)).await;
+    assert!((Duration::from_millis(15_750)..Duration::from_millis(15_760)).contains(&same), "{same:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_limit_that_comes_holds_for_readers_who_are_under_way() {
+    let throttle = throttle(Limits::default());
+    let disk = Disk::new(SERVICE);
+    let source = Throttled::new(disk.clone(), throttle.clone());
+    let reads = join_all((0..8_u64).map(async |reader| {
+        for index in 0..40 {
+            read(&source, (reader * 40 + index) * REQUEST as u64, REQUEST).await;
+        }
+    }));
+    let changes = async {
+        sleep(SERVICE * 20).await;
+        assert_eq!(disk.now.load(Ordering::Relaxed), 8);
+        throttle.change(Limits { max_inflight: Some(2), ..Limits::default() });
+        // Those that were with the machine are answered first.
+        sleep(SERVICE * 11).await;
+        disk.most.store(0, Ordering::Relaxed);
+        sleep(SERVICE * 30).await;
+        assert_eq!((disk.most.load(Ordering::Relaxed), in_flight(&throttle)), (2, 2));
+        throttle.change(Limits { max_inflight: Some(3), polite: true, max_rate: None });
+        sleep(SERVICE * 60).await;
+        assert!(throttle.now().unwrap().window.is_some());
+        throttle.change(Limits::default());
+    };
+    let begin = Instant::now();
+    tokio::join!(reads, changes);
+    // The disk does one at a time: limits or not, it was never without work, but for the pauses of `polite`.
+    assert!(begin.elapsed() <= SERVICE * (320 + 60), "{:?}", begin.elapsed());
+    assert_eq!(disk.served.load(Ordering::Relaxed), 320);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_question_that_is_under_way_is_broken_off_for_a_limit_and_answered_without_gaps() {
+    let throttle = throttle(Limits::default());
+    let disk = Disk::new(SERVICE);
+    let source = Throttled::new(disk.clone(), throttle.clone());
+    let window = 5..4 * QUESTION + 7;
+    let mut at = window.start;
+    let mut sink = |range: Range<u64>, _| {
+        assert_eq!(range.start, at);
+        at = range.end;
+        // As soon as the first answer has come.
+        throttle.change(Limits { max_inflight: Some(1), ..Limits::default() });
+        ControlFlow::Continue(())
+    };
+    source.map(&Map::Allocation, window.clone(), &mut sink).await.unwrap();
+    assert_eq!(at, window.end);
+    assert_eq!(disk.served.load(Ordering::Relaxed), 1 + 3, "the first half at once, the rest by steps");
+    assert_eq!(in_flight(&throttle), 0);
 }
 
 #[tokio::test(start_paused = true)]
@@ -129,7 +243,7 @@ async fn the_machine_never_has_more_requests_than_it_may() {
         given.unwrap();
         assert_eq!(data, window.end);
         assert_eq!(disk.most.load(Ordering::Relaxed), most);
-        assert_eq!(throttle.now().in_flight, 0);
+        assert_eq!(in_flight(&throttle), 0);
     }
 }
 
@@ -182,7 +296,7 @@ async fn a_request_counts_until_it_is_answered_though_its_reader_is_gone() {
     let source = Throttled::new(disk.clone(), throttle.clone());
     let gone = timeout(SERVICE / 5, source.read(0, BytesMut::zeroed(512))).await;
     assert!(gone.is_err());
-    assert_eq!(throttle.now().in_flight, 1);
+    assert_eq!(in_flight(&throttle), 1);
     let begin = Instant::now();
     read(&source, 512, 512).await;
     assert!(begin.elapsed() >= SERVICE, "after the one before: {:?}", begin.elapsed());
@@ -192,7 +306,7 @@ async fn a_request_counts_until_it_is_answered_though_its_reader_is_gone() {
     let waits = timeout(SERVICE / 5, source.read(0, BytesMut::zeroed(512)));
     let ((), gone) = tokio::join!(first, waits);
     assert!(gone.is_err());
-    assert_eq!(throttle.now().in_flight, 0);
+    assert_eq!(in_flight(&throttle), 0);
 }
 
 /// Requests that a guest gets served in a minute, one after the other, and ours, beside as many readers as there may be.

@@ -168,6 +168,10 @@ impl Vm for Still {
         None
     }
 
+    async fn limit_scratch(&self, _: Option<u64>) -> Result<()> {
+        refused()
+    }
+
     fn events(&self) -> broadcast::Receiver<Event> {
         self.events.subscribe()
     }

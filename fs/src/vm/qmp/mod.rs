@@ -75,12 +75,12 @@ pub struct Settings {
     pub runtime_dir: PathBuf,
     /// Where scratch files go.
     pub scratch_dir: PathBuf,
-    /// What they may take at most, in bytes; none for as much as there is.
+    /// What they may take at most to begin with, in bytes; none for as much as there is.
     pub scratch_limit: Option<u64>,
     /// Whether what was read once is given back.
     pub read_once: bool,
-    /// What spares the guest's disks, if anything does.
-    pub throttle: Option<Arc<Throttle>>,
+    /// What spares the guest's disks, as far as it limits anything.
+    pub throttle: Arc<Throttle>,
     /// Only these disks; none for all.
     pub disks: Option<BTreeSet<String>>,
     /// How points in time are to be kept.
@@ -128,7 +128,7 @@ impl QmpVm {
         let able = detect::detect(&qmp, settings.fleece).await?;
         let (events, _) = broadcast::channel(MAX_EVENTS);
         let session = Session { qmp: qmp.clone() };
-        let warden = Warden::start(session.clone(), events.clone());
+        let warden = Warden::start(session.clone(), events.clone(), settings.scratch_limit);
         let vm = Self {
             machine: Machine {
                 source: settings.source.clone(),
@@ -189,8 +189,8 @@ impl QmpVm {
     /// Runs the plan of a point in time; when the instant was. What a failure leaves goes with [`Vm::release`].
     async fn run(&self, number: u64, jobs: Vec<String>, plan: Plan, quiesce: bool) -> Result<SystemTime> {
         self.ledger.run(&self.context, plan.before).await?;
-        let (scratch, limit) = (Arc::new(self.context.scratch_files()?), self.settings.scratch_limit);
-        self.warden.hold(Held { number, jobs, scratch, limit }).await?;
+        let scratch = Arc::new(self.context.scratch_files()?);
+        self.warden.hold(Held { number, jobs, scratch }).await?;
         let frozen = match self.settings.quiesce.as_ref().filter(|_| quiesce) {
             Some(quiesce) => Some(quiesce.freeze().await?),
             None => None,
@@ -295,10 +295,7 @@ impl QmpVm {
             (checkpoint.clone(), FrozenMap { name, also: bitmap.also(disk.size) })
         });
         let source: Arc<dyn Source> = Arc::new(NbdSource::new(export, disk.size));
-        let source = match &self.settings.throttle {
-            Some(throttle) => Arc::new(Throttled::new(source, throttle.clone())),
-            None => source,
-        };
+        let source: Arc<dyn Source> = Arc::new(Throttled::new(source, self.settings.throttle.clone()));
         let source = if self.settings.read_once { Arc::new(ReadOnce::new(source, disk.size)) } else { source };
         TakenDisk { source, frozen: frozen.collect() }
     }
@@ -395,6 +392,10 @@ impl Vm for QmpVm {
 
     fn scratch(&self) -> Option<Scratch> {
         self.warden.scratch()
+    }
+
+    async fn limit_scratch(&self, limit: Option<u64>) -> Result<()> {
+        self.warden.limit(limit).await
     }
 
     fn events(&self) -> broadcast::Receiver<Event> {

@@ -55,6 +55,11 @@ impl Marks {
         Self { reserve: (begin.free / 4 * 3).min(FREE_RESERVE), limit }
     }
 
+    /// The same with another limit.
+    pub(super) fn limited(self, limit: Option<u64>) -> Self {
+        Self { limit, ..self }
+    }
+
     /// How many bytes the guest may still overwrite before the point in time is given up.
     ///
     /// # Errors

@@ -65,12 +65,12 @@ pub(super) struct Held {
     /// The jobs that the guest's writes wait for; none with `fleece=filter`.
     pub(super) jobs: Vec<String>,
     pub(super) scratch: Arc<Vec<ScratchFile>>,
-    /// `scratch_limit=`, in bytes.
-    pub(super) limit: Option<u64>,
 }
 
 enum Signal {
     Hold(Held, oneshot::Sender<Result<()>>),
+    /// Another `scratch_limit=`, in bytes.
+    Limit(Option<u64>, oneshot::Sender<Result<()>>),
     Ended,
     /// A scratch image grew past its mark.
     Grew,
@@ -106,11 +106,11 @@ impl Alarm {
 }
 
 impl Warden {
-    /// Starts the task; what it gives up is told as an [`Event`].
-    pub(super) fn start(session: Session, events: broadcast::Sender<Event>) -> Self {
+    /// Starts the task; what it gives up is told as an [`Event`]. `limit` is `scratch_limit=`, in bytes.
+    pub(super) fn start(session: Session, events: broadcast::Sender<Event>, limit: Option<u64>) -> Self {
         let (signals, inbox) = mpsc::channel(MAX_SIGNALS);
         let shown = Shown::default();
-        let watching = Watching { session, events, shown: Arc::clone(&shown), held: None };
+        let watching = Watching { session, events, shown: Arc::clone(&shown), limit, held: None };
         Self { signals, shown, task: tokio::spawn(watching.run(inbox)) }
     }
 
@@ -123,9 +123,21 @@ impl Warden {
     /// # Errors
     /// [`Kind::NoSpace`] when there is no room to begin with; when QEMU does not take the marks.
     pub(super) async fn hold(&self, held: Held) -> Result<()> {
+        self.ask(|reply| Signal::Hold(held, reply)).await
+    }
+
+    /// Another limit from now on, also for what is watched over.
+    ///
+    /// # Errors
+    /// [`Kind::Busy`] when that takes more already: the limit stays as it was.
+    pub(super) async fn limit(&self, limit: Option<u64>) -> Result<()> {
+        self.ask(|reply| Signal::Limit(limit, reply)).await
+    }
+
+    async fn ask(&self, signal: impl FnOnce(oneshot::Sender<Result<()>>) -> Signal) -> Result<()> {
         let ended = || Error::new(Kind::Gone, "nobody watches over the scratch space");
         let (reply, answer) = oneshot::channel();
-        self.signals.send(Signal::Hold(held, reply)).await.map_err(|_| ended())?;
+        self.signals.send(signal(reply)).await.map_err(|_| ended())?;
         answer.await.map_err(|_| ended())?
     }
 
@@ -167,6 +179,8 @@ struct Watching {
     session: Session,
     events: broadcast::Sender<Event>,
     shown: Shown,
+    /// `scratch_limit=`, in bytes.
+    limit: Option<u64>,
     held: Option<Marked>,
 }
 
@@ -182,6 +196,10 @@ impl Watching {
                         let begun = self.begin(held).await;
                         reply.send(begun).ok();
                     }
+                    Some(Signal::Limit(limit, reply)) => {
+                        let limited = self.limit(limit).await;
+                        reply.send(limited).ok();
+                    }
                     Some(Signal::Ended) => self.forget(),
                     Some(Signal::Grew) => self.look(true).await,
                     Some(Signal::Failed) => self.give_up(Reason::Scratch, "its scratch space failed, or was full").await,
@@ -194,23 +212,47 @@ impl Watching {
     async fn begin(&mut self, held: Held) -> Result<()> {
         let room = measure(&held.scratch)?;
         let least = LEAST.saturating_mul(u64::try_from(held.scratch.len()).unwrap_or(u64::MAX));
-        if room.free < least || held.limit.is_some_and(|limit| limit < least) {
+        if room.free < least || self.limit.is_some_and(|limit| limit < least) {
             return Err(Error::new(
                 Kind::NoSpace,
                 format!(
                     "the scratch directory has {} KiB of room, {} KiB are needed at least; make room, choose another \
                      one with -o scratch=, or raise scratch_limit=",
-                    room.free.min(held.limit.unwrap_or(u64::MAX)) >> 10,
+                    room.free.min(self.limit.unwrap_or(u64::MAX)) >> 10,
                     least >> 10
                 ),
             ));
         }
-        let marks = Marks::new(room, held.limit);
+        let marks = Marks::new(room, self.limit);
         let now = Instant::now();
         let warned = vec![0; held.scratch.len()];
-        self.show(Some((Arc::clone(&held.scratch), held.limit)));
+        self.show(Some((Arc::clone(&held.scratch), self.limit)));
         self.held = Some(Marked { held, marks, warned, granted: 0, last: room, next: now + PERIOD, migration: now });
         self.mark(room).await
+    }
+
+    async fn limit(&mut self, limit: Option<u64>) -> Result<()> {
+        if let Some(marked) = &mut self.held {
+            let room = measure(&marked.held.scratch)?;
+            let marks = marked.marks.limited(limit);
+            if let Err(Full::Limit(limit)) = marks.left(room) {
+                return Err(Error::new(
+                    Kind::Busy,
+                    format!(
+                        "the point in time that is held would end at once: its scratch space takes {} MiB, and \
+                         scratch_limit= would be {} MiB; release it first, or allow for more",
+                        room.used >> 20,
+                        limit >> 20
+                    ),
+                ));
+            }
+            marked.marks = marks;
+            let scratch = Arc::clone(&marked.held.scratch);
+            self.show(Some((scratch, limit)));
+            self.try_mark(room).await;
+        }
+        self.limit = limit;
+        Ok(())
     }
 
     fn forget(&mut self) {
@@ -245,12 +287,17 @@ impl Watching {
         marked.next = Instant::now() + if fast { HURRY } else { PERIOD };
         // Others may have taken what the marks allow for.
         let outdated = left < marked.granted / 2;
-        if (grew || outdated)
-            && let Err(error) = self.mark(room).await
-        {
-            tracing::warn!("the scratch space is looked at, but QEMU does not tell of it: {}", chain(&error));
+        if grew || outdated {
+            self.try_mark(room).await;
         }
         self.ask_for_migration().await;
+    }
+
+    /// As [`Watching::mark`]; the scratch space is looked at also if that fails.
+    async fn try_mark(&mut self, room: Room) {
+        if let Err(error) = self.mark(room).await {
+            tracing::warn!("the scratch space is looked at, but QEMU does not tell of it: {}", chain(&error));
+        }
     }
 
     /// Sets the marks so that, all of them together, no more is written than is left.
@@ -368,10 +415,10 @@ mod tests {
         tokio::spawn(qemu(UnixListener::bind(&path).unwrap(), silent, tell));
         let qmp = Qmp::connect(&Monitor::unix(&path)).await.unwrap();
         let (events, told) = broadcast::channel(4);
-        let warden = Warden::start(Session { qmp }, events);
+        let warden = Warden::start(Session { qmp }, events, None);
         let file = tempfile::tempfile().unwrap();
         let scratch = Arc::new(vec![ScratchFile { node: "scratch".to_owned(), file }]);
-        let held = Held { number: 5, jobs: vec!["job".to_owned()], scratch, limit: None };
+        let held = Held { number: 5, jobs: vec!["job".to_owned()], scratch };
         warden.hold(held).await.unwrap();
         assert_eq!(heard.recv().await.unwrap(), "qmp_capabilities");
         assert_eq!(heard.recv().await.unwrap(), "block-set-write-threshold", "before the guest's writes are held up");
