@@ -145,10 +145,8 @@ async fn live(task: Task, start: Start) -> Outcome {
 
     let inodes = Arc::new(Inodes::new(&task.source));
     let forgetter = Arc::new(Forgetter::default());
-    let invalidate = {
-        let (inodes, forgetter) = (inodes.clone(), forgetter.clone());
-        Arc::new(move || forgetter.forget(&inodes))
-    };
+    let (told, forgets) = (inodes.clone(), forgetter.clone());
+    let invalidate = Arc::new(move || forgets.forget(&told));
     let owner = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
     let options = task.resolved.options.clone();
     let allow_other = options.allow_other;

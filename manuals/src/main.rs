@@ -86,7 +86,7 @@ fn put(path: &Path, content: &[u8]) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use pullfs_fs::options::table::TABLE;
+    use pullfs_fs::options::table::{TABLE, live_names};
 
     use super::*;
 
@@ -97,6 +97,14 @@ mod tests {
         let (_, section) = DOCUMENTS[1].1.split_once("\n## Mount options\n").expect("the section");
         let documented: Vec<&str> = section.lines().filter(|line| line.starts_with("| `")).collect();
         assert_eq!(documented, rows, "docs/mount.md wants these lines:\n{}", rows.join("\n"));
+    }
+
+    #[test]
+    fn the_document_names_the_options_that_can_be_changed() {
+        let (_, section) = DOCUMENTS[1].1.split_once("\n## Changing options while mounted\n").expect("the section");
+        let sentence = section.split("can be changed").next().unwrap_or_default();
+        let named: Vec<&str> = sentence.split('`').skip(1).step_by(2).collect();
+        assert_eq!(named, live_names().collect::<Vec<_>>());
     }
 
     #[test]

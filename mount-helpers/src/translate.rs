@@ -89,7 +89,9 @@ pub(crate) fn translate(arguments: impl IntoIterator<Item = OsString>) -> Result
     let mut options = split(&options.join(","))?;
     if options.iter().any(|option| option == "remount") {
         return Err(
-            "a mount cannot be changed while it is there: unmount it, and mount it with other options".to_owned()
+            "remount changes nothing: pullfs set and pullfs reload change some options while mounted; for others unmount \
+             it, and mount it with other options"
+                .to_owned(),
         );
     }
     if pretend {

@@ -51,6 +51,13 @@ impl Mount {
     /// Mounts a source.
     #[track_caller]
     pub fn source(source: &str, options: &str) -> Self {
+        // What is configured on this computer is none of a test's business.
+        Self::configured(source, options, &[("PULLFS_CONFIG", "/dev/null")])
+    }
+
+    /// Mounts a source with these environment variables, of which `PULLFS_CONFIG` names the configuration file.
+    #[track_caller]
+    pub fn configured(source: &str, options: &str, variables: &[(&str, &str)]) -> Self {
         let dir = tempfile::Builder::new().prefix("pullfs-mount-").tempdir().expect("a temporary directory");
         for name in ["mnt", "scratch"] {
             fs::create_dir(dir.path().join(name)).expect("a directory");
@@ -64,8 +71,7 @@ impl Mount {
         }
         let mut command = Command::new(tools::pullfs());
         command.args(["mount", source]).arg(dir.path().join("mnt")).args(["-f", "-o", &options]);
-        // What is configured on this computer is none of a test's business.
-        command.env("PULLFS_CONFIG", "/dev/null");
+        command.envs(variables.iter().copied());
         command.stdin(Stdio::null()).stdout(out.try_clone().expect("a second handle")).stderr(out);
         let daemon = command.spawn().unwrap_or_else(|e| panic!("cannot run {command:?}: {e}"));
         let mut mount = Self { daemon, log, dir };

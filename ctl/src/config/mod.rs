@@ -47,7 +47,7 @@ pub(crate) fn resolve(source: Option<&Endpoint>, given: &[String]) -> Result<Res
 /// # Errors
 /// When the current directory, which a path may be relative to, is gone.
 pub(crate) fn path() -> std::io::Result<PathBuf> {
-    std::path::absolute(named(&variable).unwrap_or_else(|| PathBuf::from(FILE)))
+    std::path::absolute(named(variable).unwrap_or_else(|| PathBuf::from(FILE)))
 }
 
 /// The options of a mount that would be made now of `source` with this configuration file; `over_files` is what environment

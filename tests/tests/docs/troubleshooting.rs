@@ -47,11 +47,13 @@ const WITHOUT_ERRORS: [&str; 7] = [
 ];
 
 /// Words of results and commands, names of fields, and QEMU's own words that are looked for.
-const OTHER_WORDS: [&str; 20] = [
+const OTHER_WORDS: [&str; 22] = [
     "point in time",
     "virtual size",
     "the point in time",
     "delete …",
+    "set …",
+    "reload …",
     "already running",
     "in use",
     "Conflicts with",

@@ -1,6 +1,7 @@
 //! `set` and `pullfs reload` change options of a mount that is there, and disturb neither its point in time nor its readers.
 
 use std::fs::{self, File};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -9,8 +10,8 @@ use pullfs_tests::flavor::Flavor;
 use pullfs_tests::machine::{MIB, Machine};
 use pullfs_tests::mount::{Mount, MountPoint};
 use pullfs_tests::oracle;
-use pullfs_tests::process::{wait_for, wait_until};
-use pullfs_tests::tools::tool;
+use pullfs_tests::process::{run, wait_for, wait_until};
+use pullfs_tests::tools::{pullfs, tool, workspace};
 use rustix::io::Errno;
 use serde_json::Value;
 
@@ -31,7 +32,7 @@ fn set(mount: &Mount, option: &str) {
 on!(a_rate_set_and_taken_back_while_dd_reads: new = New, old = Old, daemon = Daemon);
 fn a_rate_set_and_taken_back_while_dd_reads(flavor: Flavor) {
     const RATE: u64 = MIB;
-    let machine = machine(flavor, 128 * MIB);
+    let machine = machine(flavor, 64 * MIB);
     let before = machine.copy("vda", "before");
     // Nothing limits it to begin with.
     let mount = Mount::of(&machine);
@@ -54,7 +55,7 @@ fn a_rate_set_and_taken_back_while_dd_reads(flavor: Flavor) {
     thread::sleep(Duration::from_secs(3));
     let (more, seconds) = (read() - first, begun.elapsed().as_secs() + 1);
     assert!(more > 0 && more <= 2 * RATE * seconds, "{more} bytes in {seconds} s");
-    // Other limits beside it, and then none: at this rate it would take two minutes.
+    // Other limits beside it, and then none: at this rate it would take a minute.
     set(&mount, "max_inflight=2");
     set(&mount, "polite");
     set(&mount, "polite=no");
@@ -231,4 +232,22 @@ fn reload_changes_what_can_be_changed_and_names_the_rest(flavor: Flavor) {
     config.pullfs(&["umount", &mnt], &[]).success();
     let done = reload();
     assert_eq!(done.code, Some(3), "{done}");
+}
+
+on!(the_unit_reloads: new = New);
+fn the_unit_reloads(flavor: Flavor) {
+    let machine = machine(flavor, 4 * MIB);
+    let config = Config::new("");
+    let path = config.path().display().to_string();
+    let mount = Mount::configured(&machine.source(), "", &[("PULLFS_CONFIG", &path)]);
+    config.write("[options]\nmax_rate = \"9M\"\n");
+    let unit = fs::read_to_string(workspace().join("mount-helpers/systemd/pullfs@.service")).expect("the unit");
+    let line = unit.lines().find_map(|line| line.strip_prefix("ExecReload=")).expect("how it reloads");
+    // As systemd has it: words, of which one is a variable of /etc/pullfs/vm1.conf.
+    let mnt = mount.mnt().display().to_string();
+    let words: Vec<&str> = line.split(' ').map(|word| if word == "${MOUNT_POINT}" { &mnt } else { word }).collect();
+    assert_eq!(words[0], "/usr/local/bin/pullfs", "{line}");
+    run(Command::new(pullfs()).args(&words[1..])).success();
+    assert_eq!(mount.status()["mount"]["options"]["max_rate"], 9 << 20);
+    assert!(mount.unmount().success());
 }

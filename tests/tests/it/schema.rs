@@ -15,6 +15,7 @@ use pullfs_tests::tools::pullfs;
 use rustix::process::Signal;
 use serde_json::Value;
 
+use super::config::Config;
 use super::tls::{Port, Scene};
 
 /// Until something is noticed, on a busy machine.
@@ -60,6 +61,9 @@ fn limited(flavor: Flavor, documents: &mut Documents) {
     assert_eq!(status["skipped"][0]["kind"], "disk", "{status}");
     assert!(status["throttle"].is_object() && status["point"]["scratch"]["limit"].is_u64(), "{status}");
     documents.push(("held, throttled, a disk left out", status));
+    mount.control("set max_rate=16M").expect("it can be changed");
+    mount.control("reload polite=no").expect("it can be changed");
+    documents.push(("some options were changed", mount.status()));
     // More than the limit: the point in time is given up.
     (0..16).for_each(|mib| machine.write("vda", mib * MIB, MIB, 0x22));
     wait_until("the end of the point in time", LIMIT, || mount.state() == "none");
@@ -67,6 +71,17 @@ fn limited(flavor: Flavor, documents: &mut Documents) {
     assert_eq!(status["last_end"]["kind"], "scratch", "{status}");
     documents.push(("ended to protect the guest", status));
     drop(open);
+    assert!(mount.unmount().success());
+}
+
+/// Options from everywhere.
+fn configured(flavor: Flavor, documents: &mut Documents) {
+    let machine = machine(flavor);
+    let config = Config::new("[options]\nreadahead = \"1M\"\n");
+    let variables = [("PULLFS_CONFIG", config.path().display().to_string()), ("PULLFS_CACHE", "16M".to_owned())];
+    let mount =
+        Mount::configured(&machine.source(), "polite", &variables.each_ref().map(|(name, value)| (*name, &**value)));
+    documents.push(("options from everywhere", mount.status()));
     assert!(mount.unmount().success());
 }
 
@@ -108,6 +123,7 @@ fn status_json_is_as_its_schema_says_in_every_state(flavor: Flavor) {
     a_life(flavor, &mut documents);
     limited(flavor, &mut documents);
     broken(flavor, &mut documents);
+    configured(flavor, &mut documents);
     over_tcp(flavor, &mut documents);
     let schema = Schema::of("status.schema.json");
     assert_eq!(schema.gaps(), [""; 0]);

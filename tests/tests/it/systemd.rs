@@ -59,7 +59,7 @@ fn installed() -> (TempDir, PathBuf) {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let text = fs::read_to_string(unit()).expect("the unit");
     let program = pullfs().display().to_string();
-    assert_eq!(text.matches("/usr/local/bin/pullfs").count(), 1, "what `make install` replaces");
+    assert_eq!(text.matches("/usr/local/bin/pullfs").count(), 2, "what `make install` replaces");
     let path = dir.path().join("pullfs@vm1.service");
     fs::write(&path, text.replace("/usr/local/bin/pullfs", &program)).expect("a unit");
     (dir, path)
