@@ -51,7 +51,7 @@ pub(crate) struct InForce<'a> {
 }
 
 impl<'a> InForce<'a> {
-    /// The options of a mount whose files belong to this user and group.
+    /// The options of a mount by this user and group.
     pub(crate) fn new(options: &'a Options, (uid, gid): (u32, u32)) -> Self {
         Self {
             formats: formats(options.formats),
@@ -87,8 +87,8 @@ impl<'a> InForce<'a> {
             max_rate: options.max_rate,
             max_inflight: options.max_inflight,
             polite: options.polite,
-            uid,
-            gid,
+            uid: options.uid.unwrap_or(uid),
+            gid: options.gid.unwrap_or(gid),
             umask: format!("{:03o}", options.umask),
             allow_other: options.allow_other,
             sandbox: if options.sandbox { "auto" } else { "off" },
@@ -185,10 +185,10 @@ mod tests {
 
     #[test]
     fn what_was_given_is_told_as_it_is_meant() {
-        let given = "formats=raw+map,cluster_size=4K,start=manual,fleece=filter,idle_timeout=1500ms,disks=vdb+vda,\
+        let given = "gid=9,formats=raw+map,cluster_size=4K,start=manual,fleece=filter,idle_timeout=1500ms,disks=vdb+vda,\
                      foreign=rw,nbd=unix:/run/nbd,umask=27,sandbox=off,readahead=0,metrics=:9100";
         let told = serde_json::to_value(InForce::new(&Options::parse(given).unwrap(), (7, 8))).unwrap();
-        let expected: [(&str, Value); 14] = [
+        let expected: [(&str, Value); 15] = [
             ("formats", ["raw", "map"].as_slice().into()),
             ("cluster_size", 4096.into()),
             ("start", "manual".into()),
@@ -202,6 +202,7 @@ mod tests {
             ("sandbox", "off".into()),
             ("readahead", 0.into()),
             ("uid", 7.into()),
+            ("gid", 9.into()),
             ("metrics", "127.0.0.1:9100".into()),
         ];
         for (name, value) in expected {
