@@ -1,4 +1,4 @@
-//! `pullfs begin`, `pullfs release`, `pullfs set`, `pullfs checkpoint create` and `delete`: a line to `control`, and what went wrong in words.
+//! `pullfs begin`, `release`, `set`, `checkpoint create` and `delete`: a line to `control`, and what went wrong in words.
 
 use std::io::Write;
 use std::path::Path;

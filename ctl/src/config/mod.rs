@@ -56,8 +56,16 @@ pub(crate) fn path() -> std::io::Result<PathBuf> {
 /// # Errors
 /// As [`resolve`].
 pub(crate) fn anew(source: &str, path: &Path, over_files: Vec<Setting>) -> Result<Resolved> {
-    let of_file = file::read(path, Wanted::Of(source))?.unwrap_or_default();
+    let of_file = match file::read(path, Wanted::Of(source))? {
+        None if path != Path::new(FILE) => return Err(missing(path)),
+        settings => settings.unwrap_or_default(),
+    };
     Resolved::of(of_file.into_iter().chain(over_files))
+}
+
+/// Whoever names a file means it; only the usual one need not exist.
+fn missing(path: &Path) -> Error {
+    Error::new(Kind::Invalid, format!("{}, which {FILE_VARIABLE} names, does not exist", path.display()))
 }
 
 fn variable(name: &str) -> Option<OsString> {
@@ -74,10 +82,7 @@ fn resolve_with(wanted: Wanted<'_>, variable: impl Fn(&str) -> Option<OsString>,
     let of_file = match file::read(path, wanted)? {
         Some(settings) => settings,
         None if named.is_none() => Vec::new(),
-        None => {
-            let why = format!("{}, which {FILE_VARIABLE} names, does not exist", path.display());
-            return Err(Error::new(Kind::Invalid, why));
-        }
+        None => return Err(missing(path)),
     };
     // Without a source, those of machines are looked at for mistakes only.
     Resolved::of(of_file.clone())?;

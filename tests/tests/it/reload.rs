@@ -229,6 +229,12 @@ fn reload_changes_what_can_be_changed_and_names_the_rest(flavor: Flavor) {
     assert!(done.code == Some(4) && done.stderr.contains("would end at once"), "{done}");
     assert_eq!(told()["mount"]["options"]["readahead"], 3 << 20, "the others are changed");
     assert_eq!(told()["point"]["state"], "held");
+    // A file that was named is meant: without it nothing is taken back.
+    fs::remove_file(config.path()).expect("the file");
+    let done = reload();
+    assert!(done.code == Some(1) && done.stderr.contains("does not exist"), "{done}");
+    assert_eq!(told()["mount"]["options"]["readahead"], 3 << 20);
+    config.write("");
     config.pullfs(&["umount", &mnt], &[]).success();
     let done = reload();
     assert_eq!(done.code, Some(3), "{done}");
