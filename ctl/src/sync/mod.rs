@@ -141,11 +141,11 @@ fn copy_pieces(held: &Held<'_>, known: Option<u64>, dest: &mut Dest, mut progres
             // The holes of a whole disk are nothing that is waited for.
             progress.add(if known.is_some() { range.end - range.start } else { 0 })
         }
-        Piece::Data(range) => {
+        Piece::Data(ref range) | Piece::Changed(ref range) => {
             let mut at = range.start;
             while at < range.end {
                 let count = usize::try_from(range.end - at).unwrap_or(usize::MAX).min(buffer.len());
-                held.read(at, &mut buffer[..count])?;
+                held.read(&piece, at, &mut buffer[..count])?;
                 dest.write(at, &buffer[..count])?;
                 let count = u64::try_from(count).unwrap_or(u64::MAX);
                 at += count;

@@ -1,7 +1,8 @@
 //! The disk on the mount: which one, what of it is to be copied, and its data at one point in time.
 //!
-//! Data is read from `disk.raw`, also where a dirty map says which: what lies past the end that the copy knows of (the
-//! disk grew) is not in QEMU's bitmaps, so that no `delta.raw` need show it.
+//! What changed is read from `delta.raw`: whoever reads ahead there, the kernel or the daemon, does not get to what lies between.
+//! What lies past the end that the copy knows of (the disk grew) is not in QEMU's bitmaps, so that no delta need show it: that, as
+//! a whole disk, is read from `disk.raw`.
 
 use std::fs::File;
 use std::io::{self, BufReader, Seek as _};
@@ -35,8 +36,10 @@ pub(super) struct Source {
 /// A piece of the disk that is to be copied.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Piece {
-    /// Whatever is there.
+    /// Whatever is on the disk there.
     Data(Range<u64>),
+    /// What a dirty map says of it, as the delta shows it.
+    Changed(Range<u64>),
     /// Zeroes, without a look.
     Zero(Range<u64>),
 }
@@ -44,7 +47,7 @@ pub(super) enum Piece {
 impl Piece {
     pub(super) fn range(&self) -> &Range<u64> {
         match self {
-            Self::Data(range) | Self::Zero(range) => range,
+            Self::Data(range) | Self::Changed(range) | Self::Zero(range) => range,
         }
     }
 }
@@ -94,12 +97,18 @@ impl Source {
             Ok(file) => Ok((path, file)),
             Err(error) => Err(self.mounted.failed(&format!("cannot open {}", path.display()), &error)),
         };
-        let (path, data) = open(self.current().join("disk.raw"))?;
-        let map = if self.checkpoint.is_some() { Some(open(self.dir.join("dirty.map"))?) } else { None };
-        let size = data.metadata().map_err(|error| self.mounted.failed(&path.display().to_string(), &error))?.len();
+        let disk = open(self.current().join("disk.raw"))?;
+        let changes = match self.checkpoint {
+            Some(_) => {
+                Some(Changes { map: open(self.dir.join("dirty.map"))?, delta: open(self.dir.join("delta.raw"))? })
+            }
+            None => None,
+        };
+        let (path, file) = &disk;
+        let size = file.metadata().map_err(|error| self.mounted.failed(&path.display().to_string(), &error))?.len();
         let status = self.mounted.status()?;
         let (number, time) = (status.point.number, status.point.time.clone());
-        let held = Held { source: self, path, data, map, size, number, time };
+        let held = Held { source: self, disk, changes, size, number, time };
         held.check_state(&status)?;
         Ok((held, status))
     }
@@ -118,12 +127,20 @@ fn checkpoint(status: &Status, name: &str) -> Checkpoint {
     Checkpoint { name: name.to_owned(), created: known.and_then(|known| known.created.clone()) }
 }
 
+/// A file of the mount that is open, and where it is.
+type Open = (PathBuf, File);
+
+/// What changed on a disk: where, and the data there.
+struct Changes {
+    map: Open,
+    delta: Open,
+}
+
 /// A disk at a point in time, which cannot be replaced by another one while this exists.
 pub(super) struct Held<'a> {
     source: &'a Source,
-    path: PathBuf,
-    data: File,
-    map: Option<(PathBuf, File)>,
+    disk: Open,
+    changes: Option<Changes>,
     pub(super) size: u64,
     number: u64,
     time: Option<String>,
@@ -156,7 +173,7 @@ impl Held<'_> {
 
     /// Calls `visit` for each piece, in order. `known` is the size of the disk as the copy knows it.
     pub(super) fn pieces(&self, known: u64, visit: &mut dyn FnMut(Piece) -> Outcome) -> Outcome {
-        let Some((path, file)) = &self.map else { return self.walk(0..self.size, visit) };
+        let Some(Changes { map: (path, file), .. }) = &self.changes else { return self.walk(0..self.size, visit) };
         let failed = |error: MapError| match error {
             MapError::Io(error) => self.source.mounted.failed(&path.display().to_string(), &error),
             error @ MapError::Line { .. } => Failure::message(Code::System, format!("{}: {error}", path.display())),
@@ -178,18 +195,20 @@ impl Held<'_> {
             }
             self.walk(grown(at..extent.range.start, known), visit)?;
             at = extent.range.end;
-            visit(if extent.zero { Piece::Zero(extent.range) } else { Piece::Data(extent.range) })?;
+            visit(if extent.zero { Piece::Zero(extent.range) } else { Piece::Changed(extent.range) })?;
         }
         self.walk(grown(at..self.size, known), visit)
     }
 
     /// The data and the holes of a range of the disk.
     fn walk(&self, range: Range<u64>, visit: &mut dyn FnMut(Piece) -> Outcome) -> Outcome {
+        let (path, file) = &self.disk;
+        let failed = |at: u64, error: Errno| self.failed(path, at, &error.into());
         let mut at = range.start;
         while at < range.end {
-            let data = match seek(&self.data, SeekFrom::Data(at)) {
+            let data = match seek(file, SeekFrom::Data(at)) {
                 Err(Errno::NXIO) => range.end,
-                found => found.map_err(|error| self.failed(at, &error.into()))?.min(range.end),
+                found => found.map_err(|error| failed(at, error))?.min(range.end),
             };
             if data > at {
                 visit(Piece::Zero(at..data))?;
@@ -197,7 +216,7 @@ impl Held<'_> {
             if data == range.end {
                 return Ok(());
             }
-            let hole = seek(&self.data, SeekFrom::Hole(data)).map_err(|error| self.failed(data, &error.into()))?;
+            let hole = seek(file, SeekFrom::Hole(data)).map_err(|error| failed(data, error))?;
             at = hole.min(range.end);
             visit(Piece::Data(data..at))?;
         }
@@ -207,15 +226,20 @@ impl Held<'_> {
     /// How much data there is, as far as that is known.
     pub(super) fn estimate(&self) -> u64 {
         use std::os::unix::fs::MetadataExt;
-        self.data.metadata().map_or(0, |meta| meta.blocks().saturating_mul(512)).min(self.size)
+        self.disk.1.metadata().map_or(0, |meta| meta.blocks().saturating_mul(512)).min(self.size)
     }
 
-    pub(super) fn read(&self, offset: u64, buffer: &mut [u8]) -> Outcome {
-        self.data.read_exact_at(buffer, offset).map_err(|error| self.failed(offset, &error))
+    /// Fills `buffer` with what is at `offset` of the disk, which lies in `piece`.
+    pub(super) fn read(&self, piece: &Piece, offset: u64, buffer: &mut [u8]) -> Outcome {
+        let (path, file) = match (piece, &self.changes) {
+            (Piece::Changed(_), Some(Changes { delta, .. })) => delta,
+            _ => &self.disk,
+        };
+        file.read_exact_at(buffer, offset).map_err(|error| self.failed(path, offset, &error))
     }
 
-    fn failed(&self, offset: u64, error: &io::Error) -> Failure {
-        let what = format!("cannot read {} at {offset}; the copy is unfinished, run it again", self.path.display());
+    fn failed(&self, path: &Path, offset: u64, error: &io::Error) -> Failure {
+        let what = format!("cannot read {} at {offset}; the copy is unfinished, run it again", path.display());
         self.source.mounted.failed(&what, error)
     }
 }

@@ -226,8 +226,7 @@ impl Read {
     fn of(bytes: u64) -> Self {
         match bytes {
             0 => Self::Nothing,
-            // As much again may be read ahead of it.
-            bytes if bytes <= 2 * CHANGED + CHANGED / 4 => Self::Changes,
+            CHANGED => Self::Changes,
             bytes if (DATA..=DATA + CHANGED + DATA / 4).contains(&bytes) => Self::Data,
             bytes => Self::Other(bytes),
         }
