@@ -45,6 +45,20 @@ impl Machine {
         Builder::new(flavor)
     }
 
+    /// Starts a small machine of two disks, one in each format and one with an odd end, on which `monday` records what changes
+    /// from now on.
+    #[track_caller]
+    pub fn of_two_disks(flavor: Flavor) -> Self {
+        let machine = Self::build(flavor)
+            .disk(Disk::qcow2("vda", 8 * MIB).filled(&[(0, MIB)]))
+            .disk(Disk::raw("vdb", 4 * MIB + 512).filled(&[(MIB, MIB)]))
+            .start();
+        for id in ["vda", "vdb"] {
+            machine.add_bitmap(id, "monday", CLUSTER);
+        }
+        machine
+    }
+
     pub(crate) fn running(server: Running, qmp: Qmp, spec: Builder) -> Self {
         Self { server, qmp: RefCell::new(qmp), spec }
     }

@@ -3,7 +3,6 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
-use pullfs_tests::disk::Disk;
 use pullfs_tests::flavor::Flavor;
 use pullfs_tests::machine::{MIB, Machine};
 use pullfs_tests::mount::{self, Mount, MountPoint};
@@ -12,12 +11,8 @@ use pullfs_tests::tools::tool;
 use serde_json::Value;
 
 fn machine(flavor: Flavor) -> Machine {
-    let machine = Machine::build(flavor)
-        .disk(Disk::qcow2("vda", 8 * MIB).filled(&[(0, MIB)]))
-        .disk(Disk::raw("vdb", 4 * MIB + 512))
-        .start();
+    let machine = Machine::of_two_disks(flavor);
     for id in ["vda", "vdb"] {
-        machine.add_bitmap(id, "monday", 65536);
         machine.write(id, 2 * MIB, 65536, 0x77);
     }
     machine

@@ -3,7 +3,6 @@
 use std::fs;
 use std::process::Command;
 
-use pullfs_tests::disk::Disk;
 use pullfs_tests::flavor::Flavor;
 use pullfs_tests::leftovers::Leftovers;
 use pullfs_tests::machine::{MIB, Machine};
@@ -13,12 +12,8 @@ use pullfs_tests::process::ok;
 use pullfs_tests::tools::tool;
 
 fn machine(flavor: Flavor) -> Machine {
-    let machine = Machine::build(flavor)
-        .disk(Disk::qcow2("vda", 8 * MIB).filled(&[(0, MIB)]))
-        .disk(Disk::raw("vdb", 4 * MIB).filled(&[(MIB, MIB)]))
-        .start();
+    let machine = Machine::of_two_disks(flavor);
     for id in ["vda", "vdb"] {
-        machine.add_bitmap(id, "monday", 65536);
         machine.write(id, 2 * MIB, 65536, 0x77);
     }
     machine

@@ -57,9 +57,7 @@ fn a_crash_leaves_nothing_and_ends_all_reads(flavor: Flavor) {
     let scene = Scene::new(flavor);
     let before = Leftovers::of(&scene.machine);
     for signal in [Signal::KILL, Signal::ABORT, Signal::SEGV] {
-        let mut mount = scene.mount();
-        let traces = Traces::of(&mount);
-        scene.monday_tells(&mount);
+        let (mut mount, traces) = scene.holding();
         let readers = [(); 8].map(|()| reads_until_it_fails(&mount.disk("vda")));
         scene.guest_writes();
         // Rust takes the first SIGSEGV for an overflow of a stack, and waits for it to come again.
@@ -115,9 +113,7 @@ on!(a_guardian_that_is_killed_is_replaced: new = New, old = Old);
 fn a_guardian_that_is_killed_is_replaced(flavor: Flavor) {
     let scene = Scene::new(flavor);
     let before = Leftovers::of(&scene.machine);
-    let mut mount = scene.mount();
-    let traces = Traces::of(&mount);
-    scene.monday_tells(&mount);
+    let (mut mount, traces) = scene.holding();
     let first = mount.guardian();
     signal_pid(first, Signal::KILL);
     wait_until("a new guardian", RESCUE_LIMIT, || {
@@ -142,9 +138,7 @@ on!(a_mount_that_nobody_may_take_away_is_left_to_recover: new = New);
 fn a_mount_that_nobody_may_take_away_is_left_to_recover(flavor: Flavor) {
     let scene = Scene::new(flavor);
     let before = Leftovers::of(&scene.machine);
-    let mut mount = scene.mount();
-    let traces = Traces::of(&mount);
-    scene.monday_tells(&mount);
+    let (mut mount, traces) = scene.holding();
     let first = u64::from(mount.guardian());
     signal_pid(mount.guardian(), Signal::KILL);
     wait_until("a new guardian", RESCUE_LIMIT, || {
@@ -190,9 +184,7 @@ fn a_guardian_may_be_killed_while_it_cleans_up(flavor: Flavor) {
     let scene = Scene::new(flavor);
     let before = Leftovers::of(&scene.machine);
     let round = |nth: usize, moment: Moment| {
-        let mut mount = scene.mount();
-        let traces = Traces::of(&mount);
-        scene.monday_tells(&mount);
+        let (mut mount, traces) = scene.holding();
         let guardian = mount.guardian();
         scene.relay.kill_at(nth, moment, &[guardian]);
         signal_pid(mount.pid(), Signal::KILL);
@@ -215,9 +207,7 @@ fn recover_may_be_killed_too(flavor: Flavor) {
     let scene = Scene::new(flavor);
     let before = Leftovers::of(&scene.machine);
     let round = |nth: usize, moment: Moment| {
-        let mut mount = scene.mount();
-        let traces = Traces::of(&mount);
-        scene.monday_tells(&mount);
+        let (mut mount, traces) = scene.holding();
         scene.relay.count();
         kill_at_once(&[mount.guardian(), mount.pid()]);
         mount.ended();

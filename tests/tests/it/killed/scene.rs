@@ -102,6 +102,15 @@ impl Scene {
         Mount::source(&self.relay.source(), "")
     }
 
+    /// A mount that holds a point in time, and its traces.
+    #[track_caller]
+    pub(crate) fn holding(&self) -> (Mount, Traces) {
+        let mount = self.mount();
+        let traces = Traces::of(&mount);
+        self.monday_tells(&mount);
+        (mount, traces)
+    }
+
     /// `pullfs recover` of the machine.
     #[track_caller]
     pub(crate) fn recover(&self) -> Finished {
