@@ -177,6 +177,8 @@ mod tests {
         tracing::subscriber::with_default(subscriber, || {
             tracing::warn!(number = 7, "a line\nMESSAGE=and another");
             tracing::info!("{}", "é".repeat(MAX_MESSAGE));
+            tracing::error!("worse");
+            tracing::debug!("of no weight");
         });
         let entry = heard(&system);
         assert_eq!(value(&entry, "MESSAGE"), "a line\nMESSAGE=and another number=7");
@@ -184,6 +186,7 @@ mod tests {
         assert_eq!((value(&entry, "PULLFS_SOURCE"), value(&entry, "PULLFS_MOUNT")), ("qmp:/a\nPRIORITY=0", "/mnt"));
         let long = heard(&system);
         assert_eq!((value(&long, "MESSAGE").len(), value(&long, "PRIORITY")), (MAX_MESSAGE, "6"));
+        assert_eq!([(); 2].map(|()| value(&heard(&system), "PRIORITY").to_owned()), ["3", "7"]);
     }
 
     #[test]
@@ -198,7 +201,9 @@ mod tests {
         journal.send(Level::WARN, "there is no room");
         (0..taken).for_each(|_| drop(heard(&system)));
         journal.send(Level::INFO, "it reads again");
-        assert!(value(&heard(&system), "MESSAGE").starts_with("2 messages were dropped"));
+        let lost = heard(&system);
+        assert!(value(&lost, "MESSAGE").starts_with("2 messages were dropped"));
+        assert_eq!(value(&lost, "PRIORITY"), "4");
         assert_eq!(value(&heard(&system), "MESSAGE"), "it reads again");
     }
 }

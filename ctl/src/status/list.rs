@@ -50,6 +50,7 @@ fn document(found: &mount::Mounted, answer: Result<String, String>) -> Value {
     })
 }
 
+/// One line: where, what, and how it is.
 fn row(found: &mount::Mounted, answer: Result<String, String>) -> Vec<String> {
     let place = plain(&found.path.to_string_lossy());
     let parsed = answer.and_then(|text| serde_json::from_str::<Status>(&text).map_err(|error| error.to_string()));
@@ -64,4 +65,37 @@ fn row(found: &mount::Mounted, answer: Result<String, String>) -> Vec<String> {
     let counts = [count(status.disks.len(), "disk"), count(status.checkpoints.len(), "checkpoint")].join(", ");
     let state = if status.unreachable.is_some() { paint(WARNING, "machine unreachable") } else { counts };
     vec![place, plain(name), plain(&point), state]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The row of a mount whose status.json is changed, without colours.
+    fn told(change: impl FnOnce(&mut Value)) -> Vec<String> {
+        let mut status = json!({
+            "pid": 7, "machine": {"source": "qmp:/a", "name": "vm1", "qemu": "10.0", "fleece": "job"},
+            "disks": [{"name": "vda", "format": "raw", "size": 512}], "skipped": [], "checkpoints": [],
+            "point": {"state": "held", "number": 1, "time": "2020-01-01T00:00:00Z", "open_files": 0},
+            "reads": {"count": 0, "bytes": 0}, "cache": {"fetched": 0},
+        });
+        change(&mut status);
+        let found = mount::Mounted {
+            device: "0:50".to_owned(),
+            path: "/mnt/a\nb".into(),
+            kind: "fuse.pullfs".to_owned(),
+            source: "qmp:/a".into(),
+        };
+        let cells = row(&found, Ok(status.to_string()));
+        cells.iter().map(|cell| anstream::adapter::strip_str(cell).to_string()).collect()
+    }
+
+    #[test]
+    fn a_row_tells_the_mount_and_its_machine() {
+        let cells = told(|_| ());
+        assert_eq!((&*cells[0], &*cells[1], &*cells[3]), ("/mnt/a?b", "vm1", "1 disk, 0 checkpoints"));
+        assert!(cells[2].starts_with("held for ") && cells[2].ends_with(" days"), "{cells:?}");
+        assert_eq!(told(|status| status["machine"]["name"] = Value::Null)[1], "qmp:/a");
+        assert_eq!(told(|status| status["unreachable"] = "QEMU ended".into())[3], "machine unreachable");
+    }
 }

@@ -68,6 +68,52 @@ fn what_is_wrong_stands_out() {
 }
 
 #[test]
+fn the_smaller_of_limit_and_file_system_is_room() {
+    let text = |free: u64, limit: u64| describe_scratch(&Scratch { used: 4 << 20, free, limit: Some(limit) }).1;
+    assert_eq!(text(1 << 30, 12 << 20), "4.0 MiB used, room for 8.0 MiB more");
+    assert_eq!(text(16 << 20, 1 << 30), "4.0 MiB used, room for 16.0 MiB more");
+    assert_eq!(text(1 << 30, 1 << 20), "4.0 MiB used, room for 0 B more, NEARLY FULL");
+}
+
+#[test]
+fn each_kind_of_bitmap_is_told_apart() {
+    let status = document(|status| {
+        let bitmap = |persistent: bool| json!({"dirty_bytes": 65536, "persistent": persistent});
+        let mut whole = bitmap(true);
+        whole["whole"] = "it is new".into();
+        status["checkpoints"] = json!([
+            {"name": "monday", "created": "2026-01-02T03:04:05.678Z", "dirty_bytes": 196_608,
+             "disks": {"vda": bitmap(true), "vdb": bitmap(false), "vdc": whole}},
+            {"name": "theirs", "created": null, "dirty_bytes": 0, "disks": {}},
+        ]);
+    });
+    let text = described(&status, None);
+    let monday = "monday  2026-01-02 03:04:05  192.0 KiB changed since: vda 64.0 KiB, vdb 64.0 KiB (transient), \
+                  vdc all of it (it does not have this checkpoint)\n";
+    assert!(text.contains(monday), "{text}");
+    assert!(text.contains("theirs  foreign              0 B changed since:\n"), "{text}");
+}
+
+#[test]
+fn the_last_end_is_told_with_its_age_and_its_reason() {
+    let ago = |seconds: u64| {
+        let time = SystemTime::now() - std::time::Duration::from_secs(seconds);
+        humantime::format_rfc3339_millis(time).to_string()
+    };
+    let status = document(|status| {
+        status["last_end"] = json!({"reason": "scratch is full", "time": ago(7205)});
+        status["point"] = json!({"state": "held", "number": 2, "time": ago(130), "checkpoint": null, "open_files": 2,
+                                 "scratch": null});
+    });
+    let text = described(&status, None);
+    assert!(text.contains("last ended     2 h ago: scratch is full\n"), "{text}");
+    assert!(text.contains("held for 2 min, since 20") && text.contains("; 2 files open\n"), "{text}");
+    let ages = [5, 59 * 60, 47 * 3600, 49 * 3600].map(|seconds| age(&ago(seconds)).unwrap());
+    assert_eq!(ages, ["5 s", "59 min", "47 h", "2 days"]);
+    assert_eq!([age("no time"), age("9999-01-01T00:00:00Z")], [None, None]);
+}
+
+#[test]
 fn a_narrow_terminal_is_kept_to() {
     let status = document(|status| status["unreachable"] = "words that go on and on ".repeat(9).into());
     let text = described(&status, Some(50));
@@ -87,6 +133,15 @@ fn a_name_cannot_write_on_the_terminal() {
     let checkpoint =
         Checkpoint { name: "a\x1b[2J\n\u{202e}b".into(), created: None, dirty_bytes: 0, disks: BTreeMap::default() };
     assert!(describe_checkpoint(&checkpoint).starts_with("a?[2J??b"));
+    assert_eq!(plain("\u{2066}a\u{61c}b\u{200f}c\u{9b}"), "?a?b?c?");
+    let name = "vm\x1b[2J\u{2069}";
+    let status = document(|status| {
+        status["machine"]["name"] = name.into();
+        status["disks"][0]["name"] = name.into();
+        status["skipped"] = json!([{"name": name, "reason": "no medium"}]);
+    });
+    let text = described(&status, None);
+    assert_eq!(text.matches("vm?[2J?").count(), 3, "{text:?}");
 }
 
 #[test]

@@ -140,6 +140,23 @@ mod tests {
     use super::*;
 
     #[test]
+    fn rates_are_what_came_in_between_in_a_second() {
+        let status = |count: u64, bytes: u64, fetched: u64| -> Status {
+            let document = serde_json::json!({
+                "pid": 7, "machine": {"source": "qmp:/a", "qemu": "10.0", "fleece": "job"}, "disks": [], "skipped": [],
+                "checkpoints": [], "point": {"state": "none", "number": 0, "open_files": 0},
+                "reads": {"count": count, "bytes": bytes}, "cache": {"fetched": fetched},
+            });
+            serde_json::from_value(document).unwrap()
+        };
+        let Rates { read, fetched, reads_per_second } =
+            rates(&status(10, 1000, 300), &status(30, 5000, 500), Duration::from_millis(500));
+        assert_eq!((read, fetched, reads_per_second), (8000, 400, 40));
+        // Another daemon has begun again from nothing.
+        assert_eq!(rates(&status(10, 1000, 300), &status(1, 10, 3), Duration::ZERO).read, 0);
+    }
+
+    #[test]
     fn a_block_that_is_too_high_is_cut() {
         assert_eq!(redrawn("a\nb\nc\n", 2), "\x1b[Ha\x1b[K\r\nb\x1b[K\x1b[J");
     }
