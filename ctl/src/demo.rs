@@ -16,6 +16,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::failure::Outcome;
+use crate::waiting::waiting;
 
 /// How long QEMU may take to open its sockets.
 const START_LIMIT: Duration = Duration::from_secs(20);
@@ -153,15 +154,20 @@ impl Machine {
             .spawn()
             .context("cannot start qemu-system-x86_64; is the package qemu-system-x86 installed?")?;
         let mut machine = Self(child);
+        waiting("waiting for QEMU to start", || machine.opens_its_sockets())?;
+        Ok(machine)
+    }
+
+    fn opens_its_sockets(&mut self) -> Result<()> {
         let deadline = Instant::now() + START_LIMIT;
         while !(Path::new("pull.qmp").exists() && Path::new("guest.qmp").exists()) {
-            if let Some(status) = machine.0.try_wait()? {
+            if let Some(status) = self.0.try_wait()? {
                 bail!("QEMU ended at once ({status})");
             }
             ensure!(Instant::now() < deadline, "QEMU opened no sockets within {} s", START_LIMIT.as_secs());
             std::thread::sleep(Duration::from_millis(20));
         }
-        Ok(machine)
+        Ok(())
     }
 }
 
@@ -170,9 +176,11 @@ impl Drop for Machine {
         let pid = rustix::process::Pid::from_child(&self.0);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).ok();
         let deadline = Instant::now() + QUIT_LIMIT;
-        while matches!(self.0.try_wait(), Ok(None)) && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        waiting("waiting for QEMU to end", || {
+            while matches!(self.0.try_wait(), Ok(None)) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+        });
         self.0.kill().ok();
         self.0.wait().ok();
     }

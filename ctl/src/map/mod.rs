@@ -166,8 +166,11 @@ fn read(path: &Path) -> Outcome<Summary> {
         let code = if missing { Code::NotFound } else { Code::System };
         Failure::message(code, format!("cannot read {}: {error}", path.display()))
     };
-    let file = File::open(path).map_err(failed)?;
-    let summary = waiting("reading the map", || Summary::read(BufReader::with_capacity(BUFFER, file)));
+    // A map of a mount takes the point in time when it is opened.
+    let summary = waiting("reading the map", || {
+        let file = File::open(path).map_err(Error::Io)?;
+        Summary::read(BufReader::with_capacity(BUFFER, file))
+    });
     match summary {
         Ok(summary) => Ok(summary),
         Err(Error::Io(error)) => Err(failed(error)),

@@ -1,6 +1,8 @@
 //! What a person sees: colours, widths, all mounts at once, `--watch`, and what is waited for. `script` is the terminal.
 
+use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -9,7 +11,7 @@ use pullfs_tests::disk::Disk;
 use pullfs_tests::flavor::Flavor;
 use pullfs_tests::machine::{MIB, Machine};
 use pullfs_tests::mount::{Mount, MountPoint};
-use pullfs_tests::process::{Finished, LIMIT, ok, run, signal_child, wait_for, within};
+use pullfs_tests::process::{Finished, LIMIT, ok, run, signal_child, signal_pid, wait_for, within};
 use pullfs_tests::tools::{pullfs, tool};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -25,6 +27,10 @@ fn machine(flavor: Flavor) -> Machine {
 
 /// Runs pullfs with a terminal of so many columns.
 fn on_a_terminal(environment: &str, columns: u32, arguments: &str) -> Finished {
+    run(&mut terminal(environment, columns, arguments))
+}
+
+fn terminal(environment: &str, columns: u32, arguments: &str) -> Command {
     let line = format!("stty cols {columns} rows 50; {environment} {} {arguments}", pullfs().display());
     let mut script = tool("script");
     // Whoever runs the tests may have wishes of their own.
@@ -32,7 +38,31 @@ fn on_a_terminal(environment: &str, columns: u32, arguments: &str) -> Finished {
         script.env_remove(wish);
     }
     script.env("TERM", "xterm").env("SHELL", "/bin/sh");
-    run(script.args(["-q", "-e", "-c", &line, "/dev/null"]))
+    script.args(["-q", "-e", "-c", &line, "/dev/null"]);
+    script
+}
+
+/// What a terminal shows of a command from when `words` are shown; not before that the machine goes on.
+#[track_caller]
+fn after_waiting(machine: &mut Machine, arguments: &str, words: &'static str) -> String {
+    let pid = machine.server().pid();
+    signal_pid(pid, Signal::STOP);
+    let mut script = terminal("", 100, arguments);
+    let mut child = script.stdin(Stdio::null()).stdout(Stdio::piped()).spawn().expect("script");
+    let mut out = child.stdout.take().expect("standard output");
+    let shown = within(words, LIMIT, move || {
+        let (mut shown, mut more) = (String::new(), [0; 4096]);
+        while !shown.contains(words) {
+            let length = out.read(&mut more).expect("what is shown");
+            assert!(length > 0, "no {words:?} in {shown}");
+            shown += &String::from_utf8_lossy(&more[..length]);
+        }
+        signal_pid(pid, Signal::CONT);
+        out.read_to_string(&mut shown).expect("the rest");
+        shown
+    });
+    assert_eq!(wait_for(&mut child, LIMIT).expect("its end").code(), Some(0), "{shown}");
+    shown.rsplit(words).next().unwrap_or_default().to_owned()
 }
 
 /// A `--watch` whose blocks can be read.
@@ -141,12 +171,12 @@ fn what_is_waited_for_is_said_on_a_terminal_alone(flavor: Flavor) {
     let pid = machine.server().pid();
     let mnt = mount.mnt();
     let arguments = format!("begin {}", mnt.display());
-    pullfs_tests::process::signal_pid(pid, Signal::STOP);
+    signal_pid(pid, Signal::STOP);
     let shown = on_a_terminal("", 100, &arguments);
     let silent = mount.command(&["begin"]);
     let place = MountPoint::new();
     let mounting = on_a_terminal("", 100, &format!("mount {} {}", machine.source(), place.mnt().display()));
-    pullfs_tests::process::signal_pid(pid, Signal::CONT);
+    signal_pid(pid, Signal::CONT);
     assert!(shown.stdout.contains("waiting for the machine: begin"), "{shown}");
     let after = shown.stdout.rsplit("waiting for the machine: begin").next().unwrap_or_default();
     assert!(after.contains("\x1b[2K") && after.trim_end().contains("pullfs: begin:"), "it is gone: {shown}");
@@ -159,4 +189,48 @@ fn what_is_waited_for_is_said_on_a_terminal_alone(flavor: Flavor) {
         "what the daemon says comes when it is gone: {mounting}"
     );
     assert!(mount.unmount().success());
+}
+
+on!(each_command_says_what_it_waits_for: new = New);
+fn each_command_says_what_it_waits_for(flavor: Flavor) {
+    let mut machine = machine(flavor);
+    machine.add_bitmap("vda", "monday", 65536);
+    let mut mount = Mount::of(&machine);
+    let map = mount.path("checkpoints/monday/vda/dirty.map").display().to_string();
+    let umount = "unmounted; waiting until nothing of it is left in the machine";
+    let source = machine.source();
+    let commands = [
+        (format!("map {map}"), "reading the map", "virtual size"),
+        (format!("umount {}", mount.mnt().display()), umount, ""),
+        (format!("recover {source}"), "waiting for the machine", "nothing to recover"),
+    ];
+    for (command, words, told) in commands {
+        let after = after_waiting(&mut machine, &command, words);
+        let (_, after) = after.rsplit_once("\x1b[2K").unwrap_or_else(|| panic!("{command}: it stays: {after:?}"));
+        assert!(after.contains(told) && (!told.is_empty() || after.trim().is_empty()), "{command}: {after:?}");
+    }
+    assert!(mount.ended().success());
+}
+
+/// A QEMU that is slow to start.
+const SLOWLY: &str = "#!/bin/sh\nsleep 3\nPATH=${PATH#*:} exec qemu-system-x86_64 \"$@\"\n";
+
+on!(the_demo_shows_what_is_promised: new = New);
+fn the_demo_shows_what_is_promised(_: Flavor) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let slow = dir.path().join("qemu-system-x86_64");
+    fs::write(&slow, SLOWLY)
+        .and_then(|()| fs::set_permissions(&slow, Permissions::from_mode(0o755)))
+        .expect("a script");
+    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap_or_default());
+    let silent = ok(Command::new(pullfs()).arg("demo").env("PATH", &path));
+    assert!(!silent.contains("waiting") && !silent.contains('\x1b'), "{silent}");
+    let shown = on_a_terminal(&format!("PATH='{path}'"), 100, "demo").success();
+    let (_, after) = shown.rsplit_once("waiting for QEMU to start").unwrap_or_else(|| panic!("silent: {shown}"));
+    assert!(after.contains("\x1b[2K"), "it is gone: {shown}");
+    for shown in [silent, shown] {
+        let cmps = shown.matches("$ cmp mnt/current/vda/disk.raw full.raw").count();
+        assert!(cmps == 2 && shown.contains("\nDone."), "{shown}");
+        assert!(shown.contains("query-jobs: []") && shown.contains("query-block-exports: []"), "{shown}");
+    }
 }
