@@ -147,6 +147,10 @@ deb: ## OUT=target/debian: the Debian package, of what is installed and the docu
 	install -m 644 README.md $$(find docs -maxdepth 1 -type f) $(SHARED)/doc/pullfs
 	install -m 644 CHANGELOG.md $(SHARED)/doc/pullfs/changelog
 	install -D -m 644 ctl/debian/lintian-overrides $(SHARED)/lintian/overrides/pullfs
+	install -d $(STAGE)/etc/pullfs
+	sed 's/^[^#]/#&/' docs/config.toml >$(STAGE)/etc/pullfs/config.toml
+	$(BUILT)/pullfs-notices >$(STAGE)/notices
+	cat ctl/debian/copyright $(STAGE)/notices >$(STAGE)/copyright
 	mkdir -p $(OUT)
 	SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$(packed)} PATH="$(SETUP)/bin:$$PATH" \
 	    $(CARGO) deb --quiet -p pullfs --no-build --no-strip --output $(OUT)/

@@ -1,7 +1,7 @@
 //! A Debian with next to nothing in it, and the package: the README's quick start, as it is printed.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -104,4 +104,31 @@ fn the_quick_start_works_as_it_is_printed() {
     assert!(files.contains("/usr/sbin/mount.pullfs\n"), "{files}");
     let left = ok(tool("find").arg(root.path("")).args(["-mindepth", "1", "-name", "*pullfs*"]));
     assert_eq!(left, "", "purged, and still there");
+}
+
+/// The package as a later version might be, with other words in its configuration.
+fn later(out: &Path) {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    ok(tool("dpkg-deb").arg("--raw-extract").arg(package::package()).arg(dir.path()));
+    let change =
+        "sed -i 's/^Version: .*/Version: 99-1/' DEBIAN/control; echo '# A word more.' >>etc/pullfs/config.toml";
+    ok(Command::new("sh").args(["-euc", change]).current_dir(dir.path()));
+    ok(tool("dpkg-deb").args(["--root-owner-group", "--build"]).arg(dir.path()).arg(out));
+}
+
+#[test]
+fn a_configuration_that_was_changed_outlives_an_upgrade() {
+    let root = Root::new();
+    later(&root.path("root/later.deb"));
+    let install = "apt install -y ./pullfs_*.deb; echo '# Mine.' >>/etc/pullfs/config.toml";
+    // As apt does where nobody can be asked.
+    let upgrade = "dpkg -i --force-confdef later.deb </dev/null; cp /etc/pullfs/config.toml /srv; \
+                   dpkg-query -W pullfs >/srv/version; pullfs config >/srv/config";
+    root.run(&format!("cd /root; {install}; {upgrade}; dpkg --purge pullfs; rm pullfs_*.deb"));
+    let read = |name: &str| fs::read_to_string(root.path(name)).expect("what was noted");
+    assert!(read("srv/version").contains("99-1"), "{}", read("srv/version"));
+    let kept = read("srv/config.toml");
+    assert!(kept.ends_with("# Mine.\n") && !kept.contains("A word more"), "{kept}");
+    assert!(!read("srv/config").contains("/etc/pullfs"), "it says nothing yet: {}", read("srv/config"));
+    assert!(!root.path("etc/pullfs").exists(), "purged, and still there");
 }

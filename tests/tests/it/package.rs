@@ -75,7 +75,7 @@ fn it_has_what_is_installed_and_the_documents() {
         .map(|(name, mode)| (name.to_str().expect("a name").to_owned(), mode == 0o755))
         .collect();
     let more: Vec<_> = modes.difference(&installed).map(|(name, _)| name).filter(|name| !documents(name)).collect();
-    assert_eq!(more, ["usr/share/lintian/overrides/pullfs"]);
+    assert_eq!(more, ["etc/pullfs/config.toml", "usr/share/lintian/overrides/pullfs"]);
     let missing: Vec<_> = installed.difference(&modes).collect();
     assert!(missing.is_empty(), "{missing:?} of {listed}");
     for document in fs::read_dir(workspace().join("docs")).expect("docs") {
@@ -92,7 +92,37 @@ fn it_has_what_is_installed_and_the_documents() {
     assert!(file("usr/lib/systemd/system/pullfs@.service").contains("ExecStart=/usr/bin/pullfs mount"));
     let control =
         ok(Command::new("sh").args(["-c", "dpkg-deb --ctrl-tarfile \"$1\" | tar --list", "sh"]).arg(package()));
-    assert_eq!(control, "./control\n", "no maintainer scripts");
+    let control: BTreeSet<&str> = control.lines().collect();
+    assert_eq!(control, BTreeSet::from(["./conffiles", "./control"]), "no maintainer scripts");
+}
+
+#[test]
+fn its_configuration_says_nothing_until_somebody_does() {
+    let packed = file("etc/pullfs/config.toml");
+    assert!(packed.lines().all(|line| line.is_empty() || line.starts_with('#')), "{packed}");
+    // Without the one character before it, a line is that of the document.
+    let document = fs::read_to_string(workspace().join("docs/config.toml")).expect("the document");
+    let settings =
+        packed.lines().map(|line| line.strip_prefix('#').filter(|line| !line.starts_with(' ')).unwrap_or(line));
+    assert!(settings.eq(document.lines()), "{packed}");
+}
+
+#[test]
+fn it_has_the_notices_of_all_that_is_linked() {
+    let copyright = file("usr/share/doc/pullfs/copyright");
+    // Where a crate was when it was built is in what was built of it.
+    let program = fs::read(install::root().join("usr/bin/pullfs")).expect("the program");
+    let text = String::from_utf8_lossy(&program);
+    let name = |path: &'_ str| {
+        path.split(|c: char| !c.is_ascii_alphanumeric() && !"_.+-".contains(c)).nth(1).map(str::to_owned)
+    };
+    let linked: BTreeSet<String> = text.split("/registry/src/").skip(1).filter_map(name).collect();
+    assert!(linked.len() > 30, "{linked:?}");
+    let missing: Vec<_> = linked.iter().filter(|name| !copyright.contains(&format!("crates/{name}/*\n"))).collect();
+    assert!(missing.is_empty(), "{missing:?}");
+    for notice in ["Copyright: Copyright (c) Tokio Contributors", "Copyright: The Rust Project contributors"] {
+        assert!(copyright.contains(notice), "{notice}");
+    }
 }
 
 #[test]
