@@ -144,27 +144,26 @@ fn paragraph(crates: &BTreeSet<String>, licenses: &str, text: &str) -> String {
     let lines: Vec<&str> = text.lines().map(str::trim_end).collect();
     let holders: BTreeSet<&str> = lines.iter().map(|line| line.trim()).filter(|line| names_a_holder(line)).collect();
     let holders = if holders.is_empty() { BTreeSet::from(["those who wrote them"]) } else { holders };
-    let mut paragraph = "\n".to_owned();
-    for (field, values) in
-        [("Files", crates.iter().map(String::as_str).collect::<Vec<_>>()), ("Copyright", holders.into_iter().collect())]
-    {
-        paragraph += &format!("{field}: {}\n", values.join("\n "));
-    }
-    paragraph += &format!("License: {licenses}\n");
+    let list = |values: &mut dyn Iterator<Item = &str>| values.collect::<Vec<_>>().join("\n ");
+    let mut paragraph = vec![
+        String::new(),
+        format!("Files: {}", list(&mut crates.iter().map(String::as_str))),
+        format!("Copyright: {}", list(&mut holders.into_iter())),
+        format!("License: {licenses}"),
+    ];
     let mut left_out = false;
     for line in lines {
         let [begin, end] = APACHE.map(|mark| line.trim() == mark);
         if begin {
-            paragraph += &format!(" {APACHE_IS_THERE}\n");
+            paragraph.push(format!(" {APACHE_IS_THERE}"));
         }
         left_out |= begin;
-        if left_out {
-            left_out = !end;
-            continue;
+        if !left_out {
+            paragraph.push(if line.is_empty() { " .".to_owned() } else { format!(" {line}") });
         }
-        paragraph += &if line.is_empty() { " .\n".to_owned() } else { format!(" {line}\n") };
+        left_out &= !end;
     }
-    paragraph
+    paragraph.join("\n") + "\n"
 }
 
 /// Whether a line is one like `Copyright (c) 2026 Somebody`, rather than one about copyright.
