@@ -1,11 +1,12 @@
 # What a person types. `make` alone lists the targets.
 
 # Debian's packages, all of them in this one place. QEMU 10 itself (qemu-system-x86, qemu-utils) comes from the backports
-# suite, QEMU 7.2 is unpacked beside it: tests/setup/packages.sh and tests/setup/qemu-old.sh.
+# suite, QEMU 7.2 is unpacked beside it: tests/setup/packages.sh and tests/setup/qemu-old.sh. Of libvirt, only the library that
+# programs are linked with is installed, the release's own; the daemons of the tests are unpacked: tests/setup/libvirt.sh.
 PACKAGES_BUILD = gcc libc6-dev
 PACKAGES_DEMO  = $(PACKAGES_BUILD) fuse3 e2fsprogs busybox-static kmod cpio xz-utils python3
 PACKAGES_TEST  = $(PACKAGES_DEMO) attr rsync libnbd-bin nbdkit openssl strace systemd iproute2 nftables man-db zsh fish python3-jsonschema dpkg-dev lintian mmdebstrap
-PACKAGES_TEST += file gddrescue restic borgbackup p7zip-full sqlite3
+PACKAGES_TEST += file gddrescue restic borgbackup p7zip-full sqlite3 libvirt-dev
 # rclone and what its S3 server needs; clients of NFS and Samba, whose servers are unpacked.
 PACKAGES_TEST += rclone python3-pip python3-boto3 python3-flask python3-flask-cors python3-responses python3-xmltodict
 PACKAGES_TEST += libnfs-utils smbclient
@@ -37,7 +38,9 @@ TARGET_DIR = $(shell $(CARGO) metadata --format-version 1 --no-deps --offline | 
 # What the tests find their machines by; see tests/src/tools.rs.
 qemu_old = $$([ -e $(SETUP)/qemu-old/.complete ] && echo $(SETUP)/qemu-old || echo none)
 qemu_new = $$(qemu-system-x86_64 --version | grep -q 'version [2-8]\.' && echo none || echo installed)
-machines = PULLFS_TEST_GUEST=$(SETUP)/guest PULLFS_TEST_QEMU_OLD=$(qemu_old) PULLFS_TEST_QEMU_NEW=$(qemu_new)
+libvirt  = $$([ -e $(SETUP)/libvirt-$(1)/.complete ] && echo $(SETUP)/libvirt-$(1) || echo none)
+machines = PULLFS_TEST_GUEST=$(SETUP)/guest PULLFS_TEST_QEMU_OLD=$(qemu_old) PULLFS_TEST_QEMU_NEW=$(qemu_new) \
+    PULLFS_TEST_LIBVIRT_OLD=$(call libvirt,9) PULLFS_TEST_LIBVIRT_NEW=$(call libvirt,11)
 
 .PHONY: help check deny test newest soak fuzz bench demo install deb setup setup-demo clean
 
@@ -71,6 +74,8 @@ test: setup ## everything, as root: installs what it needs, real QEMU, real moun
 	    *OLD=none) echo "*** ONLY ONE QEMU WAS TESTED: $$(qemu-system-x86_64 --version | head -n 1); 7.2 COULD NOT BE HAD ***" ;; \
 	    *NEW=none) echo "*** ONLY ONE QEMU WAS TESTED: $$(qemu-system-x86_64 --version | head -n 1); 9.0 OR NEWER COULD NOT BE HAD ***" ;; \
 	esac; done
+	@for major in 9 11; do [ -e $(SETUP)/libvirt-$$major/.complete ] || \
+	    echo "*** libvirt $$major COULD NOT BE HAD: NOTHING WAS TESTED WITH IT ***"; done
 
 newest: setup ## the tests of QEMU 10 again, with the newest QEMU that a later Debian has
 	tests/setup/qemu-newest.sh $(SETUP)/qemu-newest
@@ -155,9 +160,11 @@ deb: ## OUT=target/debian: the Debian package, of what is installed and the docu
 	SOURCE_DATE_EPOCH=$${SOURCE_DATE_EPOCH:-$(packed)} PATH="$(SETUP)/bin:$$PATH" \
 	    $(CARGO) deb --quiet -p pullfs --no-build --no-strip --output $(OUT)/
 
-setup: ## as root: Debian's packages, QEMU 7.2 beside 10, the guest (`make test` calls this)
+setup: ## as root: Debian's packages, QEMU 7.2 beside 10, two libvirts, the guest (`make test` calls this)
 	tests/setup/packages.sh $(PACKAGES_TEST)
 	tests/setup/qemu-old.sh $(SETUP)/qemu-old || [ $$? = 3 ]
+	tests/setup/libvirt.sh $(SETUP)/libvirt-9 9 || [ $$? = 3 ]
+	tests/setup/libvirt.sh $(SETUP)/libvirt-11 11 || [ $$? = 3 ]
 	tests/setup/promtool.sh $(SETUP)/prometheus
 	tests/setup/guest.sh $(SETUP)/guest
 	tests/setup/clean-root.sh $(SETUP)/clean-root.tar

@@ -1,14 +1,16 @@
 //! What a machine is to be, and its start.
 
 use std::fs::File;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tempfile::TempDir;
 
 use crate::disk::Disk;
 use crate::flavor::Flavor;
+use crate::libvirt::{self, Domain, Libvirtd};
 use crate::machine::Machine;
 use crate::network::{self, Network};
 use crate::process::{Running, wait_until};
@@ -27,16 +29,32 @@ pub struct Builder {
     pub(crate) flavor: Flavor,
     pub(crate) dir: TempDir,
     pub(crate) disks: Vec<Disk>,
-    iothread: bool,
-    scsi: bool,
+    pub(crate) iothread: bool,
+    pub(crate) scsi: bool,
+    /// libvirt's description of further devices.
+    pub(crate) devices: String,
     namespace: Option<String>,
     arguments: Vec<String>,
+    libvirtd: Option<Arc<Libvirtd>>,
+    /// What libvirt knows of it, once it does.
+    pub(crate) domain: Option<Domain>,
 }
 
 impl Builder {
     pub(crate) fn new(flavor: Flavor) -> Self {
         let dir = tempfile::Builder::new().prefix("pullfs-test-").tempdir().expect("a temporary directory");
-        Self { flavor, dir, disks: Vec::new(), iothread: false, scsi: false, namespace: None, arguments: Vec::new() }
+        Self {
+            flavor,
+            dir,
+            disks: Vec::new(),
+            iothread: false,
+            scsi: false,
+            devices: String::new(),
+            namespace: None,
+            arguments: Vec::new(),
+            libvirtd: None,
+            domain: None,
+        }
     }
 
     /// Adds a disk, and makes its image unless it has one.
@@ -68,6 +86,22 @@ impl Builder {
         self
     }
 
+    /// Makes it a domain of this libvirtd, which is the flavor's, rather than of the one that tests share.
+    #[must_use]
+    pub fn on(mut self, libvirtd: &Arc<Libvirtd>) -> Self {
+        assert_eq!(self.flavor.libvirt(), Some(libvirtd.version()), "the libvirt of the flavor");
+        self.libvirtd = Some(libvirtd.clone());
+        self
+    }
+
+    /// Gives a domain of libvirt's further devices, such as a CD-ROM, in libvirt's words.
+    #[must_use]
+    pub fn devices(mut self, xml: &str) -> Self {
+        assert!(self.flavor.libvirt().is_some(), "only libvirt understands its words");
+        self.devices.push_str(xml);
+        self
+    }
+
     /// Further arguments of the command line.
     #[must_use]
     pub fn arguments(mut self, arguments: &[String]) -> Self {
@@ -77,14 +111,14 @@ impl Builder {
 
     /// Starts the machine, and returns when it answers on the test's own QMP socket.
     #[track_caller]
-    pub fn start(self) -> Machine {
+    pub fn start(mut self) -> Machine {
         let (server, qmp) = self.launch();
         Machine::running(server, qmp, self)
     }
 
     /// Starts the program that holds the disks, for the first time or again.
     #[track_caller]
-    pub(crate) fn launch(&self) -> (Running, Qmp) {
+    pub(crate) fn launch(&mut self) -> (Running, Qmp) {
         let (pull, control) = (self.dir.path().join("pull.qmp"), self.dir.path().join("ctl.qmp"));
         // The limit of the system is 108 bytes; QEMU's error for a longer path is hard to find.
         assert!(pull.as_os_str().len() < 100, "TMPDIR is too long for sockets");
@@ -93,6 +127,7 @@ impl Builder {
             let _ = std::fs::remove_file(socket);
         }
         let mut command = match self.flavor {
+            Flavor::Libvirt | Flavor::LibvirtOld => return self.launch_domain(&control),
             Flavor::Daemon => self.daemon(&[&pull, &control]),
             Flavor::New | Flavor::Old => self.system(&[&pull, &control]),
         };
@@ -109,11 +144,31 @@ impl Builder {
         (server, qmp)
     }
 
+    /// Lets libvirt start it. pullfs gets no monitor: it asks libvirt.
+    #[track_caller]
+    fn launch_domain(&mut self, control: &Path) -> (Running, Qmp) {
+        assert!(self.namespace.is_none(), "libvirt's domains are at no end of a network");
+        if self.domain.is_none() {
+            let version = self.flavor.libvirt().expect("a flavor of libvirt's");
+            let libvirtd = self.libvirtd.take().unwrap_or_else(|| Libvirtd::shared(version));
+            let arguments = [monitor(control).as_slice(), &self.firmware(), &self.arguments].concat();
+            self.domain = Some(Domain::define(libvirtd, self, &arguments));
+        }
+        let domain = self.domain.as_ref().expect("it was defined");
+        domain.start();
+        let mut qmp = Qmp::connect(control, START_LIMIT).unwrap_or_else(|e| panic!("{e:#}"));
+        let server = Running::adopt(domain.name(), qmp.peer().expect("QEMU"), &domain.log());
+        for disk in &mut self.disks {
+            disk.node = Some(libvirt::node(&mut qmp, &disk.id));
+        }
+        (server, qmp)
+    }
+
     fn system(&self, sockets: &[&PathBuf]) -> Command {
         let mut command = self.flavor.emulator();
         command.args(["-nodefaults", "-display", "none", "-accel", "tcg"]);
         for socket in sockets {
-            command.arg("-qmp").arg(format!("unix:{},server=on,wait=off", socket.display()));
+            command.args(monitor(socket));
         }
         if self.iothread {
             command.args(["-object", "iothread,id=io0"]);
@@ -128,13 +183,18 @@ impl Builder {
             let device = if self.scsi { "scsi-hd" } else { "virtio-blk-pci" };
             command.arg("-device").arg(format!("{device},id={},drive={node}{iothread}", disk.id));
         }
-        if !self.arguments.iter().any(|argument| argument == "-kernel") {
-            // Firmware that halts: the machine runs, as its users' machines do, and does nothing by itself.
-            let firmware = self.dir.path().join("firmware");
-            std::fs::write(&firmware, vec![HLT; 64 << 10]).expect("firmware");
-            command.args(["-m", "64", "-bios"]).arg(firmware);
-        }
+        command.args(self.firmware());
         command
+    }
+
+    /// Firmware that halts, unless there is a guest: the machine runs, as its users' machines do, and does nothing by itself.
+    fn firmware(&self) -> Vec<String> {
+        if self.arguments.iter().any(|argument| argument == "-kernel") {
+            return Vec::new();
+        }
+        let firmware = self.dir.path().join("firmware");
+        std::fs::write(&firmware, vec![HLT; 64 << 10]).expect("firmware");
+        ["-m", "64", "-bios", &firmware.display().to_string()].map(str::to_owned).to_vec()
     }
 
     fn daemon(&self, sockets: &[&PathBuf]) -> Command {
@@ -157,6 +217,11 @@ impl Builder {
         }
         command
     }
+}
+
+/// A QMP monitor at a socket.
+fn monitor(socket: &Path) -> [String; 2] {
+    ["-qmp".to_owned(), format!("unix:{},server=on,wait=off", socket.display())]
 }
 
 /// The same command in a network namespace.

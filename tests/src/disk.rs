@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use crate::libvirt::escape;
 use crate::process::ok;
 use crate::tools;
 
@@ -114,6 +115,24 @@ impl Disk {
             below = json!({"driver": "throttle", "throttle-group": group, "file": below});
         }
         json!({"driver": self.format, "node-name": node, "discard": "unmap", "file": below}).to_string()
+    }
+
+    /// libvirt's description of the disk.
+    #[track_caller]
+    pub(crate) fn xml(&self, scsi: bool, iothread: bool) -> String {
+        assert!(self.group.is_none() && !self.endless, "libvirt has no word for {self:?}");
+        let (bus, iothread) = (if scsi { "scsi" } else { "virtio" }, if iothread { " iothread='1'" } else { "" });
+        format!(
+            "<disk type='file' device='disk'>
+               <driver name='qemu' type='{format}' discard='unmap'{iothread}/>
+               <source file='{image}'/>
+               <target dev='{id}' bus='{bus}'/>
+               <alias name='ua-{id}'/>
+             </disk>",
+            format = self.format,
+            image = escape(&self.image().display().to_string()),
+            id = self.id,
+        )
     }
 
     fn create(&self, dir: &Path) -> PathBuf {

@@ -1,8 +1,9 @@
-//! Machines under test: QEMU 10, QEMU 7.2 and qemu-storage-daemon, with disks of known content.
+//! Machines under test: QEMU 10, QEMU 7.2, qemu-storage-daemon and domains of libvirt's, with disks of known content.
 //!
 //! A machine of QEMU runs, but no guest on it (a [`crate::guest::Guest`] does): [`Machine::write`] and its kin go
 //! through the device's own block backend, as a guest's requests do. In qemu-storage-daemon they go through a writable
-//! FUSE export, which leaves the one NBD server of a process to pullfs.
+//! FUSE export, which leaves the one NBD server of a process to pullfs. A domain of libvirt's is QEMU with a monitor of the
+//! test's own; only what libvirt has to know of goes through it.
 
 use std::cell::{RefCell, RefMut};
 use std::fs::{File, OpenOptions};
@@ -19,6 +20,7 @@ use serde_json::json;
 use crate::builder::Builder;
 use crate::disk::{CLUSTER, Disk};
 use crate::flavor::Flavor;
+use crate::libvirt::Domain;
 use crate::mount::is_mounted;
 use crate::process::{Running, ok};
 use crate::qmp::Qmp;
@@ -63,9 +65,25 @@ impl Machine {
         Self { server, qmp: RefCell::new(qmp), spec }
     }
 
-    /// The source that pullfs mounts.
+    /// The source that pullfs mounts, with the [`Machine::options`] that it needs.
     pub fn source(&self) -> String {
-        format!("qmp:{}", self.spec.dir.path().join("pull.qmp").display())
+        match &self.spec.domain {
+            Some(domain) => format!("libvirt:{}", domain.name()),
+            None => format!("qmp:{}", self.spec.dir.path().join("pull.qmp").display()),
+        }
+    }
+
+    /// A mount's options, and those that the source needs.
+    pub fn options(&self, options: &str) -> String {
+        let uri = self.spec.domain.as_ref().map(|domain| format!("uri={}", domain.libvirtd().uri()));
+        let options = Some(options.to_owned()).filter(|options| !options.is_empty());
+        uri.into_iter().chain(options).collect::<Vec<_>>().join(",")
+    }
+
+    /// What libvirt knows of it.
+    #[track_caller]
+    pub fn domain(&self) -> &Domain {
+        self.spec.domain.as_ref().expect("a domain of libvirt's")
     }
 
     /// The machine's own directory: a place for a test's files, gone with the machine.
@@ -106,13 +124,18 @@ impl Machine {
         self.disk(id).format
     }
 
-    /// Starts to record changes of a disk in a bitmap, persistent where the format can keep it.
+    /// Starts to record changes of a disk in a bitmap, persistent where the format can keep it. libvirt is told that it is a
+    /// checkpoint's.
     #[track_caller]
     pub fn add_bitmap(&self, id: &str, name: &str, granularity: u64) {
         let persistent = self.format(id) == "qcow2";
         let arguments =
             json!({"node": self.node(id), "name": name, "granularity": granularity, "persistent": persistent});
         self.qmp().must("block-dirty-bitmap-add", arguments);
+        // libvirt has no checkpoints of disks that cannot keep a bitmap.
+        if let Some(domain) = self.spec.domain.as_ref().filter(|_| persistent) {
+            domain.note_checkpoint(self.dir(), name, id);
+        }
     }
 
     /// The guest writes `length` bytes of `pattern`.
@@ -229,7 +252,10 @@ impl Machine {
     /// Grows a disk, as the guest sees it at once.
     #[track_caller]
     pub fn resize(&self, id: &str, size: u64) {
-        self.qmp().must("block_resize", json!({"node-name": self.node(id), "size": size}));
+        match &self.spec.domain {
+            Some(domain) => drop(domain.virsh("blockresize", &[id, &format!("{size}B")]).success()),
+            None => drop(self.qmp().must("block_resize", json!({"node-name": self.node(id), "size": size}))),
+        }
     }
 
     #[track_caller]
@@ -247,11 +273,13 @@ impl Machine {
     #[track_caller]
     fn guest_io(&self, id: &str, command: &str, expected: &str) {
         let before = self.server.log_length();
-        let line = format!("qemu-io -d /machine/peripheral/{id}/virtio-backend \"{command}\"");
+        // libvirt allows a device no id that it might have chosen itself.
+        let own = if self.spec.domain.is_some() { "ua-" } else { "" };
+        let line = format!("qemu-io -d /machine/peripheral/{own}{id}/virtio-backend \"{command}\"");
         self.qmp().must("human-monitor-command", json!({ "command-line": line }));
         let said = self.server.log_since(before);
         // QEMU's own words, such as on an NBD client that went away, are not the command's.
-        let said: Vec<&str> = said.lines().filter(|line| !line.starts_with("qemu-system")).collect();
+        let said: Vec<&str> = said.lines().filter(|line| !line.contains("qemu-system")).collect();
         let said = said.join("\n");
         let fine = said.contains(expected) && !said.contains("failed") && !said.contains("rror");
         assert!(fine, "the guest's `{command}` on {id}: {said:?}");

@@ -45,7 +45,7 @@ impl Mount {
     /// Mounts `machine` with further options.
     #[track_caller]
     pub fn with(machine: &Machine, options: &str) -> Self {
-        Self::source(&machine.source(), options)
+        Self::source(&machine.source(), &machine.options(options))
     }
 
     /// Mounts a source.

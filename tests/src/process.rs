@@ -3,13 +3,15 @@
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io::{Read, Seek, SeekFrom};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal};
 
 /// How long a program may take unless the caller says otherwise: far more than any of them needs on a slow machine.
 pub const LIMIT: Duration = Duration::from_secs(60);
@@ -129,8 +131,15 @@ pub fn within<T: Send + 'static>(what: &str, limit: Duration, work: impl FnOnce(
 #[derive(Debug)]
 pub struct Running {
     name: String,
-    child: Child,
+    process: Process,
     log: PathBuf,
+}
+
+#[derive(Debug)]
+enum Process {
+    Child(Child),
+    /// Somebody else's child, with its process id.
+    Adopted(u32, OwnedFd),
 }
 
 impl Running {
@@ -148,20 +157,30 @@ impl Running {
         let out = create(log);
         guarded.stdin(Stdio::null()).stderr(out.try_clone().expect("a second handle of the log")).stdout(out);
         let child = guarded.spawn().unwrap_or_else(|e| panic!("cannot run `{name}`: {e}"));
-        Self { name, child, log: log.to_owned() }
+        Self { name, process: Process::Child(child), log: log.to_owned() }
+    }
+
+    /// Takes over a process that somebody else has started, and whose output is in `log`.
+    #[track_caller]
+    pub fn adopt(name: &str, pid: u32, log: &Path) -> Self {
+        let handle = pidfd_open(process_id(pid), PidfdFlags::empty()).unwrap_or_else(|e| panic!("`{name}`: {e}"));
+        Self { name: name.to_owned(), process: Process::Adopted(pid, handle), log: log.to_owned() }
     }
 
     /// Panics with the server's output unless it still runs.
     #[track_caller]
     pub fn check(&mut self) {
-        if let Some(status) = self.child.try_wait().expect("waiting for a child") {
+        if let Some(status) = self.ended() {
             panic!("`{}` ended with {status}\n{}", self.name, self.log());
         }
     }
 
     /// Its process id.
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        match &self.process {
+            Process::Child(child) => child.id(),
+            Process::Adopted(pid, _) => *pid,
+        }
     }
 
     /// What it has written so far.
@@ -185,23 +204,55 @@ impl Running {
 
     /// Sends `signal`.
     pub fn signal(&self, signal: Signal) {
-        signal_child(&self.child, signal);
+        match &self.process {
+            Process::Child(child) => signal_child(child, signal),
+            Process::Adopted(_, handle) => drop(pidfd_send_signal(handle, signal)),
+        }
     }
 
     /// Asks it to end, and kills it if it does not.
     pub fn stop(&mut self) {
-        if matches!(self.child.try_wait(), Ok(None)) {
+        if self.ended().is_none() {
             self.signal(Signal::TERM);
-            let _ = wait_for(&mut self.child, STOP_LIMIT);
+            let _ = self.ended_within(STOP_LIMIT);
         }
     }
 
-    /// Waits for it to end by itself; panics after `limit`.
+    /// Waits for it to end by itself; panics after `limit`. How somebody else's child ended is not known: as if it were well.
     #[track_caller]
     pub fn wait(&mut self, limit: Duration) -> ExitStatus {
-        wait_for(&mut self.child, limit).unwrap_or_else(|| {
+        self.ended_within(limit).unwrap_or_else(|| {
             panic!("`{}` did not end within {limit:?}\n{}", self.name, self.log());
         })
+    }
+
+    /// How it ended, if it has.
+    #[track_caller]
+    fn ended(&mut self) -> Option<ExitStatus> {
+        match &mut self.process {
+            Process::Child(child) => child.try_wait().expect("waiting for a child"),
+            // A handle of a process that has ended can be read.
+            Process::Adopted(_, handle) => {
+                let ready = poll(&mut [PollFd::new(handle, PollFlags::IN)], Some(&Timespec::default()));
+                (ready == Ok(1)).then(ExitStatus::default)
+            }
+        }
+    }
+
+    /// Waits for its end; kills it after `limit` and answers `None`.
+    fn ended_within(&mut self, limit: Duration) -> Option<ExitStatus> {
+        if let Process::Child(child) = &mut self.process {
+            return wait_for(child, limit);
+        }
+        let end = Instant::now() + limit;
+        while Instant::now() < end {
+            if let Some(status) = self.ended() {
+                return Some(status);
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        self.signal(Signal::KILL);
+        None
     }
 }
 
@@ -221,8 +272,11 @@ pub fn signal_child(child: &Child, signal: Signal) {
 
 /// Sends `signal` to a process of that id, if there is one.
 pub fn signal_pid(pid: u32, signal: Signal) {
-    let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id");
-    let _ = kill_process(pid, signal);
+    let _ = kill_process(process_id(pid), signal);
+}
+
+fn process_id(pid: u32) -> Pid {
+    i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a process id")
 }
 
 /// Kills processes as if at one instant: none of them can do anything about the death of another.

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use rustix::net::sockopt::socket_peercred;
 use serde_json::{Value, json};
 
 /// How long QEMU may take to answer a command.
@@ -44,6 +45,15 @@ impl Qmp {
         }
         qmp.execute("qmp_capabilities", json!({}))?;
         Ok(qmp)
+    }
+
+    /// The process id of whoever listens.
+    ///
+    /// # Errors
+    /// The kernel does not tell.
+    pub fn peer(&self) -> Result<u32> {
+        let peer = socket_peercred(self.reader.get_ref()).context("who listens")?;
+        u32::try_from(peer.pid.as_raw_nonzero().get()).context("a process id")
     }
 
     /// Executes a command; its return value.

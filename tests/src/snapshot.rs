@@ -1,7 +1,10 @@
 //! External snapshots, as libvirt takes them: an overlay on each disk, in one transaction, with the same bitmaps.
 
+use std::path::PathBuf;
+
 use serde_json::{Value, json};
 
+use crate::libvirt;
 use crate::machine::Machine;
 use crate::process::ok;
 use crate::tools::tool;
@@ -10,16 +13,23 @@ use crate::tools::tool;
 ///
 /// Every bitmap that records goes on under its name in the overlay. It is kept there as it was kept below: a persistent
 /// bitmap over one that dies with QEMU would tell half of the truth after a restart, and nothing could tell which half.
+/// libvirt takes those of its own domains, of disks that are all of them, and lets persistent bitmaps alone go on.
 #[track_caller]
 pub fn external(machine: &mut Machine, ids: &[&str], tag: &str, cluster: u64) {
+    if machine.flavor().libvirt().is_some() {
+        let overlays: Vec<_> = ids.iter().map(|id| (*id, overlay(machine, id, tag, cluster))).collect();
+        machine.domain().snapshot(machine.dir(), &overlays.iter().map(|(id, path)| (*id, &**path)).collect::<Vec<_>>());
+        for (id, path) in overlays {
+            let node = libvirt::node(&mut machine.qmp(), id);
+            machine.overlaid(id, node, path);
+        }
+        return;
+    }
     let mut actions = Vec::new();
     let mut overlays = Vec::new();
     for &id in ids {
         let (base, node) = (machine.node(id), format!("{id}-{tag}"));
-        let overlay = machine.dir().join(format!("{node}.qcow2"));
-        let mut create = tool("qemu-img");
-        create.args(["create", "-q", "-f", "qcow2", "-o", &format!("cluster_size={cluster}")]);
-        ok(create.args(["-F", machine.format(id), "-b"]).arg(machine.image(id)).arg(&overlay));
+        let overlay = overlay(machine, id, tag, cluster);
         let file = json!({"driver": "file", "filename": overlay, "discard": "unmap"});
         machine.qmp().must(
             "blockdev-add",
@@ -39,6 +49,16 @@ pub fn external(machine: &mut Machine, ids: &[&str], tag: &str, cluster: u64) {
     for (id, node, overlay) in overlays {
         machine.overlaid(id, node, overlay);
     }
+}
+
+/// An empty overlay of a disk's active layer.
+#[track_caller]
+fn overlay(machine: &Machine, id: &str, tag: &str, cluster: u64) -> PathBuf {
+    let overlay = machine.dir().join(format!("{id}-{tag}.qcow2"));
+    let mut create = tool("qemu-img");
+    create.args(["create", "-q", "-f", "qcow2", "-o", &format!("cluster_size={cluster}")]);
+    ok(create.args(["-F", machine.format(id), "-b"]).arg(machine.image(id)).arg(&overlay));
+    overlay
 }
 
 /// The named bitmaps of a node that can go on in an overlay.

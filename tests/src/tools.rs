@@ -5,6 +5,8 @@
 //! | `PULLFS_TEST_GUEST` | directory with the guest's kernel and initramfs | `target/setup/guest` |
 //! | `PULLFS_TEST_QEMU_OLD` | root directory of QEMU 7.2, or `none` | `target/setup/qemu-old` |
 //! | `PULLFS_TEST_QEMU_NEW` | `none` when the installed QEMU is older than 9 | `installed` |
+//! | `PULLFS_TEST_LIBVIRT_OLD` | root directory of libvirt 9.0, or `none` | `target/setup/libvirt-9` |
+//! | `PULLFS_TEST_LIBVIRT_NEW` | root directory of libvirt 11.3, or `none` | `target/setup/libvirt-11` |
 //!
 //! `none` is for `make test`, which says so at its end; without it a machine that is missing is a failure.
 
@@ -24,9 +26,15 @@ const BUILD_LIMIT: Duration = Duration::from_secs(900);
 /// Panics unless `tool` can be run.
 #[track_caller]
 pub fn require(tool: &str) {
+    let _ = path(tool);
+}
+
+/// Where `tool`, which must be installed, is.
+#[track_caller]
+pub fn path(tool: &str) -> PathBuf {
     let path = env::var_os("PATH").unwrap_or_default();
-    let found = env::split_paths(&path).any(|dir| dir.join(tool).is_file());
-    assert!(found, "`{tool}` is missing: run `make setup`");
+    let found = env::split_paths(&path).map(|dir| dir.join(tool)).find(|program| program.is_file());
+    found.unwrap_or_else(|| panic!("`{tool}` is missing: run `make setup`"))
 }
 
 /// A command of `tool`, which must be installed.
@@ -53,13 +61,31 @@ pub fn guest() -> (PathBuf, PathBuf) {
 /// The root directory of QEMU 7.2; `None` when it was declared that there is none.
 #[track_caller]
 pub fn qemu_old() -> Option<PathBuf> {
-    let dir = match env::var_os("PULLFS_TEST_QEMU_OLD") {
+    declared("QEMU 7.2", "PULLFS_TEST_QEMU_OLD", "qemu-old")
+}
+
+/// The root directory of libvirt 9.0; `None` when it was declared that there is none.
+#[track_caller]
+pub fn libvirt_old() -> Option<PathBuf> {
+    declared("libvirt 9.0", "PULLFS_TEST_LIBVIRT_OLD", "libvirt-9")
+}
+
+/// The root directory of libvirt 11.3; `None` when it was declared that there is none.
+#[track_caller]
+pub fn libvirt_new() -> Option<PathBuf> {
+    declared("libvirt 11.3", "PULLFS_TEST_LIBVIRT_NEW", "libvirt-11")
+}
+
+/// Where `what` was unpacked.
+#[track_caller]
+fn declared(what: &str, variable: &str, default: &str) -> Option<PathBuf> {
+    let dir = match env::var_os(variable) {
         Some(none) if none == "none" => return None,
         Some(dir) => PathBuf::from(dir),
-        None => workspace().join("target/setup/qemu-old"),
+        None => workspace().join("target/setup").join(default),
     };
     let complete = dir.join(".complete").is_file();
-    assert!(complete, "there is no QEMU 7.2 in {}: run `make setup`", dir.display());
+    assert!(complete, "there is no {what} in {}: run `make setup`", dir.display());
     Some(dir)
 }
 

@@ -1,0 +1,217 @@
+//! A domain of libvirt's: what a [`Builder`] describes, and what only libvirt can be asked for.
+//!
+//! A disk's target and the id of its device follow the test's name for it (`vda`, `ua-vda`: libvirt allows no other ids); its
+//! node has a name of libvirt's. The test has monitors of its own, which libvirt does not know of.
+
+use std::fmt::Write as _;
+use std::os::unix::fs::chown;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::{Account, Libvirtd};
+use crate::builder::Builder;
+use crate::process::{Finished, wait_until};
+use crate::qmp::Qmp;
+
+/// For a domain that ended to be seen as ended.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// A domain that libvirt keeps a description of, until it is dropped.
+#[derive(Debug)]
+pub struct Domain {
+    libvirtd: Arc<Libvirtd>,
+    name: String,
+}
+
+impl Domain {
+    /// Describes it to libvirt.
+    #[track_caller]
+    pub(crate) fn define(libvirtd: Arc<Libvirtd>, spec: &Builder, arguments: &[String]) -> Self {
+        let dir = spec.dir.path();
+        let name = dir.file_name().and_then(|name| name.to_str()).expect("a directory's name").to_owned();
+        let emulator = dir.join("emulator");
+        write_program(&emulator, &spec.flavor.emulator());
+        let description = dir.join("domain.xml");
+        std::fs::write(&description, describe(&name, &emulator, spec, arguments)).expect("the domain's description");
+        if libvirtd.account() == Account::LibvirtQemu {
+            // Its sockets are there.
+            chown(dir, Some(Account::UID), Some(Account::UID)).expect("the domain's directory");
+        }
+        libvirtd.virsh(&["define", &description.display().to_string()]).success();
+        Self { libvirtd, name }
+    }
+
+    /// Its name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The libvirtd that has it.
+    pub fn libvirtd(&self) -> &Arc<Libvirtd> {
+        &self.libvirtd
+    }
+
+    /// `virsh VERB DOMAIN ARGUMENTS`.
+    #[track_caller]
+    pub fn virsh(&self, verb: &str, arguments: &[&str]) -> Finished {
+        self.libvirtd.virsh(&[&[verb, &self.name], arguments].concat())
+    }
+
+    /// Whether libvirt knows it as running.
+    #[track_caller]
+    pub fn is_running(&self) -> bool {
+        self.virsh("domstate", &[]).success().trim() == "running"
+    }
+
+    /// Starts it, once libvirt has seen that it ended before.
+    #[track_caller]
+    pub(crate) fn start(&self) {
+        let ended = || self.virsh("domstate", &[]).success().trim() == "shut off";
+        wait_until("libvirt to see the domain's end", LIMIT, ended);
+        self.virsh("start", &[]).success();
+    }
+
+    /// What QEMU writes, in which libvirt notes what it does.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.libvirtd.path(&format!("log/qemu/{}.log", self.name))
+    }
+
+    /// Makes the bitmap `name`, which is there, libvirt's own checkpoint of these disks.
+    ///
+    /// libvirt makes its checkpoints of all disks at once and with granules of its own choice; noting one is free in both.
+    #[track_caller]
+    pub(crate) fn note_checkpoint(&self, dir: &Path, name: &str, disk: &str) {
+        let known = self.virsh("checkpoint-dumpxml", &[name, "--no-domain"]);
+        let others = known.stdout.lines().filter(|line| line.contains("checkpoint='bitmap'")).collect::<String>();
+        let xml = format!(
+            "<domaincheckpoint><name>{name}</name><creationTime>{now}</creationTime><disks>{others}\
+             <disk name='{disk}' checkpoint='bitmap' bitmap='{name}'/></disks></domaincheckpoint>",
+            name = escape(name),
+            now = std::time::UNIX_EPOCH.elapsed().expect("a time after 1970").as_secs(),
+        );
+        let file = dir.join("checkpoint.xml");
+        std::fs::write(&file, xml).expect("a checkpoint's description");
+        self.virsh("checkpoint-create", &[&file.display().to_string(), "--redefine"]).success();
+    }
+
+    /// Takes an external snapshot, of these disks into these overlays, which are there.
+    #[track_caller]
+    pub(crate) fn snapshot(&self, dir: &Path, overlays: &[(&str, &Path)]) {
+        let disks = overlays.iter().fold(String::new(), |mut disks, (disk, overlay)| {
+            let file = escape(&overlay.display().to_string());
+            let _ = write!(
+                disks,
+                "<disk name='{disk}' snapshot='external'><driver type='qcow2'/><source file='{file}'/></disk>"
+            );
+            disks
+        });
+        let file = dir.join("snapshot.xml");
+        // Those that are not named are left as they are only if all of the others are.
+        let xml = format!("<domainsnapshot><disks>{disks}</disks></domainsnapshot>");
+        std::fs::write(&file, xml).expect("a snapshot's description");
+        let arguments = [&file.display().to_string(), "--disk-only", "--no-metadata", "--reuse-external"];
+        self.virsh("snapshot-create", &arguments).success();
+    }
+}
+
+impl Drop for Domain {
+    fn drop(&mut self) {
+        // It may have ended, and whatever is left ends with libvirtd, which a test may have ended before.
+        let metadata = ["--checkpoints-metadata", "--snapshots-metadata"];
+        for (verb, arguments) in [("destroy", [].as_slice()), ("undefine", &metadata)] {
+            let _ = self.virsh(verb, arguments);
+        }
+    }
+}
+
+/// The node of a disk's active layer. Only while no job has a filter on it.
+#[track_caller]
+pub(crate) fn node(qmp: &mut Qmp, disk: &str) -> String {
+    let devices = qmp.must("query-block", json!({}));
+    let device = format!("/machine/peripheral/ua-{disk}");
+    let path = |found: &&Value| {
+        let qdev = found["qdev"].as_str().unwrap_or_default();
+        qdev == device || qdev.strip_prefix(&device) == Some("/virtio-backend")
+    };
+    let found = devices.as_array().into_iter().flatten().find(path);
+    let node = found.and_then(|found| found["inserted"]["node-name"].as_str());
+    node.unwrap_or_else(|| panic!("no node of {disk} in {devices}")).to_owned()
+}
+
+/// A program that does what a command does, and takes further arguments. What it writes can be read while it runs.
+#[track_caller]
+fn write_program(path: &Path, command: &Command) {
+    use std::os::unix::fs::PermissionsExt as _;
+    let quoted =
+        |word: &std::ffi::OsStr| format!("'{}'", word.to_str().expect("a path in UTF-8").replace('\'', r"'\''"));
+    let mut script = "#!/bin/sh\n".to_owned();
+    for (name, value) in command.get_envs() {
+        let _ = writeln!(script, "export {}={}", name.display(), quoted(value.unwrap_or_default()));
+    }
+    let words = std::iter::once(command.get_program()).chain(command.get_args()).map(quoted);
+    let _ = writeln!(script, "exec stdbuf -oL -eL {} \"$@\"", words.collect::<Vec<_>>().join(" "));
+    std::fs::write(path, script).expect("a program");
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).expect("modes");
+}
+
+/// A description for libvirt: what QEMU is told by itself, in libvirt's words where it has any.
+fn describe(name: &str, emulator: &Path, spec: &Builder, arguments: &[String]) -> String {
+    let mut memory = "64";
+    let mut others = String::new();
+    let mut words = arguments.iter();
+    while let Some(word) = words.next() {
+        // Only with libvirt's own word for it does the rest of its command line fit.
+        if word == "-m" {
+            memory = words.next().expect("how much memory");
+        } else {
+            let _ = write!(others, "<qemu:arg value='{}'/>", escape(word));
+        }
+    }
+    let iothreads = if spec.iothread { "<iothreads>1</iothreads>" } else { "" };
+    let scsi = if spec.scsi { "<controller type='scsi' model='virtio-scsi'/>" } else { "" };
+    let disks = spec.disks.iter().map(|disk| disk.xml(spec.scsi, spec.iothread)).collect::<String>();
+    let devices = &spec.devices;
+    format!(
+        "<domain type='qemu' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+           <name>{name}</name>
+           <memory unit='MiB'>{memory}</memory>
+           <vcpu>1</vcpu>
+           {iothreads}
+           <os><type arch='x86_64' machine='pc'>hvm</type></os>
+           <features><acpi/></features>
+           <devices>
+             <emulator>{emulator}</emulator>
+             {scsi}{disks}{devices}
+             <controller type='usb' model='none'/>
+             <memballoon model='none'/>
+           </devices>
+           <qemu:commandline>{others}</qemu:commandline>
+         </domain>",
+        emulator = escape(&emulator.display().to_string()),
+    )
+}
+
+/// Text between quotes, or between elements.
+pub(crate) fn escape(text: &str) -> String {
+    let mut escaped = String::new();
+    for character in text.chars() {
+        match character {
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '&' => escaped.push_str("&amp;"),
+            '\'' => escaped.push_str("&apos;"),
+            '"' => escaped.push_str("&quot;"),
+            other => escaped.push(other),
+        }
+    }
+    escaped
+}
+
+#[test]
+fn descriptions_are_quoted() {
+    assert_eq!(escape("a'b\"<&>ü"), "a&apos;b&quot;&lt;&amp;&gt;ü");
+}

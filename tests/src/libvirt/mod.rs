@@ -1,0 +1,276 @@
+//! A libvirtd of a test's own, with real domains.
+//!
+//! It runs in namespaces that are gone with it: what it keeps of its own lies on file systems that nobody else sees, and the
+//! kernel ends every process that it started, QEMU too. Whatever ends the test ends it. Several run side by side, and one
+//! that the computer has for other purposes is not touched. `/tmp` is the same inside and outside: that is where its
+//! socket, images, scratch files and NBD sockets are.
+//!
+//! The namespaces are kept by a process that is not libvirtd (`keeper.sh`): libvirtd may be killed and started again while its
+//! domains go on.
+
+mod domain;
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use rustix::net::sockopt::socket_peercred;
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+pub use domain::Domain;
+pub(crate) use domain::{escape, node};
+
+use crate::process::{Finished, has_ended, run, signal_pid, wait_for, wait_until};
+use crate::tools;
+
+/// For libvirtd to answer, or to end, on a busy machine.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// For the kernel to end all processes of the namespaces.
+const END_LIMIT: Duration = Duration::from_secs(20);
+
+/// Which libvirt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    /// 9.0, with QEMU 7.2.
+    Old,
+    /// 11.3, with the installed QEMU.
+    New,
+}
+
+impl Version {
+    /// Its root directory; `None` when it was declared that there is none.
+    #[track_caller]
+    pub fn root(self) -> Option<PathBuf> {
+        match self {
+            Self::Old => tools::libvirt_old(),
+            Self::New => tools::libvirt_new(),
+        }
+    }
+
+    /// Its virsh, which runs outside of all namespaces.
+    #[track_caller]
+    fn virsh(self) -> Command {
+        let root = self.root().expect("libvirt; see Flavor::available");
+        let libraries = fs::read_dir(root.join("usr/lib"))
+            .expect("libvirt's libraries")
+            .filter_map(|entry| Some(entry.ok()?.path()))
+            .find(|dir| dir.join("libvirt.so.0").exists())
+            .expect("libvirt's libraries");
+        let mut command = Command::new(root.join("usr/bin/virsh"));
+        command.env("LD_LIBRARY_PATH", libraries);
+        command
+    }
+}
+
+/// Who runs QEMU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Account {
+    /// root, who may open whatever a test has made.
+    Root,
+    /// `libvirt-qemu` ([`Account::UID`]), as on every Debian: libvirt gives it the images, and nothing else.
+    LibvirtQemu,
+}
+
+impl Account {
+    /// User and group `libvirt-qemu`, on Debian. The computer need not have them.
+    pub const UID: u32 = 64055;
+
+    /// qemu.conf.
+    fn configuration(self) -> String {
+        let (name, ownership) = match self {
+            Self::Root => ("root", 0),
+            Self::LibvirtQemu => ("libvirt-qemu", 1),
+        };
+        // Nothing of the computer is confined for a domain, and no virtlogd runs. A domain of its own mount namespace would
+        // not see what a test mounts later.
+        format!(
+            "user = \"{name}\"\ngroup = \"{name}\"\ndynamic_ownership = {ownership}\nremember_owner = 0\n\
+             security_driver = \"none\"\nseccomp_sandbox = 0\nnamespaces = []\ncgroup_controllers = []\n\
+             stdio_handler = \"file\"\n"
+        )
+    }
+}
+
+/// No polkit is asked who may connect: the directory is root's.
+const DAEMON: &str = "auth_unix_ro = \"none\"\nauth_unix_rw = \"none\"\nlog_outputs = \"3:stderr\"\n";
+
+/// A libvirtd, until it is dropped, with all of its domains.
+#[derive(Debug)]
+pub struct Libvirtd {
+    version: Version,
+    account: Account,
+    keeper: Child,
+    /// Each line starts a libvirtd, and its end ends the keeper.
+    orders: Mutex<Option<ChildStdin>>,
+    dir: TempDir,
+}
+
+impl Libvirtd {
+    /// Starts one whose QEMUs are root's.
+    #[track_caller]
+    pub fn start(version: Version) -> Self {
+        Self::start_as(version, Account::Root)
+    }
+
+    /// Starts one whose QEMUs are this account's.
+    #[track_caller]
+    pub fn start_as(version: Version, account: Account) -> Self {
+        let root = version.root().expect("libvirt; see Flavor::available");
+        let dir = tempfile::Builder::new().prefix("pullfs-libvirt-").tempdir().expect("a temporary directory");
+        // What the account runs is there.
+        fs::set_permissions(dir.path(), Permissions::from_mode(0o711)).expect("modes");
+        for name in ["run", "log", "etc/libvirt"] {
+            fs::create_dir_all(dir.path().join(name)).expect("a directory");
+        }
+        let write =
+            |name: &str, text: String| fs::write(dir.path().join("etc").join(name), text).expect("a file of /etc");
+        write("libvirt/libvirtd.conf", DAEMON.to_owned());
+        write("libvirt/qemu.conf", account.configuration());
+        let (users, groups) = ["/etc/passwd", "/etc/group"].map(|file| fs::read_to_string(file).expect(file)).into();
+        let id = Account::UID;
+        write("passwd", format!("{users}libvirt-qemu:x:{id}:{id}::/nonexistent:/usr/sbin/nologin\n"));
+        write("group", format!("{groups}libvirt-qemu:x:{id}:\n"));
+
+        let log = fs::File::create(dir.path().join("keeper.log")).expect("a log");
+        let mut keeper = tools::tool("unshare");
+        // Its end is that of its standard input: a signal at a parent's death would come when the thread that starts it ends.
+        keeper.args([
+            "--mount",
+            "--propagation",
+            "slave",
+            "--net",
+            "--pid",
+            "--fork",
+            "--kill-child=KILL",
+            "--mount-proc",
+        ]);
+        keeper.args(["sh", "-euc", include_str!("keeper.sh"), "keeper"]).arg(dir.path()).arg(root);
+        // What Cargo sets for its tests is not for libvirt's programs.
+        keeper.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+        keeper.stdin(Stdio::piped()).stdout(log.try_clone().expect("a second handle of the log")).stderr(log);
+        let mut keeper = keeper.spawn().expect("unshare(1)");
+        let orders = Mutex::new(keeper.stdin.take());
+        let mut libvirtd = Self { version, account, keeper, orders, dir };
+        libvirtd.order();
+        let answers = || {
+            if let Some(status) = libvirtd.keeper.try_wait().expect("waiting for a child") {
+                panic!("libvirtd's namespaces ended with {status}: {}", libvirtd.said());
+            }
+            libvirtd.answers()
+        };
+        wait_until("libvirtd's answer", LIMIT, answers);
+        libvirtd
+    }
+
+    /// The one that all tests of this process share as long as any of them has it; its QEMUs are root's. Not for tests
+    /// that stop it.
+    #[track_caller]
+    pub fn shared(version: Version) -> Arc<Self> {
+        static SHARED: [Mutex<Weak<Libvirtd>>; 2] = [const { Mutex::new(Weak::new()) }; 2];
+        let slot = &SHARED[usize::from(version == Version::New)];
+        // One that could not be started has left an empty slot.
+        let mut shared = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.upgrade().unwrap_or_else(|| {
+            let started = Arc::new(Self::start(version));
+            *shared = Arc::downgrade(&started);
+            started
+        })
+    }
+
+    /// Which libvirt it is.
+    pub fn version(&self) -> Version {
+        self.version
+    }
+
+    /// Who runs its QEMUs.
+    pub fn account(&self) -> Account {
+        self.account
+    }
+
+    /// The connection's URI.
+    pub fn uri(&self) -> String {
+        format!("qemu+unix:///system?socket={}", self.socket().display())
+    }
+
+    /// virsh, of the same version, with this connection.
+    #[track_caller]
+    pub fn virsh(&self, arguments: &[&str]) -> Finished {
+        run(self.version.virsh().args(["-q", "-c", &self.uri()]).args(arguments))
+    }
+
+    /// Its process id.
+    #[track_caller]
+    pub fn pid(&self) -> u32 {
+        let stream = UnixStream::connect(self.socket()).expect("libvirtd's socket");
+        let peer = socket_peercred(&stream).expect("who listens");
+        peer.pid.as_raw_nonzero().get().try_into().expect("a process id")
+    }
+
+    /// Ends it in an orderly way. Domains go on.
+    #[track_caller]
+    pub fn stop(&self) {
+        self.end(Signal::TERM);
+    }
+
+    /// Ends it at once. Domains go on.
+    #[track_caller]
+    pub fn kill(&self) {
+        self.end(Signal::KILL);
+    }
+
+    /// Starts it again after its end, and returns when it answers.
+    #[track_caller]
+    pub fn start_again(&self) {
+        self.order();
+        wait_until("libvirtd's answer", LIMIT, || self.answers());
+    }
+
+    /// What it and its keeper have said.
+    pub fn said(&self) -> String {
+        let read = |name: &str| fs::read_to_string(self.path(name)).unwrap_or_default();
+        format!("{}{}", read("keeper.log"), read("libvirtd.log"))
+    }
+
+    /// A file of its directory, which is the same inside.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn socket(&self) -> PathBuf {
+        self.path("run/libvirt-sock")
+    }
+
+    fn order(&self) {
+        use std::io::Write as _;
+        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        let keeper = orders.as_mut().expect("it is there until the drop");
+        keeper.write_all(b"start\n").unwrap_or_else(|e| panic!("libvirtd's keeper: {e}: {}", self.said()));
+    }
+
+    fn answers(&self) -> bool {
+        UnixStream::connect(self.socket()).is_ok() && self.virsh(&["uri"]).code == Some(0)
+    }
+
+    #[track_caller]
+    fn end(&self, signal: Signal) {
+        let pid = self.pid();
+        signal_pid(pid, signal);
+        wait_until("libvirtd's end", LIMIT, || has_ended(pid));
+    }
+}
+
+impl Drop for Libvirtd {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- libvirtd\n{}", self.said());
+        }
+        drop(self.orders.get_mut().unwrap_or_else(PoisonError::into_inner).take());
+        let _ = wait_for(&mut self.keeper, END_LIMIT);
+    }
+}
