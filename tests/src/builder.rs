@@ -102,6 +102,21 @@ impl Builder {
         self
     }
 
+    /// Gives the guest's agent its port, whose other end is this socket.
+    #[must_use]
+    pub fn agent(self, socket: &Path) -> Self {
+        const NAME: &str = "org.qemu.guest_agent.0";
+        let path = socket.display().to_string();
+        if self.flavor.libvirt().is_some() {
+            let source = format!("<source mode='bind' path='{}'/>", libvirt::escape(&path));
+            return self
+                .devices(&format!("<channel type='unix'>{source}<target type='virtio' name='{NAME}'/></channel>"));
+        }
+        let chardev = format!("socket,id=agent,path={path},server=on,wait=off");
+        let port = format!("virtserialport,chardev=agent,name={NAME}");
+        self.arguments(&["-chardev", &chardev, "-device", "virtio-serial-pci", "-device", &port].map(str::to_owned))
+    }
+
     /// Further arguments of the command line.
     #[must_use]
     pub fn arguments(mut self, arguments: &[String]) -> Self {

@@ -9,6 +9,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::agent;
+use crate::builder::Builder;
 use crate::disk::Disk;
 use crate::flavor::Flavor;
 use crate::machine::Machine;
@@ -33,7 +34,7 @@ impl Guest {
     /// Boots, and returns after the first number is on both disks.
     #[track_caller]
     pub fn boot(flavor: Flavor) -> Self {
-        Self::boot_with(flavor, "", |_| Vec::new())
+        Self::boot_with(flavor, "", |machine, _| machine)
     }
 
     /// Boots a guest that runs qemu-guest-agent, and returns when the agent answers.
@@ -47,22 +48,17 @@ impl Guest {
     /// Boots a guest that has the agent's port; `word`, of its kernel's command line, says what it does with it.
     #[track_caller]
     pub fn boot_with_port(flavor: Flavor, word: &str) -> Self {
-        Self::boot_with(flavor, word, |images| {
-            let socket = images.join(AGENT);
-            let chardev = format!("socket,id=agent,path={},server=on,wait=off", socket.display());
-            let port = "virtserialport,chardev=agent,name=org.qemu.guest_agent.0";
-            ["-chardev", &chardev, "-device", "virtio-serial-pci", "-device", port].map(str::to_owned).to_vec()
-        })
+        Self::boot_with(flavor, word, |machine, images| machine.agent(&images.join(AGENT)))
     }
 
     /// Boots a guest that keeps a file for each number, `/days/N`, on both disks.
     #[track_caller]
     pub fn daily(flavor: Flavor) -> Self {
-        Self::boot_with(flavor, "pullfs.mode=daily", |_| Vec::new())
+        Self::boot_with(flavor, "pullfs.mode=daily", |machine, _| machine)
     }
 
     #[track_caller]
-    fn boot_with(flavor: Flavor, word: &str, devices: impl FnOnce(&Path) -> Vec<String>) -> Self {
+    fn boot_with(flavor: Flavor, word: &str, devices: impl FnOnce(Builder, &Path) -> Builder) -> Self {
         let images = tempfile::Builder::new().prefix("pullfs-guest-").tempdir().expect("a temporary directory");
         let raw = ext4(images.path(), "a.raw");
         let qcow2 = images.path().join("a.qcow2");
@@ -71,9 +67,8 @@ impl Guest {
         let machine = Machine::build(flavor)
             .disk(Disk::qcow2("vda", 0).from_image(&qcow2))
             .disk(Disk::raw("vdb", 0).from_image(&ext4(images.path(), "b.raw")))
-            .arguments(&linux(word, &serial))
-            .arguments(&devices(images.path()))
-            .start();
+            .arguments(&linux(word, &serial));
+        let machine = devices(machine, images.path()).start();
         let guest = Self { machine, serial, images };
         guest.wait_past(0);
         guest
@@ -84,7 +79,7 @@ impl Guest {
         &self.machine
     }
 
-    /// The host's socket of the guest's agent.
+    /// The host's socket of the guest's agent, which libvirt keeps for itself.
     pub fn agent(&self) -> PathBuf {
         self.images.path().join(AGENT)
     }
@@ -94,7 +89,10 @@ impl Guest {
     pub fn ask_agent(&self, command: &str) -> Value {
         let mut answer = None;
         wait_until("the guest's agent", BOOT_LIMIT, || {
-            answer = agent::ask(&self.agent(), command).ok();
+            answer = match self.machine.flavor().libvirt() {
+                Some(_) => self.machine.domain().ask_agent(command),
+                None => agent::ask(&self.agent(), command).ok(),
+            };
             answer.is_some()
         });
         answer.expect("waited for")

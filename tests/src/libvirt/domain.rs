@@ -61,6 +61,15 @@ impl Domain {
         self.libvirtd.virsh(&[&[verb, &self.name], arguments].concat())
     }
 
+    /// What the guest's agent answers libvirt; `None` if it does not, or refuses.
+    #[track_caller]
+    pub fn ask_agent(&self, command: &str) -> Option<Value> {
+        let question = json!({ "execute": command }).to_string();
+        let answer = self.virsh("qemu-agent-command", &["--timeout", "5", &question]);
+        let answer = Some(answer).filter(|answer| answer.code == Some(0))?.stdout;
+        Some(serde_json::from_str::<Value>(&answer).expect("an answer in JSON")["return"].take())
+    }
+
     /// Whether libvirt knows it as running.
     #[track_caller]
     pub fn is_running(&self) -> bool {

@@ -55,7 +55,7 @@ impl Version {
 
     /// Its virsh, which runs outside of all namespaces.
     #[track_caller]
-    fn virsh(self) -> Command {
+    pub fn virsh(self) -> Command {
         let root = self.root().expect("libvirt; see Flavor::available");
         let libraries = fs::read_dir(root.join("usr/lib"))
             .expect("libvirt's libraries")
@@ -237,8 +237,8 @@ impl Libvirtd {
         format!("{}{}", read("keeper.log"), read("libvirtd.log"))
     }
 
-    /// A file of its directory, which is the same inside.
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
+    /// A file of its directory, which all of it is in.
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 

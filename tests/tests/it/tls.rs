@@ -59,7 +59,7 @@ impl Scene {
         let server = dir.path().join("server");
         let [option, monitor, object] = match flavor {
             Flavor::Daemon => ["--chardev", "--monitor", "--object"],
-            Flavor::New | Flavor::Old => ["-chardev", "-mon", "-object"],
+            _ => ["-chardev", "-mon", "-object"],
         };
         let (tls, mode) = (
             if port == Port::Tls { ",tls-creds=tls0" } else { "" },
