@@ -91,6 +91,11 @@ impl Machine {
         self.spec.dir.path()
     }
 
+    /// The names of its disks.
+    pub(crate) fn disks(&self) -> impl Iterator<Item = &str> {
+        self.spec.disks.iter().map(|disk| &*disk.id)
+    }
+
     /// What holds the disks.
     pub fn flavor(&self) -> Flavor {
         self.spec.flavor

@@ -13,17 +13,11 @@ use crate::tools::tool;
 ///
 /// Every bitmap that records goes on under its name in the overlay. It is kept there as it was kept below: a persistent
 /// bitmap over one that dies with QEMU would tell half of the truth after a restart, and nothing could tell which half.
-/// libvirt takes those of its own domains, of disks that are all of them, and lets persistent bitmaps alone go on.
+/// libvirt takes those of its own domains, and lets persistent bitmaps alone go on.
 #[track_caller]
 pub fn external(machine: &mut Machine, ids: &[&str], tag: &str, cluster: u64) {
     if machine.flavor().libvirt().is_some() {
-        let overlays: Vec<_> = ids.iter().map(|id| (*id, overlay(machine, id, tag, cluster))).collect();
-        machine.domain().snapshot(machine.dir(), &overlays.iter().map(|(id, path)| (*id, &**path)).collect::<Vec<_>>());
-        for (id, path) in overlays {
-            let node = libvirt::node(&mut machine.qmp(), id);
-            machine.overlaid(id, node, path);
-        }
-        return;
+        return by_libvirt(machine, ids, tag, cluster);
     }
     let mut actions = Vec::new();
     let mut overlays = Vec::new();
@@ -47,6 +41,18 @@ pub fn external(machine: &mut Machine, ids: &[&str], tag: &str, cluster: u64) {
     }
     machine.qmp().must("transaction", json!({ "actions": actions }));
     for (id, node, overlay) in overlays {
+        machine.overlaid(id, node, overlay);
+    }
+}
+
+#[track_caller]
+fn by_libvirt(machine: &mut Machine, ids: &[&str], tag: &str, cluster: u64) {
+    let overlays: Vec<_> = ids.iter().map(|id| (*id, overlay(machine, id, tag, cluster))).collect();
+    let others = machine.disks().filter(|disk| !ids.contains(disk)).map(|disk| (disk, None));
+    let all: Vec<_> = overlays.iter().map(|(id, overlay)| (*id, Some(&**overlay))).chain(others).collect();
+    machine.domain().snapshot(machine.dir(), &all);
+    for (id, overlay) in overlays {
+        let node = libvirt::node(&mut machine.qmp(), id);
         machine.overlaid(id, node, overlay);
     }
 }

@@ -6,7 +6,6 @@
 use std::fmt::Write as _;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -33,10 +32,9 @@ impl Domain {
     pub(crate) fn define(libvirtd: Arc<Libvirtd>, spec: &Builder, arguments: &[String]) -> Self {
         let dir = spec.dir.path();
         let name = dir.file_name().and_then(|name| name.to_str()).expect("a directory's name").to_owned();
-        let emulator = dir.join("emulator");
-        write_program(&emulator, &spec.flavor.emulator());
         let description = dir.join("domain.xml");
-        std::fs::write(&description, describe(&name, &emulator, spec, arguments)).expect("the domain's description");
+        std::fs::write(&description, describe(&name, &libvirtd.emulator(), spec, arguments))
+            .expect("the domain's description");
         if libvirtd.account() == Account::LibvirtQemu {
             // Its sockets are there.
             chown(dir, Some(Account::UID), Some(Account::UID)).expect("the domain's directory");
@@ -107,20 +105,21 @@ impl Domain {
         self.virsh("checkpoint-create", &[&file.display().to_string(), "--redefine"]).success();
     }
 
-    /// Takes an external snapshot, of these disks into these overlays, which are there.
+    /// Takes an external snapshot: each disk with the overlay that it gets, which is there, or none.
     #[track_caller]
-    pub(crate) fn snapshot(&self, dir: &Path, overlays: &[(&str, &Path)]) {
-        let disks = overlays.iter().fold(String::new(), |mut disks, (disk, overlay)| {
-            let file = escape(&overlay.display().to_string());
-            let _ = write!(
-                disks,
-                "<disk name='{disk}' snapshot='external'><driver type='qcow2'/><source file='{file}'/></disk>"
-            );
-            disks
-        });
+    pub(crate) fn snapshot(&self, dir: &Path, disks: &[(&str, Option<&Path>)]) {
+        let mut xml = "<domainsnapshot><disks>".to_owned();
+        for (disk, overlay) in disks {
+            let _ = match overlay.map(|overlay| escape(&overlay.display().to_string())) {
+                Some(file) => write!(
+                    xml,
+                    "<disk name='{disk}' snapshot='external'><driver type='qcow2'/><source file='{file}'/></disk>"
+                ),
+                None => write!(xml, "<disk name='{disk}' snapshot='no'/>"),
+            };
+        }
+        xml.push_str("</disks></domainsnapshot>");
         let file = dir.join("snapshot.xml");
-        // Those that are not named are left as they are only if all of the others are.
-        let xml = format!("<domainsnapshot><disks>{disks}</disks></domainsnapshot>");
         std::fs::write(&file, xml).expect("a snapshot's description");
         let arguments = [&file.display().to_string(), "--disk-only", "--no-metadata", "--reuse-external"];
         self.virsh("snapshot-create", &arguments).success();
@@ -139,7 +138,7 @@ impl Drop for Domain {
 
 /// The node of a disk's active layer. Only while no job has a filter on it.
 #[track_caller]
-pub(crate) fn node(qmp: &mut Qmp, disk: &str) -> String {
+pub fn node(qmp: &mut Qmp, disk: &str) -> String {
     let devices = qmp.must("query-block", json!({}));
     let device = format!("/machine/peripheral/ua-{disk}");
     let path = |found: &&Value| {
@@ -149,22 +148,6 @@ pub(crate) fn node(qmp: &mut Qmp, disk: &str) -> String {
     let found = devices.as_array().into_iter().flatten().find(path);
     let node = found.and_then(|found| found["inserted"]["node-name"].as_str());
     node.unwrap_or_else(|| panic!("no node of {disk} in {devices}")).to_owned()
-}
-
-/// A program that does what a command does, and takes further arguments. What it writes can be read while it runs.
-#[track_caller]
-fn write_program(path: &Path, command: &Command) {
-    use std::os::unix::fs::PermissionsExt as _;
-    let quoted =
-        |word: &std::ffi::OsStr| format!("'{}'", word.to_str().expect("a path in UTF-8").replace('\'', r"'\''"));
-    let mut script = "#!/bin/sh\n".to_owned();
-    for (name, value) in command.get_envs() {
-        let _ = writeln!(script, "export {}={}", name.display(), quoted(value.unwrap_or_default()));
-    }
-    let words = std::iter::once(command.get_program()).chain(command.get_args()).map(quoted);
-    let _ = writeln!(script, "exec stdbuf -oL -eL {} \"$@\"", words.collect::<Vec<_>>().join(" "));
-    std::fs::write(path, script).expect("a program");
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).expect("modes");
 }
 
 /// A description for libvirt: what QEMU is told by itself, in libvirt's words where it has any.

@@ -21,6 +21,14 @@ mount --bind "$state/run" /run/libvirt
 mount --bind "$state/log" /var/log/libvirt
 mount --bind "$state/etc/libvirt" /etc/libvirt
 
+# KVM does not work here, for anybody. If root alone can open it, libvirt asks QEMU all over again what it can do whenever it
+# wants to know, which takes seconds each time.
+if [ -e /dev/kvm ]; then
+    : >"$state/no-kvm"
+    mount --bind "$state/no-kvm" /dev/kvm
+    mount -o remount,bind,ro /dev/kvm
+fi
+
 exec 3<&0 </dev/null
 while read -r _ <&3; do
     # Nobody's child, as under systemd: whoever has no parent is the first process'.

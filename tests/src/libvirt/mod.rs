@@ -10,10 +10,12 @@
 
 mod domain;
 
+use std::ffi::OsStr;
+use std::fmt::Write as _;
 use std::fs::{self, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
@@ -22,9 +24,10 @@ use rustix::net::sockopt::socket_peercred;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
-pub use domain::Domain;
-pub(crate) use domain::{escape, node};
+pub(crate) use domain::escape;
+pub use domain::{Domain, node};
 
+use crate::flavor::Flavor;
 use crate::process::{Finished, has_ended, run, signal_pid, wait_for, wait_until};
 use crate::tools;
 
@@ -137,6 +140,9 @@ impl Libvirtd {
         write("passwd", format!("{users}libvirt-qemu:x:{id}:{id}::/nonexistent:/usr/sbin/nologin\n"));
         write("group", format!("{groups}libvirt-qemu:x:{id}:\n"));
 
+        let qemu = if version == Version::Old { Flavor::Old } else { Flavor::New };
+        write_program(&dir.path().join("emulator"), &qemu.emulator());
+
         let log = fs::File::create(dir.path().join("keeper.log")).expect("a log");
         let mut keeper = tools::tool("unshare");
         // Its end is that of its standard input: a signal at a parent's death would come when the thread that starts it ends.
@@ -237,6 +243,11 @@ impl Libvirtd {
         format!("{}{}", read("keeper.log"), read("libvirtd.log"))
     }
 
+    /// The QEMU of its version, for its domains: one for all of them, so that libvirt asks it only once what it can do.
+    pub(crate) fn emulator(&self) -> PathBuf {
+        self.path("emulator")
+    }
+
     /// A file of its directory, which all of it is in.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
@@ -273,4 +284,18 @@ impl Drop for Libvirtd {
         drop(self.orders.get_mut().unwrap_or_else(PoisonError::into_inner).take());
         let _ = wait_for(&mut self.keeper, END_LIMIT);
     }
+}
+
+/// A program that does what a command does, and takes further arguments. What it writes can be read while it runs.
+#[track_caller]
+fn write_program(path: &Path, command: &Command) {
+    let quoted = |word: &OsStr| format!("'{}'", word.to_str().expect("a path in UTF-8").replace('\'', r"'\''"));
+    let mut script = "#!/bin/sh\n".to_owned();
+    for (name, value) in command.get_envs() {
+        let _ = writeln!(script, "export {}={}", name.display(), quoted(value.unwrap_or_default()));
+    }
+    let words = std::iter::once(command.get_program()).chain(command.get_args()).map(quoted);
+    let _ = writeln!(script, "exec stdbuf -oL -eL {} \"$@\"", words.collect::<Vec<_>>().join(" "));
+    fs::write(path, script).expect("a program");
+    fs::set_permissions(path, Permissions::from_mode(0o755)).expect("modes");
 }

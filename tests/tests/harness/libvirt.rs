@@ -11,11 +11,12 @@ use pullfs_tests::disk::Disk;
 use pullfs_tests::flavor::Flavor;
 use pullfs_tests::guest::Guest;
 use pullfs_tests::leftovers::Leftovers;
-use pullfs_tests::libvirt::{Account, Libvirtd, Version};
+use pullfs_tests::libvirt::{Account, Libvirtd, Version, node};
 use pullfs_tests::machine::{MIB, Machine};
-use pullfs_tests::oracle;
 use pullfs_tests::process::{has_ended, ok, run};
+use pullfs_tests::qmp::Qmp;
 use pullfs_tests::tools::tool;
+use pullfs_tests::{oracle, snapshot};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -170,7 +171,8 @@ fn a_domain_outlives_its_libvirtd() {
     }
 }
 
-/// A domain that ended is started again, and one that was killed is not mistaken for one that runs.
+/// A domain that ended is started again, as its last snapshot left it, and one that was killed is not mistaken for one that
+/// runs.
 #[test]
 fn libvirt_sees_a_domains_end() {
     for (flavor, _) in FLAVORS {
@@ -179,11 +181,18 @@ fn libvirt_sees_a_domains_end() {
         }
         let (_libvirtd, mut machine) = alone(flavor, Account::Root);
         let first = machine.server().pid();
+        let other = (machine.node("vdb"), machine.image("vdb").to_owned());
+        snapshot::external(&mut machine, &["vda"], "s1", 65536);
+        assert!(machine.image("vda").ends_with("vda-s1.qcow2"));
+        assert_eq!(node(&mut machine.qmp(), "vdb"), other.0, "no snapshot of this one");
+        assert_eq!(machine.image("vdb"), other.1);
+        machine.write("vda", 0, 512, 0x50);
+        let copy = machine.copy("vda", "before");
         machine.kill();
         assert!(has_ended(first));
         machine.restart();
         assert_ne!(machine.server().pid(), first);
-        machine.write("vda", 0, 512, 0x51);
+        oracle::same(&machine.copy("vda", "after"), &copy);
         machine.quit();
         machine.restart();
         assert!(machine.domain().is_running());
@@ -209,21 +218,31 @@ fn libvirt_reaches_the_guests_agent() {
     }
 }
 
-/// Processes, mounts and files go with the value, also those that libvirtd cannot end any more.
+/// Processes, mounts and files go with the value: a QEMU that does not listen, one that nobody has, and libvirtd itself.
 #[test]
 fn nothing_of_libvirt_is_left() {
     for (flavor, _) in FLAVORS {
         if !flavor.available() {
             continue;
         }
-        let (libvirtd, mut machine) = alone(flavor, Account::LibvirtQemu);
+        let libvirtd = Arc::new(Libvirtd::start_as(flavor.libvirt().expect("a libvirt"), Account::LibvirtQemu));
+        let mut machine = Machine::build(flavor).on(&libvirtd).start();
         let dirs = [libvirtd.path("."), machine.dir().to_owned()].map(|dir| dir.components().collect::<PathBuf>());
         let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
         assert!(dirs.iter().all(|dir| !mounts.contains(&*dir.to_string_lossy())), "none is seen outside:\n{mounts}");
-        let pids = [libvirtd.pid(), machine.server().pid()];
-        libvirtd.kill();
+        let description = fs::read_to_string(machine.dir().join("domain.xml")).expect("the domain's description");
+        let name = format!("<name>{}</name>", machine.domain().name());
+        assert!(description.contains(&name) && description.contains("ctl.qmp"), "{description}");
+        let orphan = machine.dir().join("orphan.xml");
+        let description = description.replace(&name, "<name>orphan</name>").replace("ctl.qmp", "orphan.qmp");
+        fs::write(&orphan, description).expect("a description");
+        libvirtd.virsh(&["create", &orphan.display().to_string()]).success();
+        let qmp = Qmp::connect(&machine.dir().join("orphan.qmp"), Duration::from_secs(5)).expect("a monitor");
+        let pids = [libvirtd.pid(), machine.server().pid(), qmp.peer().expect("QEMU")];
+        drop(qmp);
         machine.server().signal(Signal::STOP);
         drop(machine);
+        assert!(!has_ended(pids[0]) && has_ended(pids[1]) && !has_ended(pids[2]), "{pids:?}");
         drop(libvirtd);
         assert!(pids.iter().all(|&pid| has_ended(pid)), "{pids:?}");
         assert!(dirs.iter().all(|dir| !dir.exists()), "{dirs:?}");
