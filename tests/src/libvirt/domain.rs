@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,10 +14,10 @@ use serde_json::{Value, json};
 
 use super::{Account, Libvirtd};
 use crate::builder::Builder;
-use crate::process::{Finished, wait_until};
+use crate::process::{Finished, wait_for, wait_until};
 use crate::qmp::Qmp;
 
-/// For a domain that ended to be seen as ended.
+/// For libvirt to see that a domain ended, or to end it.
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// A domain that libvirt keeps a description of, until it is dropped.
@@ -87,7 +88,7 @@ impl Domain {
         self.libvirtd.path(&format!("log/qemu/{}.log", self.name))
     }
 
-    /// Makes the bitmap `name`, which is there, libvirt's own checkpoint of these disks.
+    /// Makes the bitmap `name`, which is there, libvirt's own checkpoint of this disk, beside others.
     ///
     /// libvirt makes its checkpoints of all disks at once and with granules of its own choice; noting one is free in both.
     #[track_caller]
@@ -131,7 +132,11 @@ impl Drop for Domain {
         // It may have ended, and whatever is left ends with libvirtd, which a test may have ended before.
         let metadata = ["--checkpoints-metadata", "--snapshots-metadata"];
         for (verb, arguments) in [("destroy", [].as_slice()), ("undefine", &metadata)] {
-            let _ = self.virsh(verb, arguments);
+            let mut virsh = self.libvirtd.command(&[&[verb, &self.name], arguments].concat());
+            virsh.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            if let Ok(mut virsh) = virsh.spawn() {
+                let _ = wait_for(&mut virsh, LIMIT);
+            }
         }
     }
 }

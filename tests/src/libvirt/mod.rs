@@ -148,8 +148,7 @@ impl Libvirtd {
         // Its end is that of its standard input: a signal at a parent's death would come when the thread that starts it ends.
         keeper.args([
             "--mount",
-            "--propagation",
-            "slave",
+            "--propagation=slave",
             "--net",
             "--pid",
             "--fork",
@@ -207,7 +206,14 @@ impl Libvirtd {
     /// virsh, of the same version, with this connection.
     #[track_caller]
     pub fn virsh(&self, arguments: &[&str]) -> Finished {
-        run(self.version.virsh().args(["-q", "-c", &self.uri()]).args(arguments))
+        run(&mut self.command(arguments))
+    }
+
+    #[track_caller]
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = self.version.virsh();
+        command.args(["-q", "-c", &self.uri()]).args(arguments);
+        command
     }
 
     /// Its process id.
