@@ -125,7 +125,9 @@ fn systemd_finds_nothing_wrong_with_the_units() {
         // systemd looks for the programs, which are below the root here.
         for (installed, below) in programs {
             let here = root().join(below).display().to_string();
-            text = text.replace(&format!("ExecStart={installed}"), &format!("ExecStart={here}/"));
+            for command in ["ExecStart=", "ExecReload="] {
+                text = text.replace(&format!("{command}{installed}"), &format!("{command}{here}/"));
+            }
         }
         let instance = dir.path().join(unit.replace('@', "@vm1"));
         fs::write(&instance, text).expect("a unit");
