@@ -1,0 +1,81 @@
+//! The calls, against the driver for tests that libvirt's library has in itself: no daemon, no QEMU.
+
+use std::sync::mpsc;
+use std::time::Duration;
+
+use libvirt::{Code, Connection, Event, State};
+
+const LIMIT: Duration = Duration::from_secs(20);
+
+fn connection() -> Connection {
+    Connection::open(Some("test:///default")).expect("libvirt's driver for tests")
+}
+
+#[test]
+fn a_domain_is_found_and_told_of() {
+    let connection = connection();
+    assert!(connection.is_alive());
+    let (library, _) = connection.versions().unwrap();
+    assert!(library >= 6_000_000, "{library}");
+    let domains = connection.running_domains().unwrap();
+    let names: Vec<String> = domains.iter().map(libvirt::Domain::name).collect();
+    assert_eq!(names, ["test"]);
+    let domain = connection.domain_by_name("test").unwrap();
+    let uuid = domain.uuid().unwrap();
+    assert_eq!(connection.domain_by_uuid(&uuid).unwrap().name(), "test");
+    assert!(domain.xml().unwrap().contains(&uuid));
+    assert_eq!(domain.state().unwrap(), State::Running);
+    let again = domain.clone();
+    drop((domain, domains, connection));
+    assert_eq!(again.name(), "test", "it keeps its connection");
+}
+
+#[test]
+fn failures_are_told_apart() {
+    let connection = connection();
+    let error = connection.domain_by_name("none").err().unwrap();
+    assert_eq!(error.code(), Code::NoDomain);
+    assert!(error.to_string().contains("not found"), "{error}");
+    assert!(connection.domain_by_name("a\0b").is_err());
+    let domain = connection.domain_by_name("test").unwrap();
+    assert_eq!(domain.checkpoint("none").err().unwrap().code(), Code::NoCheckpoint);
+    let error = Connection::open(Some("qemu+unix:///system?socket=/nowhere/socket")).err().unwrap();
+    assert_eq!(error.code(), Code::Connection, "{error}");
+}
+
+#[test]
+fn checkpoints_are_made_listed_and_deleted() {
+    let connection = connection();
+    let domain = connection.domain_by_name("test").unwrap();
+    let described = |name: &str, parent: &str| {
+        format!(
+            "<domaincheckpoint><name>{name}</name>{parent}<creationTime>1000</creationTime>{}</domaincheckpoint>",
+            domain.xml().unwrap()
+        )
+    };
+    domain.redefine_checkpoint(&described("first", "")).unwrap();
+    let parent = "<parent><name>first</name></parent>";
+    let second = domain.redefine_checkpoint(&described("second", parent)).unwrap();
+    assert_eq!(second.name(), "second");
+    let xml = second.xml(false).unwrap();
+    assert!(xml.contains("<name>first</name>") && !xml.contains("<domain "), "{xml}");
+    let names: Vec<String> = domain.checkpoints().unwrap().iter().map(libvirt::Checkpoint::name).collect();
+    assert_eq!(names, ["first", "second"], "parents come first");
+    second.delete().unwrap();
+    assert_eq!(domain.checkpoints().unwrap().len(), 1);
+    assert_eq!(second.delete().unwrap_err().code(), Code::NoCheckpoint);
+}
+
+#[test]
+fn a_subscription_takes_what_it_was_given_along() {
+    let connection = connection();
+    let domain = connection.domain_by_name("test").unwrap();
+    let (tell, told) = mpsc::channel::<Event>();
+    let subscription = connection.subscribe(Some(&domain), move |event| drop(tell.send(event))).unwrap();
+    drop((subscription, domain, connection));
+    assert_eq!(
+        told.recv_timeout(LIMIT),
+        Err(mpsc::RecvTimeoutError::Disconnected),
+        "it is freed, and nothing was told"
+    );
+}
