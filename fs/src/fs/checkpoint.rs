@@ -34,7 +34,7 @@ impl Fs {
             return Err(Error::new(Kind::Denied, "directories are made in checkpoints only"));
         }
         let text = name.to_str().ok_or_else(|| Error::new(Kind::Invalid, "a checkpoint's name is UTF-8"));
-        let wanted = text.map(|name| Wanted { checkpoint: Some(name.into()), quiesce: false });
+        let wanted = text.map(|name| Wanted { checkpoint: Some(name.into()), ..Wanted::default() });
         self.noted(match wanted {
             Ok(wanted) => self.begin(wanted).await,
             Err(error) => Err(error),

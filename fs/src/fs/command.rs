@@ -6,7 +6,7 @@ use crate::vm::Wanted;
 /// One command.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Command {
-    /// `begin [quiesce] [checkpoint=NAME]`; the name is the rest of the line.
+    /// `begin [quiesce] [checkpoint=NAME]` or `begin [quiesce] since=NAME`; the name is the rest of the line.
     Begin(Wanted),
     /// `release`.
     Release,
@@ -32,12 +32,13 @@ impl Command {
                     Some(rest) if rest.is_empty() || rest.starts_with(' ') => (true, rest.trim_start()),
                     _ => (false, rest),
                 };
-                let checkpoint = match rest.strip_prefix("checkpoint=") {
-                    Some(name) => Some(name.into()),
-                    None if rest.is_empty() => None,
-                    None => return None,
+                let (checkpoint, since) = match (rest.strip_prefix("checkpoint="), rest.strip_prefix("since=")) {
+                    (Some(name), _) => (Some(name.into()), None),
+                    (None, Some(name)) if !name.is_empty() => (None, Some(name.into())),
+                    _ if rest.is_empty() => (None, None),
+                    _ => return None,
                 };
-                Some(Self::Begin(Wanted { checkpoint, quiesce }))
+                Some(Self::Begin(Wanted { checkpoint, quiesce, since }))
             }
             _ => None,
         }
@@ -50,8 +51,13 @@ mod tests {
 
     #[test]
     fn reads_commands_and_nothing_else() {
-        let begin =
-            |quiesce, name: Option<&str>| Some(Command::Begin(Wanted { checkpoint: name.map(Into::into), quiesce }));
+        let begin = |quiesce, name: Option<&str>| {
+            Some(Command::Begin(Wanted { checkpoint: name.map(Into::into), quiesce, since: None }))
+        };
+        let since =
+            |quiesce, name: &str| Some(Command::Begin(Wanted { checkpoint: None, quiesce, since: Some(name.into()) }));
+        assert_eq!(Command::parse("begin since=a b"), since(false, "a b"));
+        assert_eq!(Command::parse("begin quiesce since=checkpoint=a"), since(true, "checkpoint=a"));
         assert_eq!(Command::parse("begin\n"), begin(false, None));
         assert_eq!(Command::parse("begin quiesce"), begin(true, None));
         assert_eq!(Command::parse("begin checkpoint=a b"), begin(false, Some("a b")));
@@ -67,7 +73,7 @@ mod tests {
             assert_eq!(Command::parse(&format!("{word} a b")), set(None));
         }
         for wrong in
-            ["set", "reload ", "setpolite", "", "begin now", "begin quiesced", "release now", "delete", "relase", "\0"]
+            ["begin since=", "set", "reload ", "setpolite", "", "begin now", "begin quiesced", "release now", "delete", "relase", "\0"]
         {
             assert_eq!(Command::parse(wrong), None, "{wrong:?}");
         }

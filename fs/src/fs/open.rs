@@ -39,7 +39,7 @@ impl Fs {
         checkpoint: Option<&Arc<str>>,
         content: Content,
     ) -> Result<OpenFile> {
-        let lease = self.points.open().await?;
+        let lease = self.points.open(checkpoint).await?;
         if Generation::held(node, lease.number(), &lease.inventory()) != told {
             return Err(Error::new(Kind::Stale, "the file was looked up for another point in time"));
         }
@@ -143,7 +143,8 @@ impl Fs {
         let known = inventory.disk(disk).ok_or_else(|| no_disk(disk))?;
         let bitmap = checkpoint.and_then(|checkpoint| known.bitmaps.get(checkpoint));
         let unusable = bitmap.is_some_and(|bitmap| bitmap.unusable.is_some());
-        if let Some(point) = point.filter(|_| !unusable) {
+        // What it does not have cannot be opened on it, so an estimate is never read by.
+        if let Some(point) = point.filter(|point| !unusable && point.serves(checkpoint)) {
             match self.exact(point, disk, checkpoint, content).await {
                 // It ended meanwhile: what is known without it is told.
                 Err(_) if point.check().is_err() => {}

@@ -12,7 +12,7 @@ use crate::error::Kind;
 use crate::options::in_force::InForce;
 use crate::options::settings::{Origin, Resolved, Setting};
 use crate::point::owner::{Phase, View};
-use crate::vm::{Bitmap, Disk, Inventory, Machine, Scratch, Skipped};
+use crate::vm::{Base, Bitmap, Disk, Inventory, Machine, Scratch, Skipped};
 
 #[derive(Serialize)]
 struct Document<'a> {
@@ -111,6 +111,9 @@ struct PointStatus {
     checkpoint: Option<String>,
     /// Whether the guest's file systems were frozen for the instant.
     quiesced: bool,
+    /// The checkpoint since which it has the changes, where it has those since one alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    base: Option<String>,
     /// The disks it has, by name: one that was plugged in since is not among them.
     disks: Vec<String>,
     open_files: usize,
@@ -240,6 +243,10 @@ pub(super) fn render(facts: Facts<'_>) -> Vec<u8> {
             number: view.number,
             time: held.map(|point| rfc3339(point.time())),
             quiesced: held.is_some_and(|point| point.quiesced()),
+            base: held.and_then(|point| match point.base() {
+                Base::One(base) => base.as_deref().map(str::to_owned),
+                Base::All => None,
+            }),
             checkpoint: held.and_then(|point| point.checkpoint()).map(ToString::to_string),
             disks: held
                 .map(|point| point.inventory().disks.iter().map(|disk| disk.name.to_string()).collect())

@@ -282,6 +282,40 @@ async fn mkdir_makes_a_checkpoint_and_takes_the_same_instant() {
 }
 
 #[tokio::test]
+async fn changes_since_another_checkpoint_take_another_point_in_time() {
+    let vm = machine(Fleece::Backing);
+    vm.tells_of_one_base();
+    vm.checkpoint("monday");
+    vm.write("vda", 0, &[1]);
+    vm.checkpoint("tuesday");
+    vm.write("vda", 5_000, &[2]);
+    let fs = mount(&vm, Options::default());
+    let (monday, tuesday) = ("checkpoints/monday/vda/dirty.map", "checkpoints/tuesday/vda/dirty.map");
+    let map = open(&fs, monday).await.unwrap();
+    assert_eq!(status(&fs).await["point"]["base"], "monday");
+    look_at(&fs, ROOT).await;
+    assert_eq!(parse(&String::from_utf8(read_all(&fs, map).await.unwrap()).unwrap()).len(), 2);
+    let raw = open(&fs, "current/vda/disk.raw").await.unwrap();
+    let error = open(&fs, tuesday).await.unwrap_err();
+    assert_eq!(error.kind(), Kind::Busy, "files are open");
+    assert!(error.to_string().contains("checkpoint monday") && error.to_string().contains("since=tuesday"), "{error}");
+    assert!(
+        status(&fs).await["last_error"]["message"].as_str().unwrap().contains("since=tuesday"),
+        "it is said there, too"
+    );
+    assert!(fs.read(raw, 0, 10).await.is_ok(), "who reads is left alone");
+    fs.release(map);
+    fs.release(raw);
+    let map = open(&fs, tuesday).await.unwrap();
+    assert_eq!((vm.taken(), &status(&fs).await["point"]["base"]), (2, &Value::from("tuesday")), "nobody was there");
+    assert_eq!(parse(&String::from_utf8(read_all(&fs, map).await.unwrap()).unwrap()).len(), 1);
+    fs.release(map);
+    command(&fs, "begin since=monday").await.unwrap();
+    assert_eq!(open(&fs, tuesday).await.unwrap_err().kind(), Kind::Busy, "somebody chose this instant");
+    assert!(open(&fs, monday).await.is_ok());
+}
+
+#[tokio::test]
 async fn after_the_end_nothing_is_taken() {
     let vm = machine(Fleece::Job);
     let fs = mount(&vm, Options::default());

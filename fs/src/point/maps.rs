@@ -58,6 +58,11 @@ impl Maps {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether a map of this checkpoint was frozen, of any disk.
+    pub(super) fn has(&self, checkpoint: &Arc<str>) -> bool {
+        self.disks.values().any(|frozen| frozen.maps.contains_key(checkpoint))
+    }
+
     /// What changed on `disk` since `checkpoint`. Those who ask at the same time share one fetch.
     ///
     /// # Errors

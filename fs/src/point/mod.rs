@@ -34,7 +34,7 @@ use crate::block::allocation::Allocation;
 use crate::block::cache::{Cache, CachedDisk, Keeper};
 use crate::block::{Source, Traffic};
 use crate::error::{Error, Kind, Result};
-use crate::vm::{Bitmap, Disk, Inventory, Scratch, Taken, Vm};
+use crate::vm::{Base, Bitmap, Disk, Inventory, Scratch, Taken, Vm};
 
 /// How a point in time ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,6 +70,9 @@ pub struct PointInTime {
     /// When a disk of that name changed last, where that is known.
     unchanged: BTreeMap<Arc<str>, SystemTime>,
     needs_confirmation: bool,
+    base: Base,
+    /// Whether somebody began it, rather than opening a file.
+    begun: bool,
     vm: Arc<dyn Vm>,
     ended: OnceLock<Ended>,
     taken: Instant,
@@ -80,8 +83,8 @@ pub struct PointInTime {
 }
 
 impl PointInTime {
-    /// `after` is what the machine was at some moment after the instant.
-    fn new(taken: Taken, after: &Inventory, vm: Arc<dyn Vm>, cache: &Arc<Cache>) -> Self {
+    /// `after` is what the machine was at some moment after the instant; `begun` says whether somebody asked for it as such.
+    fn new(taken: Taken, after: &Inventory, begun: bool, vm: Arc<dyn Vm>, cache: &Arc<Cache>) -> Self {
         let unchanged = unchanged(&taken.inventory, after);
         let maps = Maps::new(&taken);
         let keeper: Option<Arc<dyn Keeper>> =
@@ -102,6 +105,8 @@ impl PointInTime {
             maps,
             unchanged,
             needs_confirmation: taken.needs_confirmation,
+            base: taken.base,
+            begun,
             vm,
             ended: OnceLock::new(),
             taken: Instant::now(),
@@ -129,6 +134,19 @@ impl PointInTime {
     /// the disk has provably not changed, else when it was taken.
     pub fn modified(&self, disk: &str) -> SystemTime {
         self.unchanged.get(disk).copied().unwrap_or(self.time)
+    }
+
+    /// Of which checkpoints it has the changes.
+    pub fn base(&self) -> &Base {
+        &self.base
+    }
+
+    /// Whether a file of this checkpoint, or of none, can be opened on it, or fails for reasons of its own.
+    pub(crate) fn serves(&self, checkpoint: Option<&Arc<str>>) -> bool {
+        let (Base::One(_), Some(checkpoint)) = (&self.base, checkpoint) else { return true };
+        let inventory = self.inventory();
+        let mut bitmaps = inventory.disks.iter().filter_map(|disk| disk.bitmaps.get(checkpoint));
+        self.maps.has(checkpoint) || bitmaps.all(|bitmap| bitmap.unusable.is_some())
     }
 
     /// The checkpoint that was made at the same instant.

@@ -10,12 +10,12 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::sleep_until;
 
-use super::policy::{Decision, Due, Terms, Wish, decide, due};
+use super::policy::{self, Decision, Due, Terms, Wish, decide, due};
 use super::reason::{Reason, Tally};
 use super::{Ended, Lease, PointInTime};
 use crate::block::cache::Cache;
 use crate::error::{Error, Kind, Result, chain};
-use crate::vm::{Event, Inventory, Taken, Vm, Wanted};
+use crate::vm::{Base, Event, Inventory, Taken, Vm, Wanted};
 
 /// Requests that wait for their turn; more wait for room.
 const MAX_QUEUED: usize = 1024;
@@ -129,12 +129,13 @@ impl Points {
         &self.tally
     }
 
-    /// A share in the point in time; takes one if none is held.
+    /// A share in the point in time, to open a file of this checkpoint or of none; takes one if none is held.
     ///
     /// # Errors
-    /// [`Kind::NothingHeld`] with `start=manual`; any failure of taking it.
-    pub async fn open(&self) -> Result<Lease> {
-        let lease = self.ask(Wish::Open, Wanted::default()).await?;
+    /// [`Kind::NothingHeld`] with `start=manual`; [`Kind::Busy`] when the one that is held does not have the changes since
+    /// that checkpoint, and cannot be replaced; any failure of taking it.
+    pub async fn open(&self, checkpoint: Option<&Arc<str>>) -> Result<Lease> {
+        let lease = self.ask(Wish::Open, Wanted { since: checkpoint.cloned(), ..Wanted::default() }).await?;
         lease.ok_or_else(|| Error::new(Kind::Io, "the point in time ended before the file was open"))
     }
 
@@ -201,6 +202,22 @@ impl Points {
 
 fn ended() -> Error {
     Error::new(Kind::Gone, "the mount is ending")
+}
+
+/// Why a file of a checkpoint cannot be opened on a point in time that has the changes since another one.
+fn other_base(wanted: &Wanted, held: Option<&PointInTime>) -> Error {
+    let since = wanted.since.as_deref().unwrap_or_default();
+    let base = match held.map(PointInTime::base) {
+        Some(Base::One(Some(base))) => format!("checkpoint {base}"),
+        _ => "no checkpoint".to_owned(),
+    };
+    Error::new(
+        Kind::Busy,
+        format!(
+            "the point in time has the changes since {base}, and libvirt tells those of one at a time: to read checkpoint \
+             {since}, close what is open and release it, or begin one with since={since}"
+        ),
+    )
 }
 
 struct Owner {
@@ -292,11 +309,21 @@ impl Owner {
             self.vm.admit(wanted).await?;
         }
         let held = self.held();
-        match decide(wish, held.as_ref().map(|point| point.open_files()), self.terms.start) {
+        let state = held.as_ref().map(|point| {
+            let serves = point.serves(wanted.since.as_ref());
+            policy::Held { open: point.open_files(), begun: point.begun, serves }
+        });
+        match decide(wish, state, self.terms.start) {
             Decision::Share => Ok(held.map(Lease::new)),
             Decision::Take => self.take(wish, wanted).await,
             Decision::Replace => {
-                self.end(Ended::Released, Reason::Replaced, "a new one was begun").await?;
+                let words = match &wanted.since {
+                    Some(since) if wish == Wish::Open => {
+                        format!("checkpoint {since} was opened, whose changes it does not have")
+                    }
+                    _ => "a new one was begun".to_owned(),
+                };
+                self.end(Ended::Released, Reason::Replaced, &words).await?;
                 self.take(wish, wanted).await
             }
             Decision::LetGo => {
@@ -305,6 +332,7 @@ impl Owner {
                 Ok(None)
             }
             Decision::Nothing => self.vm.release().await.map(|()| None),
+            Decision::Busy if wish == Wish::Open => Err(other_base(wanted, held.as_deref())),
             Decision::Busy => Err(Error::new(
                 Kind::Busy,
                 "files are open on the point in time that is held; close them or release it first",
@@ -346,7 +374,8 @@ impl Owner {
         match self.vm.take(number, wanted).await {
             Ok(taken) => {
                 let after = self.after(&taken).await;
-                let point = Arc::new(PointInTime::new(taken, &after, self.vm.clone(), &self.cache));
+                let point =
+                    Arc::new(PointInTime::new(taken, &after, wish == Wish::Begin, self.vm.clone(), &self.cache));
                 tracing::info!(number, disks = point.disks.len(), "point in time taken");
                 self.failed = None;
                 self.tally.taken(true);

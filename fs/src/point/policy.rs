@@ -3,6 +3,7 @@
 //! | request | none held | held, nothing open | held, something open |
 //! |---|---|---|---|
 //! | open    | take it (`start=manual`: refuse) | share it | share it |
+//! | open what it cannot serve | – | let go, take a new one; if somebody began it: refuse, busy | refuse: busy |
 //! | begin   | take it | let go, take a new one | refuse: busy |
 //! | release | refuse: nothing held | let go | let go; open files get `ESTALE` |
 //! | end of the mount | – | let go | let go |
@@ -103,14 +104,28 @@ pub enum Decision {
     NothingHeld,
 }
 
-/// Decides; `held` is the number of files open on the point in time, none if there is none.
-pub fn decide(wish: Wish, held: Option<usize>, start: Start) -> Decision {
+/// A point in time that is held, to somebody who wants something.
+#[derive(Debug, Clone, Copy)]
+pub struct Held {
+    /// Files open on it.
+    pub open: usize,
+    /// Whether somebody began it, rather than opening a file.
+    pub begun: bool,
+    /// Whether it has what is to be opened ([`Base`](crate::vm::Base)).
+    pub serves: bool,
+}
+
+/// Decides about the point in time that is held, if one is.
+pub fn decide(wish: Wish, held: Option<Held>, start: Start) -> Decision {
     match (wish, held) {
-        (Wish::Open, Some(_)) => Decision::Share,
+        (Wish::Open, Some(Held { serves: true, .. })) => Decision::Share,
+        // Its instant was chosen by a reader who is gone; another one is as good.
+        (Wish::Open, Some(Held { open: 0, begun: false, .. })) | (Wish::Begin, Some(Held { open: 0, .. })) => {
+            Decision::Replace
+        }
         (Wish::Open, None) if start == Start::Manual => Decision::NothingHeld,
         (Wish::Open | Wish::Begin, None) => Decision::Take,
-        (Wish::Begin, Some(0)) => Decision::Replace,
-        (Wish::Begin, Some(_)) => Decision::Busy,
+        (Wish::Open | Wish::Begin, Some(_)) => Decision::Busy,
         (Wish::Release | Wish::End, Some(_)) => Decision::LetGo,
         (Wish::Release, None) => Decision::NothingHeld,
         (Wish::End, None) => Decision::Nothing,
@@ -128,6 +143,7 @@ mod tests {
     struct Model {
         taken: u32,
         held: Option<u32>,
+        begun: bool,
         open: Vec<u32>,
     }
 
@@ -152,11 +168,11 @@ mod tests {
 
         #[test]
         fn no_open_file_loses_its_instant_to_a_begin(
-            wishes in proptest::collection::vec((0_u8..5, any::<prop::sample::Index>()), 0..60), manual: bool,
+            wishes in proptest::collection::vec((0_u8..5, any::<prop::sample::Index>(), any::<bool>()), 0..60), manual: bool,
         ) {
             let start = if manual { Start::Manual } else { Start::Read };
             let mut model = Model::default();
-            for (wish, which) in wishes {
+            for (wish, which, serves) in wishes {
                 let wish = match wish {
                     0 => Wish::Open,
                     1 => Wish::Begin,
@@ -172,12 +188,15 @@ mod tests {
                 };
                 let on_held = model.held.map(|held| model.open.iter().filter(|open| **open == held).count());
                 let before = model.held;
-                match decide(wish, on_held, start) {
-                    Decision::Share => prop_assert!(wish == Wish::Open && before.is_some()),
+                let held = on_held.map(|open| Held { open, begun: model.begun, serves });
+                match decide(wish, held, start) {
+                    Decision::Share => prop_assert!(wish == Wish::Open && before.is_some() && serves),
                     Decision::Take | Decision::Replace => {
                         prop_assert!(matches!(wish, Wish::Open | Wish::Begin));
                         prop_assert!(on_held.unwrap_or(0) == 0, "nothing open is cut off");
-                        prop_assert!(!(manual && wish == Wish::Open));
+                        prop_assert!(!(manual && wish == Wish::Open && before.is_none()));
+                        prop_assert!(wish == Wish::Begin || before.is_none() || !(serves || model.begun), "nobody's instant is moved");
+                        model.begun = wish == Wish::Begin;
                         model.taken += 1;
                         model.held = Some(model.taken);
                     }
@@ -185,7 +204,8 @@ mod tests {
                         prop_assert!(matches!(wish, Wish::Release | Wish::End));
                         model.held = None;
                     }
-                    Decision::Busy => prop_assert!(wish == Wish::Begin && on_held > Some(0)),
+                    Decision::Busy if wish == Wish::Begin => prop_assert!(on_held > Some(0)),
+                    Decision::Busy => prop_assert!(wish == Wish::Open && !serves && (on_held > Some(0) || model.begun)),
                     Decision::NothingHeld => prop_assert!(before.is_none() && (wish == Wish::Release || manual)),
                     Decision::Nothing => prop_assert!(before.is_none() && wish == Wish::End),
                 }
@@ -193,6 +213,7 @@ mod tests {
                     prop_assert!(model.held.is_none());
                 }
                 if wish == Wish::Open
+                    && !matches!(decide(wish, held, start), Decision::Busy)
                     && let Some(held) = model.held {
                         model.open.push(held);
                     }

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use bytes::BytesMut;
 use tokio::sync::broadcast;
 
-use super::{Bitmap, Disk, Event, Fleece, Inventory, Machine, Made, Scratch, Taken, TakenDisk, Vm, Wanted};
+use super::{Base, Bitmap, Disk, Event, Fleece, Inventory, Machine, Made, Scratch, Taken, TakenDisk, Vm, Wanted};
 use crate::block::changes::FrozenMap;
 use crate::block::{Map, Sink, Source, Traffic};
 use crate::error::{Error, Kind, Result};
@@ -45,6 +45,8 @@ pub struct Memory {
     tells_in: Mutex<Duration>,
     /// Which disk is written to between the next look at it and the instant.
     meanwhile: Mutex<Option<String>>,
+    /// Whether it tells the changes since one checkpoint alone.
+    one_base: AtomicBool,
 }
 
 impl Memory {
@@ -61,6 +63,7 @@ impl Memory {
             refuse: Mutex::default(),
             tells_in: Mutex::default(),
             meanwhile: Mutex::default(),
+            one_base: AtomicBool::new(false),
         })
     }
 
@@ -72,6 +75,11 @@ impl Memory {
     /// From now on it takes so long to tell what it is.
     pub fn tells_in(&self, time: Duration) {
         *self.tells_in.lock().unwrap() = time;
+    }
+
+    /// From now on it tells the changes since one checkpoint alone, as libvirt does.
+    pub fn tells_of_one_base(&self) {
+        self.one_base.store(true, Ordering::SeqCst);
     }
 
     /// The guest writes.
@@ -239,12 +247,14 @@ impl Vm for Memory {
             self.write(&disk, 0, &[0xee]);
         }
         let disks = self.disks.lock().unwrap();
+        let base = self.one_base.load(Ordering::SeqCst).then(|| wanted.since.clone());
         self.held.store(number, Ordering::SeqCst);
         self.taken.fetch_add(1, Ordering::SeqCst);
         let view = |disk: &Disk| {
             let state = disks[&disk.name].clone();
             let map = |name: &Arc<str>| FrozenMap { name: Some(name.to_string()), also: None };
-            let frozen = state.dirty.keys().map(|name| (name.clone(), map(name))).collect();
+            let frozen = state.dirty.keys().filter(|name| base.as_ref().is_none_or(|base| base.as_ref() == Some(name)));
+            let frozen = frozen.map(|name| (name.clone(), map(name))).collect();
             let copy = Copy { state, number, held: self.held.clone(), fleece: self.machine.fleece };
             TakenDisk { source: Arc::new(copy), frozen }
         };
@@ -256,6 +266,7 @@ impl Vm for Memory {
             disks: inventory.disks.iter().map(view).collect(),
             inventory: inventory.clone(),
             needs_confirmation: self.machine.fleece == Fleece::Backing,
+            base: base.clone().map_or(Base::All, Base::One),
         })
     }
 

@@ -209,6 +209,8 @@ pub struct Taken {
     pub disks: Vec<TakenDisk>,
     /// Whether data may be given out only after [`Vm::confirm`].
     pub needs_confirmation: bool,
+    /// Of which checkpoints it has the changes.
+    pub base: Base,
 }
 
 /// One disk of a point in time.
@@ -226,6 +228,18 @@ pub struct Wanted {
     pub checkpoint: Option<Arc<str>>,
     /// Whether the guest's file systems are to be frozen for the instant.
     pub quiesce: bool,
+    /// The checkpoint whose changes are wanted, where a machine tells those of one alone ([`Base::One`]); none for its
+    /// newest.
+    pub since: Option<Arc<str>>,
+}
+
+/// Of which checkpoints a point in time has the changes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Base {
+    /// Of all that can be read.
+    All,
+    /// Of this one exactly, if of any, and of some others roughly. For the rest another point in time is needed.
+    One(Option<Arc<str>>),
 }
 
 /// What a machine tells of its own accord.

@@ -57,7 +57,7 @@ async fn live(settings: Settings, reached: &AtomicUsize) -> Result<()> {
     let vm = QmpVm::connect(settings, None).await?;
     stage();
     let outcome = async {
-        let wanted = Wanted { checkpoint: Some(Arc::from("monday")), quiesce: false };
+        let wanted = Wanted { checkpoint: Some(Arc::from("monday")), ..Wanted::default() };
         let number = vm.take(1, &wanted).await?.number;
         stage();
         vm.confirm(number).await?;

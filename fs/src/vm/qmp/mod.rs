@@ -50,7 +50,7 @@ use self::transport::Qmp;
 use self::undo::{Context, Leftover};
 use self::warden::{Held, Warden};
 use self::watch::{Expected, Watch};
-use super::{Disk, Event, Fleece, Inventory, Machine, Scratch, Taken, TakenDisk, Vm, Wanted};
+use super::{Base, Disk, Event, Fleece, Inventory, Machine, Scratch, Taken, TakenDisk, Vm, Wanted};
 use crate::block::Source;
 use crate::block::changes::FrozenMap;
 use crate::block::nbd::{Export, NbdSource};
@@ -370,6 +370,7 @@ impl Vm for QmpVm {
             disks: disks.iter().zip(&inventory.disks).map(|(planned, disk)| self.view(planned, disk)).collect(),
             inventory: Arc::new(inventory),
             needs_confirmation: self.able.fleece == Fleece::Backing,
+            base: Base::All,
         })
     }
 
