@@ -72,9 +72,19 @@ mod tests {
             assert_eq!(Command::parse(&format!("{word} a b=c,=d\n")), set(Some("c,=d")));
             assert_eq!(Command::parse(&format!("{word} a b")), set(None));
         }
-        for wrong in
-            ["begin since=", "set", "reload ", "setpolite", "", "begin now", "begin quiesced", "release now", "delete", "relase", "\0"]
-        {
+        for wrong in [
+            "begin since=",
+            "set",
+            "reload ",
+            "setpolite",
+            "",
+            "begin now",
+            "begin quiesced",
+            "release now",
+            "delete",
+            "relase",
+            "\0",
+        ] {
             assert_eq!(Command::parse(wrong), None, "{wrong:?}");
         }
     }

@@ -4,6 +4,7 @@
 //! arrays, for the tests of everything above. A `Vm` can describe its disks and checkpoints at any time without
 //! disturbing anything, take one point in time at once, and let go of it.
 
+mod confirm;
 #[cfg(any(test, feature = "testing"))]
 pub mod memory;
 pub mod qmp;

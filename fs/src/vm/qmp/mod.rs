@@ -20,14 +20,14 @@ pub mod monitor;
 mod note;
 pub mod recover;
 mod removal;
-mod room;
+pub(super) mod room;
 mod scratch;
 mod server;
 mod session;
 mod steps;
 pub mod transport;
 mod undo;
-mod warden;
+pub(super) mod warden;
 mod watch;
 
 use std::collections::{BTreeSet, HashMap};
@@ -128,7 +128,7 @@ impl QmpVm {
         let able = detect::detect(&qmp, settings.fleece).await?;
         let (events, _) = broadcast::channel(MAX_EVENTS);
         let session = Session { qmp: qmp.clone() };
-        let warden = Warden::start(session.clone(), events.clone(), settings.scratch_limit);
+        let warden = Warden::start(Arc::new(session.clone()), events.clone(), settings.scratch_limit);
         let vm = Self {
             machine: Machine {
                 source: settings.source.clone(),

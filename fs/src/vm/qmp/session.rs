@@ -4,6 +4,7 @@
 
 use std::os::fd::OwnedFd;
 
+use async_trait::async_trait;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
@@ -11,6 +12,7 @@ use super::ids::Role;
 use super::inventory::Device;
 use super::removal::Patience;
 use super::transport::{Qmp, refused};
+use super::warden::Guest;
 use crate::error::{Error, Kind, Result};
 use crate::point::overlap;
 
@@ -109,11 +111,6 @@ impl Session {
         }
     }
 
-    /// Asks for an event when a node is written beyond `offset`, in bytes.
-    pub(super) async fn warn_beyond(&self, node: &str, offset: u64) -> Result<()> {
-        self.run("block-set-write-threshold", json!({"node-name": node, "write-threshold": offset})).await
-    }
-
     /// Whether a migration of the machine is under way, or was done and left it behind. One that was done long ago is told
     /// of for ever.
     pub(super) async fn migrates(&self) -> Result<bool> {
@@ -189,4 +186,19 @@ pub(super) fn is_migration(status: &str) -> bool {
 
 fn not_understood(command: &str) -> Error {
     Error::new(Kind::Invalid, format!("the answer of QEMU to {command} is not understood"))
+}
+
+#[async_trait]
+impl Guest for Session {
+    async fn warn_beyond(&self, node: &str, offset: u64) -> Result<()> {
+        self.run("block-set-write-threshold", json!({"node-name": node, "write-threshold": offset})).await
+    }
+
+    async fn migrates(&self) -> Result<bool> {
+        Self::migrates(self).await
+    }
+
+    async fn let_go(&self, jobs: &[String]) -> Result<bool> {
+        Self::let_go(self, jobs).await
+    }
 }

@@ -22,12 +22,12 @@ use std::fs::File;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::room::{Full, LEAST, Marks, Room};
-use super::session::Session;
 use crate::error::{Error, Kind, Result, chain};
 use crate::point::overlap;
 use crate::point::reason::Reason;
@@ -51,20 +51,33 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(10);
 /// Signals that wait; what does not fit is seen by the next look.
 const MAX_SIGNALS: usize = 64;
 
+/// Who runs the guest, as far as its writes wait for scratch space.
+#[async_trait]
+pub(in crate::vm) trait Guest: Send + Sync {
+    /// Has it told when the file of a scratch image is written to beyond so many bytes from its start.
+    async fn warn_beyond(&self, node: &str, offset: u64) -> Result<()>;
+
+    /// Whether the machine is migrated. It is asked again and again: who does not answer is taken for dead.
+    async fn migrates(&self) -> Result<bool>;
+
+    /// Ends the jobs that the guest's writes wait for; whether it stood still because of them, and goes on.
+    async fn let_go(&self, jobs: &[String]) -> Result<bool>;
+}
+
 /// The scratch image of a disk.
-pub(super) struct ScratchFile {
+pub(in crate::vm) struct ScratchFile {
     /// The node of the file below the image.
-    pub(super) node: String,
+    pub(in crate::vm) node: String,
     /// Our own descriptor of it.
-    pub(super) file: File,
+    pub(in crate::vm) file: File,
 }
 
 /// What is watched over.
-pub(super) struct Held {
-    pub(super) number: u64,
+pub(in crate::vm) struct Held {
+    pub(in crate::vm) number: u64,
     /// The jobs that the guest's writes wait for; none with `fleece=filter`.
-    pub(super) jobs: Vec<String>,
-    pub(super) scratch: Arc<Vec<ScratchFile>>,
+    pub(in crate::vm) jobs: Vec<String>,
+    pub(in crate::vm) scratch: Arc<Vec<ScratchFile>>,
 }
 
 enum Signal {
@@ -79,7 +92,7 @@ enum Signal {
 }
 
 /// A handle to the task; it ends when this is dropped.
-pub(super) struct Warden {
+pub(in crate::vm) struct Warden {
     signals: mpsc::Sender<Signal>,
     shown: Shown,
     task: JoinHandle<()>,
@@ -90,31 +103,31 @@ type Shown = Arc<Mutex<Option<(Arc<Vec<ScratchFile>>, Option<u64>)>>>;
 
 /// How QEMU's events reach the task.
 #[derive(Clone)]
-pub(super) struct Alarm(mpsc::Sender<Signal>);
+pub(in crate::vm) struct Alarm(mpsc::Sender<Signal>);
 
 impl Alarm {
     /// A scratch image grew past its mark.
-    pub(super) fn grew(&self) {
+    pub(in crate::vm) fn grew(&self) {
         // Where there is no room for a signal, as many tell the same.
         self.0.try_send(Signal::Grew).ok();
     }
 
     /// A guest's write failed under a filter of ours. Waits for room: this must not be lost.
-    pub(super) async fn failed(&self) {
+    pub(in crate::vm) async fn failed(&self) {
         self.0.send(Signal::Failed).await.ok();
     }
 }
 
 impl Warden {
     /// Starts the task; what it gives up is told as an [`Event`]. `limit` is `scratch_limit=`, in bytes.
-    pub(super) fn start(session: Session, events: broadcast::Sender<Event>, limit: Option<u64>) -> Self {
+    pub(in crate::vm) fn start(guest: Arc<dyn Guest>, events: broadcast::Sender<Event>, limit: Option<u64>) -> Self {
         let (signals, inbox) = mpsc::channel(MAX_SIGNALS);
         let shown = Shown::default();
-        let watching = Watching { session, events, shown: Arc::clone(&shown), limit, held: None };
+        let watching = Watching { guest, events, shown: Arc::clone(&shown), limit, held: None };
         Self { signals, shown, task: tokio::spawn(watching.run(inbox)) }
     }
 
-    pub(super) fn alarm(&self) -> Alarm {
+    pub(in crate::vm) fn alarm(&self) -> Alarm {
         Alarm(self.signals.clone())
     }
 
@@ -122,7 +135,7 @@ impl Warden {
     ///
     /// # Errors
     /// [`Kind::NoSpace`] when there is no room to begin with; when QEMU does not take the marks.
-    pub(super) async fn hold(&self, held: Held) -> Result<()> {
+    pub(in crate::vm) async fn hold(&self, held: Held) -> Result<()> {
         self.ask(|reply| Signal::Hold(held, reply)).await
     }
 
@@ -130,7 +143,7 @@ impl Warden {
     ///
     /// # Errors
     /// [`Kind::Busy`] when that takes more already: the limit stays as it was.
-    pub(super) async fn limit(&self, limit: Option<u64>) -> Result<()> {
+    pub(in crate::vm) async fn limit(&self, limit: Option<u64>) -> Result<()> {
         self.ask(|reply| Signal::Limit(limit, reply)).await
     }
 
@@ -142,12 +155,12 @@ impl Warden {
     }
 
     /// There is nothing to watch over any more.
-    pub(super) async fn end(&self) {
+    pub(in crate::vm) async fn end(&self) {
         self.signals.send(Signal::Ended).await.ok();
     }
 
     /// The scratch space as it is now; none if nothing is watched over, or it cannot be measured.
-    pub(super) fn scratch(&self) -> Option<Scratch> {
+    pub(in crate::vm) fn scratch(&self) -> Option<Scratch> {
         let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (files, limit) = shown?;
         let Room { used, free } = measure(&files).ok()?;
@@ -176,7 +189,7 @@ struct Marked {
 }
 
 struct Watching {
-    session: Session,
+    guest: Arc<dyn Guest>,
     events: broadcast::Sender<Event>,
     shown: Shown,
     /// `scratch_limit=`, in bytes.
@@ -315,9 +328,9 @@ impl Watching {
                 marks.push((scratch.node.as_str(), warned, mark));
             }
         }
-        let session = &self.session;
+        let guest = &*self.guest;
         let marks = marks.into_iter();
-        let set = marks.map(|(node, warned, mark)| set_mark(session, node, warned, mark)).collect();
+        let set = marks.map(|(node, warned, mark)| set_mark(guest, node, warned, mark)).collect();
         overlap::until_one_fails(set).await
     }
 
@@ -327,7 +340,7 @@ impl Watching {
             return;
         }
         marked.migration = Instant::now() + MIGRATION_PERIOD;
-        match timeout(SILENCE_LIMIT, self.session.migrates()).await {
+        match timeout(SILENCE_LIMIT, self.guest.migrates()).await {
             Ok(Ok(true)) => self.give_up(Reason::Migration, "the machine is being migrated").await,
             // The end of the connection is heard of by others.
             Ok(_) => {}
@@ -346,7 +359,7 @@ impl Watching {
         // when the mount is ending.
         let words = format!("given up so that the guest does not wait: {why}");
         self.events.send(Event::Lost { number: held.number, reason, words }).ok();
-        match self.session.let_go(&held.jobs).await {
+        match self.guest.let_go(&held.jobs).await {
             Ok(false) => {}
             Ok(true) => tracing::warn!("the guest stood still until the point in time was given up, and goes on"),
             Err(error) => tracing::error!("cannot let go of the guest: {}", chain(&error)),
@@ -354,8 +367,8 @@ impl Watching {
     }
 }
 
-async fn set_mark(session: &Session, node: &str, warned: &mut u64, mark: u64) -> Result<()> {
-    session.warn_beyond(node, mark).await?;
+async fn set_mark(guest: &dyn Guest, node: &str, warned: &mut u64, mark: u64) -> Result<()> {
+    guest.warn_beyond(node, mark).await?;
     *warned = mark;
     Ok(())
 }
@@ -386,6 +399,7 @@ mod tests {
 
     use super::*;
     use crate::vm::qmp::monitor::Monitor;
+    use crate::vm::qmp::session::Session;
     use crate::vm::qmp::transport::Qmp;
 
     /// A QEMU that answers `{}` to all commands but `silent`, and to none after it; the commands that it got.
@@ -415,7 +429,7 @@ mod tests {
         tokio::spawn(qemu(UnixListener::bind(&path).unwrap(), silent, tell));
         let qmp = Qmp::connect(&Monitor::unix(&path)).await.unwrap();
         let (events, told) = broadcast::channel(4);
-        let warden = Warden::start(Session { qmp }, events, None);
+        let warden = Warden::start(Arc::new(Session { qmp }), events, None);
         let file = tempfile::tempfile().unwrap();
         let scratch = Arc::new(vec![ScratchFile { node: "scratch".to_owned(), file }]);
         let held = Held { number: 5, jobs: vec!["job".to_owned()], scratch };

@@ -2,25 +2,23 @@
 //!
 //! Events say when a job or an export of ours ends without our asking. With `fleece=backing` that is not enough: the
 //! scratch image stays readable when its job is gone and then shows the live disk. So before data is given out,
-//! [`Watch::confirm`] makes QEMU say that the jobs run. All readers that wait share one question; a reader that comes
-//! while it is under way waits for the next, so the answer is always younger than the data.
+//! [`Watch::confirm`] makes QEMU say that the jobs run ([`Confirmations`]).
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use async_trait::async_trait;
 use serde_json::Value;
-use tokio::sync::{broadcast, mpsc, oneshot};
+use tokio::sync::broadcast;
 use tokio::task::JoinHandle;
 
 use super::ids::{MountId, Role, number_of};
 use super::session::{Session, is_migration};
 use super::transport::{Message, Qmp};
 use super::warden::Alarm;
-use crate::error::{Error, Kind, Result, chain};
+use crate::error::{Result, chain};
 use crate::point::reason::Reason;
 use crate::vm::Event;
-
-/// Readers that wait for one confirmation; more wait for room.
-const MAX_WAITING: usize = 1024;
+use crate::vm::confirm::{Answer, Confirmations, Keeper};
 
 /// States of a job that copies before the guest writes (`JobStatus` of qapi/job.json). `paused` and `standby` come and
 /// go whenever QEMU drains its requests.
@@ -35,20 +33,13 @@ pub(super) struct Expected {
     pub(super) qdevs: Vec<String>,
 }
 
-type Answer = std::result::Result<(), String>;
-
-struct Question {
-    number: u64,
-    answer: oneshot::Sender<Answer>,
-}
-
 /// The watch over the point in time of a mount.
 pub(super) struct Watch {
     events: broadcast::Sender<Event>,
-    questions: mpsc::Sender<Question>,
+    confirmations: Confirmations,
     /// The newest point in time. Held for a moment only.
     expected: Shared,
-    tasks: [JoinHandle<()>; 2],
+    translator: JoinHandle<()>,
 }
 
 type Shared = Arc<Mutex<Option<Expected>>>;
@@ -56,13 +47,11 @@ type Shared = Arc<Mutex<Option<Expected>>>;
 impl Watch {
     /// Starts watching; ends with [`Watch::stop`] or when dropped.
     pub(super) fn start(qmp: &Qmp, mount: MountId, events: broadcast::Sender<Event>, alarm: Alarm) -> Self {
-        let (questions, inbox) = mpsc::channel(MAX_WAITING);
         let expected = Shared::default();
-        let session = Session { qmp: qmp.clone() };
+        let jobs = Jobs { session: Session { qmp: qmp.clone() }, expected: Arc::clone(&expected) };
         let translator = Translator { mount, expected: Arc::clone(&expected), events: events.clone(), alarm };
-        let tasks =
-            [tokio::spawn(translator.run(qmp.messages())), tokio::spawn(answer(session, Arc::clone(&expected), inbox))];
-        Self { events, questions, expected, tasks }
+        let translator = tokio::spawn(translator.run(qmp.messages()));
+        Self { events, confirmations: Confirmations::start(Arc::new(jobs)), expected, translator }
     }
 
     /// What is held from now on, or soon.
@@ -79,15 +68,12 @@ impl Watch {
     /// # Errors
     /// [`Kind::Io`] when they do not, or that cannot be known.
     pub(super) async fn confirm(&self, number: u64) -> Result<()> {
-        let (answer, confirmed) = oneshot::channel();
-        let ended = || Error::new(Kind::Io, "the point in time is no longer watched");
-        self.questions.send(Question { number, answer }).await.map_err(|_| ended())?;
-        let outcome = confirmed.await.map_err(|_| ended())?;
-        outcome.map_err(|why| Error::new(Kind::Io, why))
+        self.confirmations.confirm(number).await
     }
 
     pub(super) fn stop(&self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
+        self.confirmations.stop();
+        self.translator.abort();
     }
 }
 
@@ -97,31 +83,26 @@ impl Drop for Watch {
     }
 }
 
-async fn answer(session: Session, expected: Shared, mut inbox: mpsc::Receiver<Question>) {
-    let mut round = Vec::new();
-    while inbox.recv_many(&mut round, MAX_WAITING).await > 0 {
-        let jobs = session.jobs().await.map_err(|error| chain(&error));
-        let (number, outcome) = {
-            let expected = expected.lock().unwrap_or_else(PoisonError::into_inner);
-            match (&*expected, jobs) {
-                (None, _) => (0, Err("no point in time is held".to_owned())),
-                (Some(expected), Err(why)) => (expected.number, Err(why)),
-                (Some(expected), Ok(jobs)) => {
-                    let alive = |id: &String| jobs.iter().any(|job| job.id == *id && is_alive(&job.status));
-                    let missing = expected.jobs.iter().find(|id| !alive(id));
-                    let outcome = missing.map_or(Ok(()), |id| Err(format!("backup job {id} does not run any more")));
-                    (expected.number, outcome)
-                }
+/// Whether all jobs of the point in time run.
+struct Jobs {
+    session: Session,
+    expected: Shared,
+}
+
+#[async_trait]
+impl Keeper for Jobs {
+    async fn keeps(&self) -> (u64, Answer) {
+        let jobs = self.session.jobs().await.map_err(|error| chain(&error));
+        let expected = self.expected.lock().unwrap_or_else(PoisonError::into_inner);
+        match (&*expected, jobs) {
+            (None, _) => (0, Err("no point in time is held".to_owned())),
+            (Some(expected), Err(why)) => (expected.number, Err(why)),
+            (Some(expected), Ok(jobs)) => {
+                let alive = |id: &String| jobs.iter().any(|job| job.id == *id && is_alive(&job.status));
+                let missing = expected.jobs.iter().find(|id| !alive(id));
+                let outcome = missing.map_or(Ok(()), |id| Err(format!("backup job {id} does not run any more")));
+                (expected.number, outcome)
             }
-        };
-        for question in round.drain(..) {
-            let answer = if question.number == number {
-                outcome.clone()
-            } else {
-                Err("this point in time is not held any more".to_owned())
-            };
-            // Who asked may have given up.
-            question.answer.send(answer).ok();
         }
     }
 }
