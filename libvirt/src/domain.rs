@@ -4,7 +4,7 @@ use std::ffi::{CStr, c_char, c_int};
 use std::ptr;
 
 use crate::connection::{Connection, taken, text};
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::sys::{self, constants as c};
 
 /// A domain. It may end, or be forgotten by libvirt, at any time; calls then fail.
@@ -85,6 +85,14 @@ impl Domain {
 
     fn done(&self, result: c_int) -> Result<()> {
         if result < 0 { Err(Error::last(self.connection.api())) } else { Ok(()) }
+    }
+
+    /// As [`Connection::versions`], of the libvirt that it is of.
+    ///
+    /// # Errors
+    /// When the connection is broken.
+    pub fn versions(&self) -> Result<(u64, u64)> {
+        self.connection.versions()
     }
 
     /// Its name.
@@ -395,12 +403,5 @@ pub(crate) unsafe fn with_params(params: *const sys::TypedParameter, count: c_in
             };
             look(&CStr::from_ptr(param.field.as_ptr()).to_string_lossy(), value);
         }
-    }
-}
-
-impl Error {
-    /// Whether there is nothing left to be ended.
-    pub fn is_nothing_there(&self) -> bool {
-        matches!(self.code(), Code::NoDomain | Code::NoBackup | Code::Invalid)
     }
 }

@@ -1,6 +1,7 @@
 //! What changed on a disk since a checkpoint, and which of it now reads as zeroes.
 
 use std::ops::{ControlFlow, Range};
+use std::sync::Arc;
 
 use super::extents::Extents;
 use super::{Map, Source};
@@ -21,6 +22,8 @@ pub struct FrozenMap {
     pub name: Option<String>,
     /// What counts as changed besides: the end of the disk, or all of it.
     pub also: Option<Range<u64>>,
+    /// The older checkpoint since which all counts as changed, where the machine tells no better.
+    pub rough: Option<Arc<str>>,
 }
 
 /// Two lists that have nothing in common and together are everything that changed.

@@ -127,6 +127,9 @@ impl Fs {
                     &format!("the disk grew since, from {} bytes; its new end counts as changed", grown.start),
                 );
             }
+            if let Some(older) = checkpoint.and_then(|checkpoint| point.maps().rough(checkpoint, &frozen.disk.name)) {
+                line("note", &format!("all that changed since the older checkpoint {older} counts as changed"));
+            }
         }
         header
     }

@@ -63,6 +63,11 @@ impl Maps {
         self.disks.values().any(|frozen| frozen.maps.contains_key(checkpoint))
     }
 
+    /// The older checkpoint since which all of `disk` that changed counts as changed since `checkpoint`, if that is so.
+    pub fn rough(&self, checkpoint: &Arc<str>, disk: &Arc<str>) -> Option<&Arc<str>> {
+        self.disks.get(disk)?.maps.get(checkpoint)?.rough.as_ref()
+    }
+
     /// What changed on `disk` since `checkpoint`. Those who ask at the same time share one fetch.
     ///
     /// # Errors

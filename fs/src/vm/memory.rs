@@ -252,7 +252,7 @@ impl Vm for Memory {
         self.taken.fetch_add(1, Ordering::SeqCst);
         let view = |disk: &Disk| {
             let state = disks[&disk.name].clone();
-            let map = |name: &Arc<str>| FrozenMap { name: Some(name.to_string()), also: None };
+            let map = |name: &Arc<str>| FrozenMap { name: Some(name.to_string()), also: None, rough: None };
             let frozen = state.dirty.keys().filter(|name| base.as_ref().is_none_or(|base| base.as_ref() == Some(name)));
             let frozen = frozen.map(|name| (name.clone(), map(name))).collect();
             let copy = Copy { state, number, held: self.held.clone(), fleece: self.machine.fleece };

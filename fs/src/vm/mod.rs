@@ -1,10 +1,12 @@
 //! A machine, as the rest of the file system sees it.
 //!
-//! [`Vm`] is the seam to whoever runs the machine: [`qmp`] talks to QEMU itself; [`memory`] is a machine made of byte
+//! [`Vm`] is the seam to whoever runs the machine: [`qmp`] talks to QEMU itself, `libvirt` to libvirt; [`memory`] is a machine made of byte
 //! arrays, for the tests of everything above. A `Vm` can describe its disks and checkpoints at any time without
 //! disturbing anything, take one point in time at once, and let go of it.
 
 mod confirm;
+#[cfg(feature = "libvirt")]
+pub mod libvirt;
 #[cfg(any(test, feature = "testing"))]
 pub mod memory;
 pub mod qmp;

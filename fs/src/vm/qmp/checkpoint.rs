@@ -12,7 +12,7 @@ use crate::vm::{Bitmap, Disk, Inventory, Made};
 const GRANULARITY: u32 = 65536;
 
 /// Refuses a checkpoint that cannot be made.
-pub(super) fn check(name: &str, inventory: &Inventory) -> Result<()> {
+pub(in crate::vm) fn check(name: &str, inventory: &Inventory) -> Result<()> {
     let refused = |kind, why: &str| Err(Error::new(kind, format!("cannot make checkpoint {name:?}: {why}")));
     if let Err(why) = note::check_name(name) {
         return refused(Kind::Invalid, why);

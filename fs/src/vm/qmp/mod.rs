@@ -9,7 +9,7 @@
 
 mod bitmaps;
 mod by_path;
-mod checkpoint;
+pub(super) mod checkpoint;
 mod detect;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzz;
@@ -17,11 +17,11 @@ mod graph;
 pub mod ids;
 mod inventory;
 pub mod monitor;
-mod note;
+pub(super) mod note;
 pub mod recover;
 mod removal;
 pub(super) mod room;
-mod scratch;
+pub(super) mod scratch;
 mod server;
 mod session;
 mod steps;
@@ -292,7 +292,7 @@ impl QmpVm {
         let usable = disk.bitmaps.iter().filter(|(_, bitmap)| bitmap.unusable.is_none());
         let frozen = usable.map(|(checkpoint, bitmap)| {
             let name = names.get(&**checkpoint).copied().cloned();
-            (checkpoint.clone(), FrozenMap { name, also: bitmap.also(disk.size) })
+            (checkpoint.clone(), FrozenMap { name, also: bitmap.also(disk.size), rough: None })
         });
         let source: Arc<dyn Source> = Arc::new(NbdSource::new(export, disk.size));
         let source: Arc<dyn Source> = Arc::new(Throttled::new(source, self.settings.throttle.clone()));

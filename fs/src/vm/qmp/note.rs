@@ -27,7 +27,7 @@ pub(super) fn write(checkpoint: &str, made: Made) -> String {
 }
 
 /// Now, as a note tells it: in whole milliseconds.
-pub(super) fn now() -> SystemTime {
+pub(in crate::vm) fn now() -> SystemTime {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     UNIX_EPOCH + Duration::from_millis(u64::try_from(since.as_millis()).unwrap_or(0))
 }

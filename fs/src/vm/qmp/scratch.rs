@@ -70,7 +70,7 @@ pub(super) fn image(disk: &PlannedDisk, fleece: Fleece) -> Value {
 const BLOCK: usize = 4096;
 
 /// Writes an image that has nothing of a disk in it. Its zeroes, among them most of each table, stay holes.
-fn write(image: &Qcow2, file: &File) -> io::Result<()> {
+pub(in crate::vm) fn write(image: &Qcow2, file: &File) -> io::Result<()> {
     file.set_len(image.size())?;
     let mut at = 0;
     for segment in image.map(0..image.size()) {

@@ -1,0 +1,248 @@
+//! A domain's disks and checkpoints, in the words of the rest of pullfs.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::link::{LIMIT, Link};
+use super::xml;
+use crate::error::{Error, Kind, Result};
+use crate::tree::name;
+use crate::vm::{Bitmap, Disk, Inventory, Made, Part, Skipped, SkippedKind};
+
+/// Granularity of libvirt's bitmaps, in bytes: QEMU's own choice, which only images of small clusters have finer.
+const GRANULARITY: u32 = 65536;
+
+/// Most disks and checkpoints that are looked at, as with QMP machines.
+const MOST: usize = 4096;
+
+/// What there is, and what more is needed to take a point in time.
+pub(super) struct Found {
+    pub(super) domain: xml::Domain,
+    pub(super) inventory: Inventory,
+    /// Checkpoints, parents before children, with their parents.
+    pub(super) lineage: Vec<(Arc<str>, Option<String>)>,
+}
+
+/// libvirt's answers.
+struct Told {
+    domain: xml::Domain,
+    /// By the domain's disks that can be backed up, their sizes in bytes.
+    sizes: BTreeMap<String, libvirt::Result<libvirt::BlockInfo>>,
+    checkpoints: Vec<Result<xml::Checkpoint>>,
+}
+
+/// Asks, in one go.
+pub(super) async fn query(link: &Link, only: Option<&BTreeSet<String>>) -> Result<Found> {
+    let described = link.call("describe the domain", LIMIT, libvirt::Domain::xml).await?;
+    let domain = xml::domain(&described)?;
+    if domain.disks.len() > MOST {
+        return Err(Error::new(Kind::TooLarge, format!("the domain has more than {MOST} disks")));
+    }
+    let targets: Vec<String> =
+        domain.disks.iter().filter(|disk| disk.refused.is_none()).map(|disk| disk.target.clone()).collect();
+    let told = link.call("tell the sizes of the disks and checkpoints", LIMIT, move |domain| {
+        let sizes: Vec<_> = targets
+            .into_iter()
+            .map(|target| {
+                let info = domain.block_info(&target);
+                (target, info)
+            })
+            .collect();
+        let checkpoints = domain.checkpoints()?;
+        let described: Vec<_> = checkpoints
+            .iter()
+            .take(MOST)
+            // Where QEMU cannot be asked for its size, it is not known how much changed: all of it may have.
+            .map(|checkpoint| checkpoint.xml(true).or_else(|_| checkpoint.xml(false)))
+            .collect();
+        Ok((sizes, described))
+    });
+    let (sizes, described) = told.await?;
+    let checkpoints = described.into_iter().filter_map(|described| {
+        // One that was deleted meanwhile is none.
+        Some(xml::checkpoint(&described.ok()?))
+    });
+    let told = Told { domain, sizes: sizes.into_iter().collect(), checkpoints: checkpoints.collect() };
+    Ok(assemble(told, only))
+}
+
+fn assemble(told: Told, only: Option<&BTreeSet<String>>) -> Found {
+    let mut inventory = Inventory::default();
+    let Told { domain, sizes, checkpoints } = told;
+    let mut skip = |kind, name: &str, reason: String| {
+        inventory.skipped.push(Skipped { kind, name: name.to_owned(), reason });
+    };
+    let mut disks = Vec::new();
+    for disk in &domain.disks {
+        let reason = match (disk.refused, sizes.get(&disk.target)) {
+            _ if only.is_some_and(|only| !only.contains(&disk.target)) => {
+                Err("left out by the option disks=".to_owned())
+            }
+            (Some(reason), _) => Err(reason.to_owned()),
+            (None, Some(Ok(info))) => name::check(&disk.target).map(|()| info).map_err(str::to_owned),
+            (None, Some(Err(error))) => Err(format!("libvirt does not tell its size: {error}")),
+            (None, None) => Err("libvirt does not tell its size".to_owned()),
+        };
+        match reason {
+            Err(reason) => skip(SkippedKind::Disk, &disk.target, reason),
+            Ok(info) => disks.push(Disk {
+                name: disk.target.as_str().into(),
+                node: disk.target.clone(),
+                format: disk.format.clone(),
+                size: info.capacity,
+                allocated: info.allocation.min(info.capacity),
+                image: disk.image.clone(),
+                bitmap_node: disk.target.clone(),
+                keeps_bitmaps: keeps_bitmaps(&disk.format),
+                bitmaps: BTreeMap::new(),
+            }),
+        }
+    }
+    let mut lineage = Vec::new();
+    for checkpoint in checkpoints {
+        let checkpoint = match checkpoint {
+            Ok(checkpoint) => checkpoint,
+            Err(error) => {
+                skip(SkippedKind::Bitmap, "a checkpoint", crate::error::chain(&error));
+                continue;
+            }
+        };
+        if let Err(reason) = name::check(&checkpoint.name) {
+            skip(SkippedKind::Bitmap, &checkpoint.name, reason.to_owned());
+            continue;
+        }
+        let name: Arc<str> = checkpoint.name.as_str().into();
+        for on in &checkpoint.disks {
+            if let Some(disk) = disks.iter_mut().find(|disk| *disk.name == *on.target) {
+                let made = checkpoint.made.as_ref().and_then(|made| {
+                    let (_, size) = made.sizes.iter().find(|(target, _)| *target == on.target)?;
+                    Some(Made { time: made.time, size: *size })
+                });
+                disk.bitmaps.insert(name.clone(), bitmap(disk.size, on.size, made, &checkpoint.name));
+            }
+        }
+        lineage.push((name, checkpoint.parent));
+    }
+    inventory.disks = disks;
+    Found { domain, inventory, lineage }
+}
+
+/// Whether libvirt makes checkpoints of disks of this format.
+fn keeps_bitmaps(format: &str) -> bool {
+    format == "qcow2"
+}
+
+fn bitmap(disk: u64, dirty: Option<u64>, made: Option<Made>, name: &str) -> Bitmap {
+    let lost = "its bitmap is missing or broken, or libvirt cannot ask QEMU for it";
+    Bitmap {
+        dirty_bytes: dirty.unwrap_or(disk).min(disk),
+        granularity: GRANULARITY,
+        recording: true,
+        persistent: true,
+        inconsistent: dirty.is_none(),
+        unusable: dirty.is_none().then(|| lost.to_owned()),
+        whole: None,
+        made,
+        parts: vec![Part { node: String::new(), name: name.to_owned(), note: false, recording: true, removable: true }],
+    }
+}
+
+/// A bitmap that was just made.
+pub(super) fn fresh(made: Made, name: &str) -> Bitmap {
+    bitmap(made.size, Some(0), Some(made), name)
+}
+
+impl Found {
+    /// The newest checkpoint that can be read on a disk.
+    pub(super) fn newest(&self) -> Option<&Arc<str>> {
+        self.lineage.iter().rev().map(|(name, _)| name).find(|name| self.is_usable(name))
+    }
+
+    /// Whether what changed since a checkpoint can be told on a disk.
+    pub(super) fn is_usable(&self, checkpoint: &str) -> bool {
+        let mut bitmaps = self.inventory.disks.iter().filter_map(|disk| disk.bitmaps.get(checkpoint));
+        bitmaps.any(|bitmap| bitmap.unusable.is_none())
+    }
+
+    /// Whether `checkpoint` was made after `base`, in the same line: all that changed since the one changed since the other.
+    pub(super) fn descends(&self, checkpoint: &str, base: &str) -> bool {
+        let parent = |name: &str| {
+            self.lineage.iter().find(|(each, _)| **each == *name).and_then(|(_, parent)| parent.as_deref())
+        };
+        let mut at = checkpoint;
+        // Each step is one up; a circle ends by count.
+        for _ in 0..self.lineage.len() {
+            match parent(at) {
+                Some(up) if up == base => return true,
+                Some(up) => at = up,
+                None => return false,
+            }
+        }
+        false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn told() -> Told {
+        let disk = |target: &str, format: &str, refused| xml::Disk {
+            target: target.to_owned(),
+            alias: None,
+            format: format.to_owned(),
+            image: format!("/{target}"),
+            refused,
+        };
+        let checkpoint = |name: &str, parent: Option<&str>, size| {
+            let on = xml::CheckpointDisk { target: "vda".to_owned(), size };
+            let parent = parent.map(str::to_owned);
+            Ok(xml::Checkpoint { name: name.to_owned(), parent, made: None, disks: vec![on] })
+        };
+        let info = libvirt::BlockInfo { capacity: 1 << 20, allocation: 1 << 30 };
+        Told {
+            domain: xml::Domain {
+                name: "vm".to_owned(),
+                uuid: "u".to_owned(),
+                disks: vec![
+                    disk("vda", "qcow2", None),
+                    disk("vdb", "raw", None),
+                    disk("sda", "raw", Some("there is no medium in it")),
+                ],
+                user: None,
+                iothreads: false,
+            },
+            sizes: ["vda", "vdb"].map(|target| (target.to_owned(), Ok(info))).into(),
+            checkpoints: vec![
+                checkpoint("a", None, Some(4 << 20)),
+                checkpoint("b", Some("a"), Some(65536)),
+                checkpoint("c", Some("b"), None),
+                checkpoint(".hidden/", Some("c"), Some(0)),
+            ],
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_had_is_said() {
+        let found = assemble(told(), None);
+        let names: Vec<_> = found.inventory.disks.iter().map(|disk| (&*disk.name, disk.keeps_bitmaps)).collect();
+        assert_eq!(names, [("vda", true), ("vdb", false)]);
+        let skipped: Vec<&str> = found.inventory.skipped.iter().map(|skipped| &*skipped.name).collect();
+        assert_eq!(skipped, ["sda", ".hidden/"]);
+        let vda = &found.inventory.disks[0];
+        assert_eq!((vda.allocated, vda.bitmaps["a"].dirty_bytes), (1 << 20, 1 << 20), "no more than there is");
+        assert!(vda.bitmaps["c"].unusable.is_some() && vda.bitmaps["c"].unchanged_since(1 << 20).is_none());
+        let only = BTreeSet::from(["vdb".to_owned()]);
+        let found = assemble(told(), Some(&only));
+        assert_eq!(found.inventory.disks.len(), 1);
+        assert!(found.inventory.skipped.iter().any(|skipped| skipped.reason.contains("disks=")));
+    }
+
+    #[test]
+    fn the_line_of_checkpoints_is_followed() {
+        let found = assemble(told(), None);
+        assert_eq!(found.newest().map(|name| &**name), Some("b"), "c cannot be read");
+        assert!(found.descends("b", "a") && found.descends("c", "a"));
+        assert!(!found.descends("a", "b") && !found.descends("a", "a") && !found.descends("x", "a"));
+    }
+}

@@ -1,0 +1,513 @@
+//! A domain of libvirt, backed up through libvirt's own API, so that libvirt knows what happens.
+//!
+//! [`link`] has the connection; [`xml`] reads and writes libvirt's descriptions; `inventory` says what there is; `undo` has
+//! the steps of a point in time and what they leave; `place` is where QEMU's user reaches scratch images and the socket;
+//! `watch` says whether the point in time is kept; [`recover`] undoes what a mount that died has left.
+//!
+//! A domain has one backup at a time, and a backup tells of each disk the changes since one checkpoint. Those since a newer
+//! one are among them: they are told roughly. For an older one another point in time is needed ([`Base::One`]).
+
+mod inventory;
+pub mod link;
+mod place;
+pub mod recover;
+mod undo;
+mod watch;
+mod xml;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use nbd_pool::Address;
+use tokio::sync::broadcast;
+use tokio::time::{sleep, timeout};
+
+use self::inventory::Found;
+use self::link::{LIMIT, Link, Target};
+use self::undo::{Context, Leftover, Step};
+use self::watch::{Held, Keep, Shared};
+use self::xml::BackupDisk;
+use super::confirm::Confirmations;
+use super::qmp::checkpoint::check as check_checkpoint;
+use super::qmp::ids::MountId;
+use super::qmp::note;
+use super::qmp::warden::{self, ScratchFile, Warden};
+use super::{Base, Disk, Event, Fleece, Inventory, Machine, Made, Scratch, Taken, TakenDisk, Vm, Wanted};
+use crate::block::Source;
+use crate::block::changes::FrozenMap;
+use crate::block::nbd::{Export, NbdSource};
+use crate::block::throttle::{Throttle, Throttled};
+use crate::error::{Error, Kind, Result, chain};
+use crate::point::journal::Journal;
+use crate::point::plan::Ledger;
+
+/// The name that a disk's frozen bitmap is exported by.
+const BITMAP: &str = "since";
+
+/// Events kept for a slow receiver.
+const MAX_EVENTS: usize = 64;
+
+/// How long the guest's file systems may stay frozen.
+const FROZEN_LIMIT: Duration = Duration::from_secs(10);
+
+/// Between two tries to remove what could not be removed.
+const RETRY_PAUSE: Duration = Duration::from_secs(2);
+
+/// How often; an hour in all.
+const MOST_RETRIES: u32 = 1800;
+
+/// From this QEMU on, a disk that a thread of its own serves can be backed up without danger to the guest.
+const THREADS_SAFE: u64 = 8_002_003;
+
+/// What a libvirt source needs to know.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// The source as the user gave it.
+    pub source: String,
+    /// Its domain.
+    pub target: Target,
+    /// Which mount this is.
+    pub mount: MountId,
+    /// Where scratch files and the NBD server's socket go.
+    pub scratch_dir: PathBuf,
+    /// What they may take at most, in bytes; none for as much as there is.
+    pub scratch_limit: Option<u64>,
+    /// What spares the guest's disks, if anything does.
+    pub throttle: Option<Arc<Throttle>>,
+    /// Only these disks; none for all.
+    pub disks: Option<BTreeSet<String>>,
+    /// Bounds of the NBD connections.
+    pub nbd: nbd_pool::Config,
+}
+
+/// A domain of libvirt.
+pub struct LibvirtVm {
+    settings: Settings,
+    machine: Machine,
+    qemu: u64,
+    inner: Arc<Inner>,
+    held: Shared,
+    events: broadcast::Sender<Event>,
+    confirmations: Confirmations,
+    warden: Warden,
+}
+
+/// What outlives a call: removing what is left is tried again.
+struct Inner {
+    context: Arc<Context>,
+    ledger: Ledger<Leftover>,
+    retrying: AtomicBool,
+}
+
+impl LibvirtVm {
+    /// Connects, and finds out what the machine can do. Changes nothing in it. Whatever is made for it later is noted in
+    /// the journal first.
+    ///
+    /// # Errors
+    /// When it cannot be reached, does not run, or cannot be backed up safely.
+    pub async fn connect(settings: Settings, journal: Option<Journal>) -> Result<Self> {
+        let (events, _) = broadcast::channel(MAX_EVENTS);
+        let held = Shared::default();
+        let (alarm, alarmed) = std::sync::mpsc::sync_channel::<warden::Alarm>(1);
+        let on_event = {
+            let (events, held) = (events.clone(), held.clone());
+            let warden = std::sync::OnceLock::<warden::Alarm>::new();
+            let alarmed = std::sync::Mutex::new(alarmed);
+            move |event: &libvirt::Event| {
+                if watch::is_alarm(&held, event) {
+                    let take = || alarmed.lock().unwrap_or_else(PoisonError::into_inner).try_recv().ok();
+                    if let Some(alarm) = warden.get().cloned().or_else(take) {
+                        watch::raise(warden.get_or_init(|| alarm));
+                    }
+                }
+                if let Some(event) = watch::lost(&held, event) {
+                    // Nobody listens before the first point in time.
+                    events.send(event).ok();
+                }
+            }
+        };
+        let link = Link::start(settings.target.clone(), Box::new(on_event));
+        let context = Arc::new(Context::new(link));
+        let keep = Arc::new(Keep { context: context.clone(), held: held.clone(), events: events.clone() });
+        let warden = Warden::start(keep.clone(), events.clone());
+        alarm.try_send(warden.alarm()).ok();
+        let (_, qemu) = context.link.call("tell its version", LIMIT, libvirt::Domain::versions).await?;
+        let found = inventory::query(&context.link, settings.disks.as_ref()).await?;
+        let vm = Self {
+            machine: Machine {
+                source: settings.source.clone(),
+                name: Some(found.domain.name.clone()),
+                qemu: format!("{}.{}.{}", qemu / 1_000_000, qemu / 1_000 % 1_000, qemu % 1_000),
+                fleece: Fleece::Backing,
+            },
+            settings,
+            qemu,
+            inner: Arc::new(Inner { context, ledger: Ledger::new(journal), retrying: AtomicBool::new(false) }),
+            held,
+            events,
+            confirmations: Confirmations::start(keep),
+            warden,
+        };
+        vm.check(&found)?;
+        Ok(vm)
+    }
+
+    /// Whether nothing of the mount can be left.
+    pub fn is_clean(&self) -> bool {
+        self.inner.ledger.is_empty()
+    }
+
+    async fn found(&self) -> Result<Found> {
+        inventory::query(&self.inner.context.link, self.settings.disks.as_ref()).await
+    }
+
+    /// Refuses a domain without disks, names in `disks=` that it does not have, and what a backup would be a danger to.
+    fn check(&self, found: &Found) -> Result<()> {
+        let Inventory { disks, skipped } = &found.inventory;
+        let known = |name: &String| disks.iter().any(|disk| *disk.name == **name);
+        if let Some(name) = self.settings.disks.iter().flatten().find(|name| !known(name)) {
+            let reason = skipped.iter().find(|skipped| skipped.name == *name);
+            let reason = reason.map_or("there is no such disk", |skipped| skipped.reason.as_str());
+            return Err(Error::new(
+                Kind::NotFound,
+                format!("disk {name} of the option disks= cannot be read: {reason}"),
+            ));
+        }
+        if disks.is_empty() {
+            return Err(Error::new(Kind::NotFound, "this machine has no disk that could be read"));
+        }
+        if found.domain.iothreads && self.qemu < THREADS_SAFE {
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!(
+                    "QEMU {} may end, and the guest with it, when a disk that an iothread serves is backed up; QEMU 8.2.3 \
+                     and later do not",
+                    self.machine.qemu
+                ),
+            ));
+        }
+        Ok(())
+    }
+
+    fn admitted(wanted: &Wanted, found: &Found) -> Result<()> {
+        if let Some(since) = &wanted.since
+            && !found.lineage.iter().any(|(name, _)| name == since)
+        {
+            return Err(Error::new(Kind::NotFound, format!("there is no checkpoint {since}")));
+        }
+        let Some(name) = &wanted.checkpoint else { return Ok(()) };
+        check_checkpoint(name, &found.inventory)?;
+        if found.lineage.iter().any(|(known, _)| known == name) {
+            return Err(Error::new(
+                Kind::Exists,
+                format!("cannot make checkpoint {name:?}: libvirt has one of that name"),
+            ));
+        }
+        if !found.inventory.disks.iter().any(|disk| disk.keeps_bitmaps) {
+            return Err(Error::new(
+                Kind::Unsupported,
+                format!("cannot make checkpoint {name:?}: libvirt makes them of qcow2 disks alone, and there is none"),
+            ));
+        }
+        Ok(())
+    }
+
+    /// Runs the steps; when the instant was.
+    async fn run(&self, number: u64, steps: Steps, quiesce: bool) -> Result<SystemTime> {
+        let Inner { context, ledger, .. } = &*self.inner;
+        let Steps { place, begin, begun } = steps;
+        ledger.run(context, vec![vec![place]]).await?;
+        let failed = |error| Error::with_source(Kind::Io, "cannot keep a descriptor of a scratch file", error);
+        let files: std::io::Result<Vec<ScratchFile>> = context
+            .files()
+            .iter()
+            .enumerate()
+            .map(|(index, file)| Ok(ScratchFile { node: index.to_string(), file: file.try_clone()? }))
+            .collect();
+        let scratch = Arc::new(files.map_err(failed)?);
+        let limit = self.settings.scratch_limit;
+        self.warden.hold(warden::Held { number, jobs: Vec::new(), scratch, limit }).await?;
+        if quiesce {
+            ledger.run(context, vec![vec![Step::Freeze]]).await?;
+        }
+        let begins = ledger.run(context, vec![vec![begin]]);
+        let outcome = if quiesce {
+            // libvirt may wait for long; the guest may not.
+            let slow = |_| {
+                let limit = FROZEN_LIMIT.as_secs();
+                Error::new(
+                    Kind::Timeout,
+                    format!("libvirt did not begin a backup within {limit} s of the guest's freeze"),
+                )
+            };
+            timeout(FROZEN_LIMIT, begins).await.map_err(slow).and_then(|begun| begun)
+        } else {
+            begins.await
+        };
+        let time = SystemTime::now();
+        if quiesce {
+            // The guest goes on before anything else is done or said.
+            ledger.relieve(context).await;
+            if outcome.is_ok() {
+                ledger.keep(|left| matches!(left, Leftover::Frozen));
+            }
+        }
+        outcome?;
+        ledger.run(context, vec![vec![begun]]).await?;
+        Ok(time)
+    }
+
+    /// Removes what is left, until nothing is; one task at a time does.
+    fn retry(&self) {
+        let inner = self.inner.clone();
+        if inner.retrying.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let held = self.held.clone();
+        tokio::spawn(async move {
+            for _ in 0..MOST_RETRIES {
+                sleep(RETRY_PAUSE).await;
+                // A new point in time begins by removing what is left.
+                if inner.ledger.is_empty() || watch::now(&held).is_some() {
+                    break;
+                }
+                if inner.ledger.undo(&inner.context).await.is_ok() {
+                    tracing::info!("what was left in libvirt is removed");
+                    break;
+                }
+            }
+            inner.retrying.store(false, Ordering::Release);
+        });
+    }
+
+    fn view(&self, disk: &Disk, plan: &Planned, found: &Found, socket: &std::path::Path) -> TakenDisk {
+        let config = nbd_pool::Config { tls: None, ..self.settings.nbd.clone() };
+        let export = Export { address: Address::Unix(socket.to_owned()), name: plan.export.clone(), config };
+        let usable = disk.bitmaps.iter().filter(|(_, bitmap)| bitmap.unusable.is_none());
+        let map = |(checkpoint, bitmap): (&Arc<str>, &super::Bitmap)| {
+            let also = bitmap.also(disk.size);
+            let known = found.lineage.iter().any(|(name, _)| name == checkpoint);
+            match &plan.since {
+                // It was made at this instant.
+                _ if !known => Some((checkpoint.clone(), FrozenMap { name: None, also, rough: None })),
+                Some(since) if since == checkpoint => {
+                    Some((checkpoint.clone(), FrozenMap { name: Some(BITMAP.to_owned()), also, rough: None }))
+                }
+                Some(since) if found.descends(checkpoint, since) => {
+                    let rough = Some(since.clone());
+                    Some((checkpoint.clone(), FrozenMap { name: Some(BITMAP.to_owned()), also, rough }))
+                }
+                _ => None,
+            }
+        };
+        let source: Arc<dyn Source> = Arc::new(NbdSource::new(export, disk.size));
+        let source = match &self.settings.throttle {
+            Some(throttle) => Arc::new(Throttled::new(source, throttle.clone())),
+            None => source,
+        };
+        TakenDisk { source, frozen: usable.filter_map(map).collect() }
+    }
+}
+
+struct Steps {
+    place: Step,
+    begin: Step,
+    begun: Step,
+}
+
+/// What is planned for a disk.
+struct Planned {
+    export: String,
+    /// The checkpoint since which its changes are told.
+    since: Option<Arc<str>>,
+}
+
+/// The checkpoint that a disk's changes are told since, if the whole machine's is `base`: the same, or where the disk has no
+/// bitmap of it the oldest after it.
+fn since(disk: &Disk, base: Option<&Arc<str>>, found: &Found) -> Option<Arc<str>> {
+    let base = base?;
+    let usable = |name: &str| disk.bitmaps.get(name).is_some_and(|bitmap| bitmap.unusable.is_none());
+    let mut names = found.lineage.iter().map(|(name, _)| name);
+    names.find(|name| usable(name) && (*name == base || found.descends(name, base))).cloned()
+}
+
+#[async_trait]
+impl Vm for LibvirtVm {
+    fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    async fn inventory(&self) -> Result<Inventory> {
+        Ok(self.found().await?.inventory)
+    }
+
+    async fn admit(&self, wanted: &Wanted) -> Result<()> {
+        if wanted.checkpoint.is_none() && wanted.since.is_none() {
+            return Ok(());
+        }
+        Self::admitted(wanted, &self.found().await?)
+    }
+
+    async fn take(&self, number: u64, wanted: &Wanted) -> Result<Taken> {
+        self.release().await?;
+        let found = self.found().await?;
+        self.check(&found)?;
+        let base = wanted.since.as_ref().filter(|since| found.is_usable(since)).or_else(|| found.newest()).cloned();
+        Self::admitted(&Wanted { since: base.clone(), ..wanted.clone() }, &found)?;
+        let disks = &found.inventory.disks;
+        let planned: Vec<Planned> = (0..)
+            .zip(disks)
+            .map(|(index, disk): (usize, &Disk)| Planned {
+                export: format!("{}-{number}-{index}", self.settings.mount),
+                since: since(disk, base.as_ref(), &found),
+            })
+            .collect();
+        let dir = place::dir(&self.settings.scratch_dir, &self.settings.mount.to_string());
+        let socket = place::socket(&dir);
+        let images: Vec<PathBuf> = (0..disks.len()).map(|index| place::image(&dir, index)).collect();
+        let backup: Vec<BackupDisk<'_>> = disks
+            .iter()
+            .zip(&planned)
+            .zip(&images)
+            .map(|((disk, plan), scratch)| BackupDisk {
+                target: &disk.name,
+                export: &plan.export,
+                scratch,
+                since: plan.since.as_deref().map(|since| (since, BITMAP)),
+            })
+            .collect();
+        let left_out = |kept: &dyn Fn(&Disk) -> bool| -> Vec<&str> {
+            let kept: BTreeSet<&str> = disks.iter().filter(|disk| kept(disk)).map(|disk| &*disk.name).collect();
+            let all = found.domain.disks.iter().map(|disk| &*disk.target);
+            all.filter(|target| !kept.contains(target)).collect()
+        };
+        let backup = xml::backup(&socket.display().to_string(), &backup, &left_out(&|_| true))?;
+        let made = note::now();
+        let checkpoint = wanted.checkpoint.as_ref().map(|name| {
+            let sizes = disks.iter().filter(|disk| disk.keeps_bitmaps);
+            let sizes = sizes.map(|disk| (disk.name.to_string(), disk.size)).collect();
+            xml::new_checkpoint(name, &xml::Made { time: made, sizes }, &left_out(&|disk| disk.keeps_bitmaps))
+        });
+        let user = found.domain.user.map(|(user, _)| user);
+        let steps = Steps {
+            place: Step::Place { dir: dir.clone(), sizes: disks.iter().map(|disk| disk.size).collect(), user },
+            begin: Step::Begin { socket: socket.clone(), backup, checkpoint },
+            begun: Step::Begun { socket: socket.clone() },
+        };
+        let aliases = found.domain.disks.iter().filter_map(|disk| disk.alias.clone()).collect();
+        let held = Held { number, socket: socket.display().to_string(), total: None, aliases };
+        // What happens to the machine while the steps run must not be missed.
+        self.hold(Some(held.clone()));
+        let taken = match self.run(number, steps, wanted.quiesce).await {
+            Ok(time) => self.total(disks).await.map(|total| (time, total)),
+            Err(error) => Err(error),
+        };
+        let (time, total) = match taken {
+            Ok(taken) => taken,
+            Err(error) => {
+                if let Err(left) = self.release().await {
+                    tracing::warn!("something may be left in the machine until the next try: {}", chain(&left));
+                }
+                return Err(error);
+            }
+        };
+        self.hold(Some(Held { total: Some(total), ..held }));
+        place::unlink_images(&dir, disks.len());
+        let mut inventory = found.inventory.clone();
+        if let Some(name) = &wanted.checkpoint {
+            for disk in inventory.disks.iter_mut().filter(|disk| disk.keeps_bitmaps) {
+                disk.bitmaps.insert(name.clone(), inventory::fresh(Made { time: made, size: disk.size }, name));
+            }
+        }
+        let views = inventory.disks.iter().zip(&planned);
+        Ok(Taken {
+            number,
+            time,
+            checkpoint: wanted.checkpoint.clone(),
+            quiesced: wanted.quiesce,
+            disks: views.map(|(disk, plan)| self.view(disk, plan, &found, &socket)).collect(),
+            inventory: Arc::new(inventory),
+            needs_confirmation: true,
+            base: Base::One(base),
+        })
+    }
+
+    async fn delete_checkpoint(&self, name: &str, foreign: bool) -> Result<()> {
+        let (wanted, known) = (name.to_owned(), name.to_owned());
+        let described = self
+            .inner
+            .context
+            .link
+            .call("describe the checkpoint", LIMIT, move |domain| domain.checkpoint(&known)?.xml(false));
+        let described = described.await.map_err(|error| match error.kind() {
+            Kind::NotFound => Error::new(Kind::NotFound, format!("there is no checkpoint {name}")),
+            _ => error,
+        })?;
+        if !foreign && xml::checkpoint(&described)?.made.is_none() {
+            return Err(Error::new(
+                Kind::NotOurs,
+                format!("checkpoint {name} was not made by pullfs; it deletes such only with -o foreign=rw"),
+            ));
+        }
+        let deleted = self
+            .inner
+            .context
+            .link
+            .call("delete the checkpoint", LIMIT, move |domain| domain.checkpoint(&wanted)?.delete());
+        deleted.await
+    }
+
+    async fn release(&self) -> Result<()> {
+        // Watched over until it is gone.
+        let undone = self.inner.ledger.undo(&self.inner.context).await;
+        if undone.is_ok() {
+            self.hold(None);
+            self.warden.end().await;
+        } else {
+            self.hold(None);
+            self.retry();
+        }
+        undone
+    }
+
+    async fn confirm(&self, number: u64) -> Result<()> {
+        self.confirmations.confirm(number).await
+    }
+
+    fn scratch(&self) -> Option<Scratch> {
+        self.warden.scratch()
+    }
+
+    fn events(&self) -> broadcast::Receiver<Event> {
+        self.events.subscribe()
+    }
+
+    async fn disconnect(&self) {
+        self.confirmations.stop();
+    }
+}
+
+impl LibvirtVm {
+    fn hold(&self, held: Option<Held>) {
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = held;
+    }
+
+    /// What libvirt says that the jobs of all disks come to, in bytes, once all of them run.
+    async fn total(&self, disks: &[Disk]) -> Result<u64> {
+        let expected: u64 = disks.iter().map(|disk| disk.size).fold(0, u64::saturating_add);
+        let told = self.inner.context.link.call("tell of the backup", LIMIT, libvirt::Domain::job_stats);
+        match told.await? {
+            Some(stats) if stats.backup && stats.scratch_total == expected => Ok(expected),
+            told => Err(Error::new(
+                Kind::Io,
+                format!(
+                    "libvirt's backup does not have all disks: its jobs come to {told:?}, the disks to {expected} bytes"
+                ),
+            )),
+        }
+    }
+}

@@ -1,0 +1,269 @@
+//! What a point in time of a domain may leave in libvirt and on this host, and how that is removed.
+
+use std::fmt;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use libvirt::{Code, PauseReason, State};
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep};
+
+use super::link::{LIMIT, Link};
+use super::{place, xml};
+use crate::error::{Error, Kind, Result};
+use crate::point::plan;
+
+/// How long a backup may take to end once it was aborted.
+const END_LIMIT: Duration = Duration::from_secs(30);
+
+/// Between two looks at whether it has.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// How long a backup that was begun, and of which nobody knows what became, may still come: libvirt waits for 30 s for what
+/// else goes on in the domain.
+const MAY_COME: Duration = Duration::from_secs(40);
+
+/// Between two looks at whether it came.
+const LONG_PAUSE: Duration = Duration::from_millis(500);
+
+/// What steps and their undoing work on.
+pub(super) struct Context {
+    pub(super) link: Link,
+    /// Our own descriptors of scratch files, in the order of the disks. Held for a moment only.
+    files: Mutex<Vec<File>>,
+    /// Whether it is known what became of the last backup that was begun.
+    settled: AtomicBool,
+}
+
+impl Context {
+    pub(super) fn new(link: Link) -> Self {
+        Self { link, files: Mutex::default(), settled: AtomicBool::new(false) }
+    }
+
+    pub(super) fn files(&self) -> MutexGuard<'_, Vec<File>> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn settle(&self, known: bool) {
+        self.settled.store(known, Ordering::Relaxed);
+    }
+
+    /// Whether the domain has a backup over this socket; none if it has none at all.
+    async fn backup(&self, socket: &str) -> Result<Option<bool>> {
+        let told = self.link.call("tell of the backup", LIMIT, |domain| match domain.backup_xml() {
+            Ok(xml) => Ok(Some(xml)),
+            Err(error) if error.code() == Code::NoBackup => Ok(None),
+            Err(error) => Err(error),
+        });
+        match told.await {
+            Ok(None) => Ok(None),
+            Ok(Some(told)) => Ok(Some(xml::backup_socket(&told)?.as_deref() == Some(socket))),
+            // What is not there has no backup.
+            Err(error) if error.kind() == Kind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Aborts the domain's backup if it is over this socket, and waits for its end; whether it was there.
+    pub(super) async fn end_backup(&self, socket: &str) -> Result<bool> {
+        if self.backup(socket).await? != Some(true) {
+            return Ok(false);
+        }
+        let aborted = self.link.call("end the backup", LIMIT, |domain| match domain.abort_job() {
+            // It ended by itself in between, or ends already.
+            Err(error) if matches!(error.code(), Code::Invalid | Code::NoDomain) => Ok(()),
+            other => other,
+        });
+        aborted.await?;
+        let deadline = Instant::now() + END_LIMIT;
+        while self.backup(socket).await? == Some(true) {
+            if Instant::now() >= deadline {
+                let limit = END_LIMIT.as_secs();
+                return Err(Error::new(Kind::Timeout, format!("libvirt did not end the backup within {limit} s")));
+            }
+            sleep(PAUSE).await;
+        }
+        Ok(true)
+    }
+
+    /// Ends a backup that may not have begun yet.
+    async fn end_backup_for_good(&self, socket: &str) -> Result<()> {
+        let deadline = Instant::now() + MAY_COME;
+        loop {
+            if self.end_backup(socket).await? || self.settled.load(Ordering::Relaxed) || Instant::now() >= deadline {
+                self.settle(true);
+                return Ok(());
+            }
+            sleep(LONG_PAUSE).await;
+        }
+    }
+
+    /// Lets the guest go on if it stands still because a write of it failed; whether it did.
+    pub(super) async fn resume(&self) -> Result<bool> {
+        let resumed = self.link.call("let the guest go on", LIMIT, |domain| match domain.state()? {
+            State::Paused(PauseReason::IoError) => domain.resume().map(|()| true),
+            _ => Ok(false),
+        });
+        resumed.await
+    }
+}
+
+/// Something that may exist.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(super) enum Leftover {
+    /// The directory with the scratch images and the socket.
+    Place { dir: PathBuf },
+    /// The guest's file systems, frozen for the instant.
+    Frozen,
+    /// A backup with its NBD server on this socket: the guest's writes wait for it.
+    Backup { socket: String },
+    /// The backup surely began: it need not be waited for if it is not there.
+    Begun { socket: String },
+}
+
+impl Leftover {
+    /// Removes what is on this host, where the domain has ended.
+    pub(super) fn undo_on_host(&self) -> Result<()> {
+        match self {
+            Self::Place { dir } => place::remove(dir),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Leftover {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Place { dir } => write!(f, "scratch directory {}", dir.display()),
+            Self::Frozen => f.write_str("frozen file systems of the guest"),
+            Self::Backup { socket } | Self::Begun { socket } => write!(f, "libvirt's backup over {socket}"),
+        }
+    }
+}
+
+#[async_trait]
+impl plan::Undo for Leftover {
+    type Context = Context;
+
+    async fn relieve(&self, context: &Context) -> Result<()> {
+        match self {
+            Self::Frozen => thaw(context).await,
+            Self::Begun { socket } => context.end_backup(socket).await.map(drop),
+            Self::Backup { .. } | Self::Place { .. } => Ok(()),
+        }
+    }
+
+    fn goes_with(&self, _: &Self) -> bool {
+        false
+    }
+
+    async fn undo(these: &[Self], context: &Context) -> Result<()> {
+        let Some(first) = these.first() else { return Ok(()) };
+        match first {
+            Self::Place { dir } => {
+                // Old data of the guest takes no room any more, whoever has the files open.
+                for file in context.files().drain(..) {
+                    file.set_len(0).ok();
+                }
+                place::remove(dir)
+            }
+            Self::Frozen => thaw(context).await,
+            Self::Begun { socket } => {
+                context.end_backup(socket).await?;
+                context.settle(true);
+                Ok(())
+            }
+            Self::Backup { socket } => context.end_backup_for_good(socket).await,
+        }
+    }
+}
+
+/// Thaws the guest; one that is not frozen, or not there, is fine.
+async fn thaw(context: &Context) -> Result<()> {
+    let thawed = context.link.call("thaw the guest", LIMIT, |domain| match domain.thaw() {
+        Err(error) if matches!(error.code(), Code::NoDomain | Code::Invalid) => Ok(()),
+        other => other.map(drop),
+    });
+    match thawed.await {
+        Err(error) if error.kind() == Kind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// What a step makes.
+pub(super) enum Step {
+    /// The directory, with a scratch image of each size in bytes, for QEMU's user.
+    Place { dir: PathBuf, sizes: Vec<u64>, user: Option<u32> },
+    /// Freezes the guest's file systems.
+    Freeze,
+    /// Begins the backup, and makes the checkpoint.
+    Begin { socket: PathBuf, backup: String, checkpoint: Option<String> },
+    /// It began.
+    Begun { socket: PathBuf },
+}
+
+fn named(socket: &Path) -> String {
+    socket.display().to_string()
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Place { dir, .. } => write!(f, "making scratch files in {}", dir.display()),
+            Self::Freeze => f.write_str("freezing the guest's file systems"),
+            Self::Begin { .. } | Self::Begun { .. } => f.write_str("beginning libvirt's backup"),
+        }
+    }
+}
+
+#[async_trait]
+impl plan::Step for Step {
+    type Undo = Leftover;
+
+    fn leaves(&self) -> Vec<Leftover> {
+        vec![match self {
+            Self::Place { dir, .. } => Leftover::Place { dir: dir.clone() },
+            Self::Freeze => Leftover::Frozen,
+            Self::Begin { socket, .. } => Leftover::Backup { socket: named(socket) },
+            Self::Begun { socket } => Leftover::Begun { socket: named(socket) },
+        }]
+    }
+
+    async fn apply(&self, context: &Context) -> Result<()> {
+        match self {
+            Self::Place { dir, sizes, user } => {
+                let made = place::make(dir, sizes, *user)?;
+                *context.files() = made;
+                Ok(())
+            }
+            Self::Freeze => {
+                let frozen =
+                    context.link.call("freeze the guest's file systems", FREEZE_LIMIT, libvirt::Domain::freeze);
+                frozen.await.map(drop)
+            }
+            Self::Begin { backup, checkpoint, .. } => {
+                let (backup, checkpoint) = (backup.clone(), checkpoint.clone());
+                context.settle(false);
+                let begun = context
+                    .link
+                    .call("begin a backup", LIMIT, move |domain| domain.backup_begin(&backup, checkpoint.as_deref()));
+                let outcome = begun.await;
+                // Whoever answers knows; a call that nobody waits for any more may still do it.
+                let known = outcome
+                    .as_ref()
+                    .map_or_else(|error| !matches!(error.kind(), Kind::Timeout | Kind::Gone), |()| true);
+                context.settle(known);
+                outcome
+            }
+            Self::Begun { .. } => Ok(()),
+        }
+    }
+}
+
+/// How long the guest's agent may take to freeze its file systems, of which libvirt's own limit knows nothing.
+const FREEZE_LIMIT: Duration = Duration::from_secs(15);

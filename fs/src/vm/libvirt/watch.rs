@@ -1,0 +1,184 @@
+//! Watching over a backup that libvirt keeps for a point in time.
+//!
+//! libvirt tells when a backup ends, and when the domain does. That is not enough: the scratch images of a backup show the
+//! live disk once its jobs are gone ([`crate::vm::confirm`]). So before data is given out libvirt is asked for the job's
+//! figures, which count the disks whose jobs QEMU has and libvirt has not begun to end, and then whose backup it is: ours,
+//! over our socket, if it was ours all the time, because a domain has one at a time. What somebody does to QEMU's jobs behind
+//! libvirt's back, by commands to its monitor, is not seen in the moment until libvirt notices.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use libvirt::{Event as Told, Lifecycle};
+use tokio::sync::broadcast;
+use tokio::time::{Instant, sleep};
+
+use super::link::LIMIT;
+use super::undo::Context;
+use super::xml;
+use crate::error::{Kind, Result, chain};
+use crate::point::reason::Reason;
+use crate::vm::Event;
+use crate::vm::confirm::{Answer, Keeper};
+use crate::vm::qmp::warden::{Alarm, Guest};
+
+/// How long a reader waits for a libvirt that was restarted.
+const RECONNECT_LIMIT: Duration = Duration::from_secs(10);
+
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// What is held, and by what it is known.
+#[derive(Debug, Clone)]
+pub(super) struct Held {
+    pub(super) number: u64,
+    /// The NBD server's socket, which no other backup has.
+    pub(super) socket: String,
+    /// The bytes of all its disks; none until the backup began.
+    pub(super) total: Option<u64>,
+    /// The guest's devices, by libvirt's names.
+    pub(super) aliases: Vec<String>,
+}
+
+/// The newest point in time. Held for a moment only.
+pub(super) type Shared = Arc<Mutex<Option<Held>>>;
+
+pub(super) fn now(held: &Shared) -> Option<Held> {
+    held.lock().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// What an event says about the point in time that is held.
+pub(super) fn lost(held: &Shared, event: &Told) -> Option<Event> {
+    let Held { number, aliases, .. } = now(held)?;
+    let (reason, words) = match event {
+        Told::JobCompleted { backup: true, .. } => {
+            (Reason::Ended, "libvirt's backup that kept it ended: somebody aborted it, or it failed")
+        }
+        Told::Lifecycle { change: Lifecycle::Stopped | Lifecycle::Crashed, .. } => {
+            (Reason::Shutdown, "the machine shuts down")
+        }
+        Told::Lifecycle { change: Lifecycle::Migrated, .. } => (Reason::Migration, "the machine is being migrated"),
+        Told::DeviceRemoved { alias, .. } if aliases.contains(alias) => {
+            (Reason::Unplugged, "one of its disks was unplugged")
+        }
+        _ => return None,
+    };
+    Some(Event::Lost { number, reason, words: words.to_owned() })
+}
+
+/// Whether the guest stands still because a write of it failed, maybe into scratch space.
+pub(super) fn is_alarm(held: &Shared, event: &Told) -> bool {
+    matches!(event, Told::Lifecycle { change: Lifecycle::SuspendedByError, .. }) && now(held).is_some()
+}
+
+/// Tells the warden of it; it must not be lost, and whoever hears events must not wait.
+pub(super) fn raise(alarm: &Alarm) {
+    let alarm = alarm.clone();
+    tokio::spawn(async move { alarm.failed().await });
+}
+
+/// Who keeps the backup.
+pub(super) struct Keep {
+    pub(super) context: Arc<Context>,
+    pub(super) held: Shared,
+    pub(super) events: broadcast::Sender<Event>,
+}
+
+impl Keep {
+    /// Whether libvirt keeps it at a moment after this call; else why not.
+    async fn asked(&self, held: &Held) -> Result<Answer> {
+        let told = self.context.link.call("tell of the backup", LIMIT, |domain| {
+            // In this order: what the figures say is of the backup that is there after them.
+            let stats = domain.job_stats()?;
+            Ok((stats, domain.backup_xml()))
+        });
+        let (stats, backup) = told.await?;
+        let ours = match backup {
+            Ok(backup) => xml::backup_socket(&backup)?.as_deref() == Some(&*held.socket),
+            Err(_) => false,
+        };
+        Ok(match stats {
+            _ if !ours => Err("libvirt's backup that kept it is gone".to_owned()),
+            Some(stats) if stats.backup && held.total.is_none_or(|total| stats.scratch_total == total) => Ok(()),
+            _ => Err("libvirt's backup that kept it ends, or a part of it did".to_owned()),
+        })
+    }
+}
+
+#[async_trait]
+impl Keeper for Keep {
+    async fn keeps(&self) -> (u64, Answer) {
+        let Some(held) = now(&self.held) else { return (0, Err("no point in time is held".to_owned())) };
+        let deadline = Instant::now() + RECONNECT_LIMIT;
+        loop {
+            match self.asked(&held).await {
+                Ok(answer) => return (held.number, answer),
+                Err(error) if error.kind() == Kind::Gone && Instant::now() < deadline => sleep(PAUSE).await,
+                Err(error) => return (held.number, Err(chain(&error))),
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Guest for Keep {
+    async fn warn_beyond(&self, _: &str, _: u64) -> Result<()> {
+        // The room is looked at often enough; libvirt's images have numbers only once the backup has begun.
+        Ok(())
+    }
+
+    async fn migrates(&self) -> Result<bool> {
+        // libvirt migrates no domain that has a backup. Whether both are there is asked all the same: an event may have been
+        // told while nobody was connected.
+        let Some(held) = now(&self.held).filter(|held| held.total.is_some()) else { return Ok(false) };
+        if let Err(words) = self.asked(&held).await? {
+            self.events.send(Event::Lost { number: held.number, reason: Reason::Ended, words }).ok();
+        }
+        Ok(false)
+    }
+
+    async fn let_go(&self, _: &[String]) -> Result<bool> {
+        let Some(held) = now(&self.held) else { return Ok(false) };
+        self.context.end_backup(&held.socket).await?;
+        self.context.resume().await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn events_that_end_a_point_in_time_are_told_apart() {
+        let uuid = || "u".to_owned();
+        let held = Held { number: 3, socket: "s".to_owned(), total: Some(1), aliases: vec!["ua-vda".to_owned()] };
+        let some: Shared = Arc::new(Mutex::new(Some(held)));
+        let none = Shared::default();
+        let change = |change| Told::Lifecycle { uuid: uuid(), change };
+        let removed = |alias: &str| Told::DeviceRemoved { uuid: uuid(), alias: alias.to_owned() };
+        for (event, expected) in [
+            (Told::JobCompleted { uuid: uuid(), backup: true }, Some(Reason::Ended)),
+            (Told::JobCompleted { uuid: uuid(), backup: false }, None),
+            (change(Lifecycle::Stopped), Some(Reason::Shutdown)),
+            (change(Lifecycle::Crashed), Some(Reason::Shutdown)),
+            (change(Lifecycle::Migrated), Some(Reason::Migration)),
+            (change(Lifecycle::Suspended), None),
+            (removed("ua-vda"), Some(Reason::Unplugged)),
+            (removed("net0"), None),
+            (Told::Closed, None),
+        ] {
+            let reason = match lost(&some, &event) {
+                Some(Event::Lost { number: 3, reason, .. }) => Some(reason),
+                None => None,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(reason, expected, "{event:?}");
+            assert_eq!(lost(&none, &event), None, "nothing is held");
+        }
+        assert!(
+            is_alarm(&some, &change(Lifecycle::SuspendedByError)) && !is_alarm(&some, &change(Lifecycle::Suspended))
+        );
+        assert!(!is_alarm(&none, &change(Lifecycle::SuspendedByError)));
+    }
+}
