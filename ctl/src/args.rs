@@ -98,7 +98,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct Mount {
-    /// The machine: qmp:PATH, its QMP socket, or qmp:HOST:PORT with the mount option tls=
+    /// The machine: qmp:PATH, its QMP socket, qmp:HOST:PORT with the mount option tls=, or libvirt:DOMAIN
     pub(crate) source: String,
     /// An empty directory
     pub(crate) mount_point: PathBuf,
@@ -138,9 +138,9 @@ pub(crate) struct Set {
 
 #[derive(Debug, Args)]
 pub(crate) struct Recover {
-    /// The machine, as it was mounted: qmp:PATH or qmp:HOST:PORT
+    /// The machine, as it was mounted: qmp:PATH, qmp:HOST:PORT or libvirt:DOMAIN
     pub(crate) source: String,
-    /// For HOST:PORT the mount options tls= or insecure
+    /// For HOST:PORT the mount options tls= or insecure, for libvirt uri=
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub(crate) options: Vec<String>,
 }

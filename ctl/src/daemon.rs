@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use anyhow::{Context, anyhow};
 use nbd_pool::Address;
-use pullfs_fs::block::throttle::{Limits, Throttle};
 use pullfs_fs::error::chain;
 use pullfs_fs::fs::{Fs, Sandbox};
 use pullfs_fs::fuse::mount::Mount;
@@ -19,20 +18,19 @@ use pullfs_fs::metrics::{Exporter, Identity, Outlet, Target};
 use pullfs_fs::options::Options;
 use pullfs_fs::options::settings::Resolved;
 use pullfs_fs::point::journal::{Header, Journal};
-use pullfs_fs::quiesce::Quiesce;
 use pullfs_fs::recovery;
 use pullfs_fs::tree::inode::Inodes;
-use pullfs_fs::vm::Vm;
 use pullfs_fs::vm::qmp::ids::MountId;
-use pullfs_fs::vm::qmp::monitor::{Endpoint, Monitor};
-use pullfs_fs::vm::qmp::{QmpVm, Settings};
+use pullfs_fs::vm::qmp::monitor::Endpoint;
+use pullfs_fs::vm::source::Reach;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Code, Failure, Outcome};
 use crate::harden::{self, Needs};
 use crate::log::{self, Fields};
+use crate::machine::{self, Connected};
 use crate::mounter::Mounter;
 use crate::runtime_dir::RuntimeDir;
 use crate::service;
@@ -49,7 +47,7 @@ const SESSION_LIMIT: Duration = Duration::from_secs(5);
 /// What the daemon is to do.
 pub(crate) struct Task {
     pub(crate) source: String,
-    pub(crate) monitor: Monitor,
+    pub(crate) reach: Reach,
     /// Absolute, checked.
     pub(crate) mount_point: PathBuf,
     pub(crate) resolved: Resolved,
@@ -72,6 +70,7 @@ pub(crate) fn run(task: Task) -> Outcome {
     let Options { tls, insecure, .. } = options;
     let header = Header::new(mount_id.to_string(), task.source.clone(), task.mount_point.clone())
         .reached_with(tls.clone(), *insecure)
+        .through(task.reach.uri().map(str::to_owned))
         .with_textfile(options.metrics.as_ref().and_then(Target::file).cloned());
     // A port below 1024 takes privileges, and listening anywhere more than the daemon keeps.
     let outlet = options.metrics.as_ref().map(|target| Outlet::open(target, &mount_id.to_string())).transpose()?;
@@ -79,6 +78,10 @@ pub(crate) fn run(task: Task) -> Outcome {
     // These two keep the privileges that mounting and unmounting take.
     let recruit = Recruit::start(Path::new(SELF), runtime_dir.path(), task.announce)?;
     let mounter = Mounter::start()?;
+    #[cfg(feature = "libvirt")]
+    if matches!(task.reach, Reach::Libvirt(_)) {
+        pullfs_fs::vm::libvirt::load()?;
+    }
     let sandbox = harden::apply(&needs(&task, &runtime_dir))?;
     let start = Start { mount_id, runtime_dir, journal, recruit, mounter, sandbox, outlet };
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -105,7 +108,7 @@ fn end_with_a_panic() {
 }
 
 /// The program itself, even after its file was replaced.
-const SELF: &str = "/proc/self/exe";
+pub(crate) const SELF: &str = "/proc/self/exe";
 
 /// Removes what dead mounts of the same source have left, with the privileges that this takes; the machine must be as it
 /// was before them.
@@ -114,10 +117,30 @@ pub(crate) fn clean_up(source: &str) -> Outcome {
     let runtime = runtime.context("cannot start the runtime")?;
     let (dead, _) = runtime.block_on(recovery::of_source(&recovery::state_dir(), source))?;
     for dead in dead {
+        if dead.header().uri.is_some() {
+            // libvirt's library starts a thread that lives on; what is born in this process before it gives up its
+            // privileges would keep them.
+            drop(dead);
+            return clean_up_elsewhere(source);
+        }
         let mount = dead.header().mount.clone();
         let buried = runtime.block_on(dead.bury());
         buried.map_err(|error| error.context(format!("cannot remove what the dead mount {mount} left")))?;
         tracing::info!("removed what the dead mount {mount} left");
+    }
+    Ok(())
+}
+
+/// The same, by a process of its own.
+fn clean_up_elsewhere(source: &str) -> Outcome {
+    let output =
+        std::process::Command::new(SELF).args(["recover", "--", source]).stdin(std::process::Stdio::null()).output();
+    let output = output.context("cannot start pullfs recover")?;
+    let code = output.status.code();
+    // Another mount of the source that lives is no failure of this.
+    if code != Some(0) && code != Some(Code::Busy as i32) {
+        let why = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        return Err(anyhow!("cannot remove what a dead mount of {source} left: {why}").into());
     }
     Ok(())
 }
@@ -138,10 +161,7 @@ async fn live(task: Task, start: Start) -> Outcome {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let guardian = recruit.on_post().await?;
-    let settings = settings(&task, &mount_id, &runtime_dir);
-    let (throttle, meter) = (settings.throttle.clone(), settings.nbd.meter.clone());
-    let machine = Arc::new(QmpVm::connect(settings, Some(journal)).await?);
-    let vm: Arc<dyn Vm> = machine.clone();
+    let Connected { vm, throttle, meter } = machine::connect(&task, &mount_id, runtime_dir.path(), journal).await?;
 
     let inodes = Arc::new(Inodes::new(&task.source));
     let forgetter = Arc::new(Forgetter::default());
@@ -229,7 +249,7 @@ async fn live(task: Task, start: Start) -> Outcome {
     if !session.is_terminated() && timeout(SESSION_LIMIT, session).await.is_err() {
         tracing::info!("files are still open; their readers get errors from now on");
     }
-    if machine.is_clean() && detached.is_ok() {
+    if vm.is_clean() && detached.is_ok() {
         drop(runtime_dir);
         guardian.dismiss().await;
     } else {
@@ -245,9 +265,13 @@ async fn live(task: Task, start: Start) -> Outcome {
 
 fn needs<'a>(task: &'a Task, runtime_dir: &'a RuntimeDir) -> Needs<'a> {
     let options = &task.resolved.options;
-    let monitor = match task.monitor.endpoint() {
-        Endpoint::Tcp { port, .. } => Some(*port),
-        Endpoint::Unix(_) => None,
+    let (monitor, libvirt) = match &task.reach {
+        Reach::Qmp(monitor) => match monitor.endpoint() {
+            Endpoint::Tcp { port, .. } => (Some(*port), false),
+            Endpoint::Unix(_) => (None, false),
+        },
+        #[cfg(feature = "libvirt")]
+        Reach::Libvirt(_) => (None, true),
     };
     let server = match &options.nbd {
         Some(Address::Tcp { port, .. }) => Some(*port),
@@ -259,32 +283,9 @@ fn needs<'a>(task: &'a Task, runtime_dir: &'a RuntimeDir) -> Needs<'a> {
         textfiles: options.metrics.as_ref().and_then(Target::file).and_then(|file| file.parent()),
         ports: monitor.into_iter().chain(server).collect(),
         certificates: options.tls.as_deref(),
+        libvirt,
         core_dumps: options.core_dumps,
         sandbox: options.sandbox,
-    }
-}
-
-fn settings(task: &Task, mount: &MountId, runtime_dir: &RuntimeDir) -> Settings {
-    let options = &task.resolved.options;
-    let nbd = nbd_pool::Config {
-        connections: options.connections,
-        tls: task.monitor.tls().cloned(),
-        ..nbd_pool::Config::default()
-    };
-    Settings {
-        source: task.source.clone(),
-        monitor: task.monitor.clone(),
-        mount: mount.clone(),
-        runtime_dir: runtime_dir.path().to_owned(),
-        scratch_dir: options.scratch.clone(),
-        scratch_limit: options.scratch_limit,
-        read_once: options.read_once,
-        throttle: Throttle::new(Limits::from(options), nbd.request_size),
-        disks: options.disks.clone(),
-        fleece: options.fleece,
-        server: options.nbd.clone(),
-        quiesce: options.agent.as_ref().map(|agent| Quiesce::new(agent, SELF)),
-        nbd,
     }
 }
 

@@ -13,6 +13,7 @@ mod failure;
 mod guardian;
 mod harden;
 mod log;
+mod machine;
 mod map;
 mod mount;
 mod mounted;

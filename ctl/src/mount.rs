@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, anyhow};
 use pullfs_fs::fuse::mount::{check_mount_point, is_dead};
-use pullfs_fs::vm::qmp::monitor::{Endpoint, Monitor};
+use pullfs_fs::vm::source::{Reach, Source};
 use rustix::event::{PollFd, PollFlags, poll};
 
 use crate::args::Mount;
@@ -23,20 +23,19 @@ const READY_LIMIT: Duration = Duration::from_secs(120);
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
 pub(crate) fn run(arguments: &Mount) -> Outcome {
-    let endpoint: Endpoint = arguments.source.parse()?;
-    let resolved = config::resolve(Some(&endpoint), &arguments.options)?;
-    let options = &resolved.options;
-    let monitor = Monitor::new(endpoint, options.tls.as_deref(), options.insecure)?;
+    let source: Source = arguments.source.parse()?;
+    let resolved = config::resolve(Some(&source), &arguments.options)?;
+    let reach = Reach::of(&source, &resolved.options)?;
+    let source = source.to_string();
     // What a dead daemon left mounted there goes with the rest of what it left.
     if is_dead(&arguments.mount_point) {
-        let source = monitor.endpoint().to_string();
         waiting("cleaning up after a dead mount", || daemon::clean_up(&source)).map_err(Failure::of_mount)?;
     }
     let mount_point = check_mount_point(&arguments.mount_point).map_err(|error| Failure::from(error).of_mount())?;
     if arguments.foreground {
         let task = Task {
-            source: monitor.endpoint().to_string(),
-            monitor,
+            source,
+            reach,
             mount_point,
             resolved,
             config: config::path().context("cannot find the current directory")?,
@@ -45,17 +44,17 @@ pub(crate) fn run(arguments: &Mount) -> Outcome {
         };
         return daemon::run(task).map_err(Failure::of_mount);
     }
-    background(arguments, monitor.endpoint(), &mount_point).map_err(Failure::of_mount)
+    background(arguments, &source, &mount_point).map_err(Failure::of_mount)
 }
 
-fn background(arguments: &Mount, endpoint: &Endpoint, mount_point: &Path) -> Outcome {
+fn background(arguments: &Mount, source: &str, mount_point: &Path) -> Outcome {
     let mut command = Command::new(std::env::current_exe().context("cannot find the program itself")?);
     command.args(["mount", "--foreground", "--announce"]);
     command.args(std::iter::repeat_n("-v", arguments.verbose.into()));
     for options in &arguments.options {
         command.args(["-o", options]);
     }
-    command.arg("--").arg(endpoint.to_string()).arg(mount_point).stdin(Stdio::null()).stdout(Stdio::piped());
+    command.arg("--").arg(source).arg(mount_point).stdin(Stdio::null()).stdout(Stdio::piped());
     // What it says must not meet the spinner; it is few words, unless more are asked for.
     let mut said = None;
     if arguments.verbose == 0 && std::io::stderr().is_terminal() {
@@ -64,7 +63,7 @@ fn background(arguments: &Mount, endpoint: &Endpoint, mount_point: &Path) -> Out
         said = Some(file);
     }
     let mut child = command.spawn().context("cannot start the daemon")?;
-    let ready = waiting(&format!("waiting for {endpoint}"), || announced(&mut child));
+    let ready = waiting(&format!("waiting for {source}"), || announced(&mut child));
     // The daemon has said why on standard error.
     let ended = matches!(ready, Ok(false)).then(|| child.wait());
     if let Some(mut said) = said {

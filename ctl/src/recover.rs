@@ -5,8 +5,8 @@ use pullfs_fs::error::Kind;
 use pullfs_fs::options::Options;
 use pullfs_fs::point::journal::Header;
 use pullfs_fs::recovery;
-use pullfs_fs::vm::qmp::monitor::{Endpoint, Monitor};
 use pullfs_fs::vm::qmp::recover::{connect, mounts_in};
+use pullfs_fs::vm::source::{Reach, Source};
 
 use crate::args::Recover;
 use crate::config;
@@ -14,10 +14,10 @@ use crate::failure::{Code, Failure, Outcome};
 use crate::waiting::waiting;
 
 pub(crate) fn run(arguments: &Recover) -> Outcome {
-    let endpoint: Endpoint = arguments.source.parse()?;
-    let Options { tls, insecure, .. } = config::resolve(Some(&endpoint), &arguments.options)?.options;
-    let monitor = Monitor::new(endpoint, tls.as_deref(), insecure)?;
-    let source = monitor.endpoint().to_string();
+    let source: Source = arguments.source.parse()?;
+    let Options { tls, insecure, uri, .. } = config::resolve(Some(&source), &arguments.options)?.options;
+    let reach = Reach::new(&source, tls.as_deref(), insecure, uri.as_deref())?;
+    let source = source.to_string();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the runtime")?;
     let (dead, living) =
@@ -36,7 +36,13 @@ pub(crate) fn run(arguments: &Recover) -> Outcome {
     }
     let others = waiting("waiting for the machine", || {
         runtime.block_on(async {
-            match connect(&monitor).await {
+            let monitor = match &reach {
+                Reach::Qmp(monitor) => monitor,
+                // A domain has one backup, of which libvirt says whose it is.
+                #[cfg(feature = "libvirt")]
+                Reach::Libvirt(_) => return Ok(Vec::new()),
+            };
+            match connect(monitor).await {
                 Ok(qmp) => mounts_in(&qmp).await,
                 // A machine that has ended has nothing left in it.
                 Err(error) if error.kind() == Kind::Gone && !dead.is_empty() => Ok(Vec::new()),

@@ -14,9 +14,12 @@ use crate::error::{Error, Kind, Result, chain};
 use crate::fuse::mount::detach_dead;
 use crate::metrics::textfile::Textfile;
 use crate::point::journal::{Header, Journal};
+#[cfg(feature = "libvirt")]
+use crate::vm::libvirt;
+use crate::vm::qmp;
 use crate::vm::qmp::monitor::Monitor;
-use crate::vm::qmp::recover::{Remains, connect};
 use crate::vm::qmp::transport::Qmp;
+use crate::vm::source::{Reach, Source};
 
 /// A directory without a journal is younger than this if its mount is just beginning.
 const BEGINNING: Duration = Duration::from_secs(60);
@@ -43,6 +46,13 @@ pub fn state_dir() -> PathBuf {
     }
 }
 
+/// What a mount left in its machine.
+enum Remains {
+    Qmp(qmp::recover::Remains),
+    #[cfg(feature = "libvirt")]
+    Libvirt(libvirt::recover::Remains),
+}
+
 /// A mount that died.
 pub struct Dead {
     dir: PathBuf,
@@ -58,7 +68,12 @@ impl Dead {
     pub fn in_dir(dir: &Path) -> Result<Option<Self>> {
         let Some(journal) = Journal::of_dead(dir)? else { return Ok(None) };
         let header = journal.header().clone();
-        Ok(Some(Self { dir: dir.to_owned(), header, remains: Remains::of(journal)? }))
+        let remains = match header.source.parse::<Source>()? {
+            Source::Qmp(_) => Remains::Qmp(qmp::recover::Remains::of(journal)?),
+            #[cfg(feature = "libvirt")]
+            Source::Libvirt(_) => Remains::Libvirt(libvirt::recover::Remains::of(journal)?),
+        };
+        Ok(Some(Self { dir: dir.to_owned(), header, remains }))
     }
 
     /// What is known of the mount.
@@ -68,7 +83,11 @@ impl Dead {
 
     /// What may be left of it in the machine, by names.
     pub fn names(&self) -> Vec<String> {
-        self.remains.names()
+        match &self.remains {
+            Remains::Qmp(remains) => remains.names(),
+            #[cfg(feature = "libvirt")]
+            Remains::Libvirt(remains) => remains.names(),
+        }
     }
 
     /// Undoes what it left in the machine, which may have ended, and on this host. Safe to be tried again.
@@ -92,21 +111,25 @@ impl Dead {
     }
 
     async fn undo(&self) -> Result<()> {
-        if self.remains.is_empty() {
-            return Ok(());
-        }
-        match connect_to(&self.header).await? {
-            Some(qmp) => self.remains.undo(&qmp).await,
-            None => self.remains.undo_without_machine(),
+        let Header { source, tls, insecure, uri, .. } = &self.header;
+        match (&self.remains, Reach::new(&source.parse()?, tls.as_deref(), *insecure, uri.as_deref())?) {
+            (Remains::Qmp(remains), _) if remains.is_empty() => Ok(()),
+            (Remains::Qmp(remains), Reach::Qmp(monitor)) => match connect_to(&monitor).await? {
+                Some(qmp) => remains.undo(&qmp).await,
+                None => remains.undo_without_machine(),
+            },
+            #[cfg(feature = "libvirt")]
+            (Remains::Libvirt(remains), Reach::Libvirt(target)) => remains.undo(target).await,
+            #[cfg(feature = "libvirt")]
+            _ => Err(Error::new(Kind::Invalid, format!("the journal of {source} is of another kind of source"))),
         }
     }
 }
 
 /// A connection to the machine of a mount; none if it does not run any more. A port of another host where nobody listens
 /// may as well be a firewall's doing.
-async fn connect_to(header: &Header) -> Result<Option<Qmp>> {
-    let monitor = Monitor::new(header.source.parse()?, header.tls.as_deref(), header.insecure)?;
-    match connect(&monitor).await {
+async fn connect_to(monitor: &Monitor) -> Result<Option<Qmp>> {
+    match qmp::recover::connect(monitor).await {
         Ok(qmp) => Ok(Some(qmp)),
         Err(error) if monitor.endpoint().is_of_this_host() && is_absent(&error) => Ok(None),
         Err(error) => Err(error),

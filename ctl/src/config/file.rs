@@ -8,7 +8,7 @@ use std::path::Path;
 
 use pullfs_fs::error::{Error, Kind, Result};
 use pullfs_fs::options::settings::{Origin, Setting};
-use pullfs_fs::vm::qmp::monitor::Endpoint;
+use pullfs_fs::vm::source::Source;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
@@ -86,9 +86,9 @@ impl Page<'_> {
                 let takes = "a section takes the form [source.\"qmp:PATH\"]";
                 return Err(self.wrong(section.span(), takes));
             };
-            let endpoint = source.get_ref().parse::<Endpoint>();
-            let asked = match (wanted, endpoint) {
-                (Wanted::Of(wanted), endpoint) => endpoint.is_ok_and(|endpoint| endpoint.to_string() == wanted),
+            let parsed = source.get_ref().parse::<Source>();
+            let asked = match (wanted, parsed) {
+                (Wanted::Of(wanted), parsed) => parsed.is_ok_and(|parsed| parsed.to_string() == wanted),
                 (Wanted::All, Ok(_)) => true,
                 (Wanted::All, Err(error)) => return Err(self.wrong(source.span(), &error.to_string())),
             };

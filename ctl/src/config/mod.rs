@@ -13,7 +13,7 @@ use pullfs_fs::error::{Error, Kind, Result};
 use pullfs_fs::options::in_force::{Told, told};
 use pullfs_fs::options::settings::{Origin, Resolved, Setting};
 use pullfs_fs::options::table::TABLE;
-use pullfs_fs::vm::qmp::monitor::Endpoint;
+use pullfs_fs::vm::source::Source;
 use rustix::process::{getgid, getuid};
 use serde::Serialize;
 use serde_json::Value;
@@ -36,7 +36,7 @@ const FILE_VARIABLE: &str = "PULLFS_CONFIG";
 ///
 /// # Errors
 /// [`Kind::Invalid`] for a mistake anywhere, with where it is; [`Kind::Io`] if the file cannot be read.
-pub(crate) fn resolve(source: Option<&Endpoint>, given: &[String]) -> Result<Resolved> {
+pub(crate) fn resolve(source: Option<&Source>, given: &[String]) -> Result<Resolved> {
     let source = source.map(ToString::to_string);
     let wanted = source.as_deref().map_or(Wanted::All, Wanted::Of);
     resolve_with(wanted, variable, given)
@@ -112,7 +112,7 @@ fn environment(variable: impl Fn(&str) -> Option<OsString>) -> Result<Vec<Settin
 }
 
 pub(crate) fn run(arguments: &Config) -> Outcome {
-    let source = arguments.source.as_deref().map(str::parse::<Endpoint>).transpose()?;
+    let source = arguments.source.as_deref().map(str::parse::<Source>).transpose()?;
     let resolved = resolve(source.as_ref(), &arguments.options)?;
     let told = told(&resolved.options, (getuid().as_raw(), getgid().as_raw()));
     let text = if arguments.json { json(&told, &resolved)? } else { table(&told, &resolved) };

@@ -42,6 +42,8 @@ pub(crate) struct Needs<'a> {
     pub(crate) ports: Vec<u16>,
     /// What it is known by there: a guardian that replaces a dead one reads them again.
     pub(crate) certificates: Option<&'a Path>,
+    /// Whether it speaks to libvirt, whose library reads files of its own.
+    pub(crate) libvirt: bool,
     /// Whether it may leave core dumps, which hold data of the guest.
     pub(crate) core_dumps: bool,
     /// Whether privileges are given up at all.

@@ -23,6 +23,9 @@ const DNS: u16 = 53;
 const RESOLVER: [&str; 6] =
     ["/etc/hosts", "/etc/host.conf", "/etc/resolv.conf", "/etc/nsswitch.conf", "/etc/gai.conf", "/run/systemd/resolve"];
 
+/// What libvirt's library reads when it connects: its configuration, that of TLS, and who the user is.
+const LIBVIRT: [&str; 5] = ["/etc/libvirt", "/etc/gnutls", "/etc/nsswitch.conf", "/etc/passwd", "/etc/group"];
+
 /// Restricts this thread and those that it starts; what was enforced.
 pub(super) fn restrict(needs: &Needs<'_>) -> anyhow::Result<String> {
     let mut ruleset = Ruleset::default()
@@ -68,6 +71,9 @@ fn places(needs: &Needs<'_>) -> Vec<(PathBuf, BitFlags<AccessFs>)> {
     places.extend(program().into_iter().map(|path| (path, read | AccessFs::Execute)));
     places.push((PathBuf::from("/etc/ld.so.cache"), AccessFs::ReadFile.into()));
     places.extend(needs.certificates.map(|dir| (dir.to_owned(), AccessFs::ReadFile.into())));
+    if needs.libvirt {
+        places.extend(LIBVIRT.map(|path| (PathBuf::from(path), read)));
+    }
     if !needs.ports.is_empty() {
         places.extend(RESOLVER.map(|path| (PathBuf::from(path), read)));
     }

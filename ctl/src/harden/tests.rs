@@ -41,6 +41,7 @@ fn landlock_leaves_what_the_daemon_needs() {
             scratch,
             ports: ports.to_vec(),
             certificates,
+            libvirt: false,
             core_dumps: false,
             sandbox: true,
             textfiles: Some(textfiles.path()),

@@ -110,6 +110,8 @@ pub struct Options {
     pub insecure: bool,
     /// The guest agent's socket, for quiescing.
     pub agent: Option<PathBuf>,
+    /// The libvirt that a domain is of; none for the system's.
+    pub uri: Option<String>,
     /// NBD connections for each disk, at most.
     pub connections: usize,
     /// What blocks of disks may take in the daemon's memory, in bytes.
@@ -157,6 +159,7 @@ impl Default for Options {
             tls: None,
             insecure: false,
             agent: None,
+            uri: None,
             // Of one connection QEMU takes 16 requests at once (nbd/server.c): a guest's write waits for no more.
             connections: 1,
             cache: 32 << 20,
@@ -261,6 +264,8 @@ impl Options {
             "tls" => return Err(bad(name, value, "the absolute path of a directory of certificates")),
             "agent" if value.starts_with('/') => self.agent = Some(PathBuf::from(value)),
             "agent" => return Err(bad(name, value, "the absolute path of the guest agent's socket")),
+            "uri" if value.contains(':') => self.uri = Some(value.to_owned()),
+            "uri" => return Err(bad(name, value, "the URI of a libvirt, such as qemu:///system")),
             "sandbox" => {
                 self.sandbox = match value {
                     "auto" => true,

@@ -54,19 +54,38 @@ pub struct Header {
     /// Whether it may be reached over TCP without any.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub insecure: bool,
+    /// The libvirt that it is reached through.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uri: Option<String>,
 }
 
 impl Header {
     /// The header of a mount by this process.
     pub fn new(mount: String, source: String, mount_point: PathBuf) -> Self {
         let pid = std::process::id();
-        Self { version: VERSION, mount, source, mount_point, pid, tls: None, insecure: false, textfile: None }
+        Self {
+            version: VERSION,
+            mount,
+            source,
+            mount_point,
+            pid,
+            tls: None,
+            insecure: false,
+            textfile: None,
+            uri: None,
+        }
     }
 
     /// The same of a mount that has these options: whoever cleans up goes the same way to the machine.
     #[must_use]
     pub fn reached_with(self, tls: Option<PathBuf>, insecure: bool) -> Self {
         Self { tls, insecure, ..self }
+    }
+
+    /// The same of a mount through this libvirt.
+    #[must_use]
+    pub fn through(self, uri: Option<String>) -> Self {
+        Self { uri, ..self }
     }
 
     /// The same of a mount that writes metrics to a file.

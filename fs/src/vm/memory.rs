@@ -284,6 +284,10 @@ impl Vm for Memory {
         if self.held.load(Ordering::SeqCst) == number { Ok(()) } else { Err(Error::new(Kind::Io, "the job is gone")) }
     }
 
+    fn is_clean(&self) -> bool {
+        self.held.load(Ordering::SeqCst) == 0
+    }
+
     fn scratch(&self) -> Option<Scratch> {
         None
     }

@@ -10,6 +10,7 @@ pub mod libvirt;
 #[cfg(any(test, feature = "testing"))]
 pub mod memory;
 pub mod qmp;
+pub mod source;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -314,6 +315,9 @@ pub trait Vm: Send + Sync {
     /// # Errors
     /// [`Kind::Busy`](crate::error::Kind::Busy) if that one takes more already; then the limit stays as it was.
     async fn limit_scratch(&self, limit: Option<u64>) -> Result<()>;
+
+    /// Whether nothing of the mount can be left in the machine.
+    fn is_clean(&self) -> bool;
 
     /// What happens to the machine from now on. A receiver that lags must take the point in time for lost.
     fn events(&self) -> broadcast::Receiver<Event>;

@@ -33,8 +33,8 @@ const MAX_EVENTS: usize = 1024;
 pub struct Target {
     /// Its name or its UUID.
     pub domain: String,
-    /// The libvirt (mount option `uri=`); none for libvirt's own choice.
-    pub uri: Option<String>,
+    /// The libvirt (mount option `uri=`).
+    pub uri: String,
 }
 
 /// What happens; called in a task, so it must not wait.
@@ -160,7 +160,7 @@ async fn close(open: Option<Open>) {
 async fn connect(target: &Target, tell: mpsc::Sender<Event>) -> Result<Open> {
     let Target { domain, uri } = target.clone();
     let opened = spawn_blocking(move || {
-        let connection = Connection::open(uri.as_deref())?;
+        let connection = Connection::open(Some(&uri))?;
         let found = match connection.domain_by_name(&domain) {
             Err(error) if error.code() == Code::NoDomain => connection.domain_by_uuid(&domain).map_err(|_| error),
             other => other,
@@ -174,10 +174,7 @@ async fn connect(target: &Target, tell: mpsc::Sender<Event>) -> Result<Open> {
         let subscription = connection.subscribe(Some(&found), sink)?;
         Ok(Open { connection, domain: Arc::new(found), subscription })
     });
-    let whom = || {
-        let uri = target.uri.as_ref().map_or_else(String::new, |uri| format!(" at {uri}"));
-        format!("cannot reach domain {} of libvirt{uri}", target.domain)
-    };
+    let whom = || format!("cannot reach domain {} of libvirt at {}", target.domain, target.uri);
     let slow = |_| Error::new(Kind::Timeout, format!("{}: no answer within {} s", whom(), CONNECT_LIMIT.as_secs()));
     let opened = timeout(CONNECT_LIMIT, opened).await.map_err(slow)?;
     let opened = opened.map_err(|error| Error::with_source(Kind::Io, whom(), error))?;

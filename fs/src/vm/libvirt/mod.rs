@@ -45,6 +45,14 @@ use crate::error::{Error, Kind, Result, chain};
 use crate::point::journal::Journal;
 use crate::point::plan::Ledger;
 
+/// Loads libvirt's library, unless that was done before; after the daemon has given up its rights it may be too late.
+///
+/// # Errors
+/// [`Kind::Unsupported`] where it is not installed.
+pub fn load() -> Result<()> {
+    libvirt::load().map_err(|error| link::explain("libvirt machines cannot be mounted here", error))
+}
+
 /// The name that a disk's frozen bitmap is exported by.
 const BITMAP: &str = "since";
 
@@ -76,8 +84,8 @@ pub struct Settings {
     pub scratch_dir: PathBuf,
     /// What they may take at most, in bytes; none for as much as there is.
     pub scratch_limit: Option<u64>,
-    /// What spares the guest's disks, if anything does.
-    pub throttle: Option<Arc<Throttle>>,
+    /// What spares the guest's disks.
+    pub throttle: Arc<Throttle>,
     /// Only these disks; none for all.
     pub disks: Option<BTreeSet<String>>,
     /// Bounds of the NBD connections.
@@ -133,7 +141,7 @@ impl LibvirtVm {
         let link = Link::start(settings.target.clone(), Box::new(on_event));
         let context = Arc::new(Context::new(link));
         let keep = Arc::new(Keep { context: context.clone(), held: held.clone(), events: events.clone() });
-        let warden = Warden::start(keep.clone(), events.clone());
+        let warden = Warden::start(keep.clone(), events.clone(), settings.scratch_limit);
         alarm.try_send(warden.alarm()).ok();
         let (_, qemu) = context.link.call("tell its version", LIMIT, libvirt::Domain::versions).await?;
         let found = inventory::query(&context.link, settings.disks.as_ref()).await?;
@@ -154,11 +162,6 @@ impl LibvirtVm {
         };
         vm.check(&found)?;
         Ok(vm)
-    }
-
-    /// Whether nothing of the mount can be left.
-    pub fn is_clean(&self) -> bool {
-        self.inner.ledger.is_empty()
     }
 
     async fn found(&self) -> Result<Found> {
@@ -229,8 +232,7 @@ impl LibvirtVm {
             .map(|(index, file)| Ok(ScratchFile { node: index.to_string(), file: file.try_clone()? }))
             .collect();
         let scratch = Arc::new(files.map_err(failed)?);
-        let limit = self.settings.scratch_limit;
-        self.warden.hold(warden::Held { number, jobs: Vec::new(), scratch, limit }).await?;
+        self.warden.hold(warden::Held { number, jobs: Vec::new(), scratch }).await?;
         if quiesce {
             ledger.run(context, vec![vec![Step::Freeze]]).await?;
         }
@@ -305,10 +307,7 @@ impl LibvirtVm {
             }
         };
         let source: Arc<dyn Source> = Arc::new(NbdSource::new(export, disk.size));
-        let source = match &self.settings.throttle {
-            Some(throttle) => Arc::new(Throttled::new(source, throttle.clone())),
-            None => source,
-        };
+        let source: Arc<dyn Source> = Arc::new(Throttled::new(source, self.settings.throttle.clone()));
         TakenDisk { source, frozen: usable.filter_map(map).collect() }
     }
 }
@@ -480,6 +479,14 @@ impl Vm for LibvirtVm {
 
     fn scratch(&self) -> Option<Scratch> {
         self.warden.scratch()
+    }
+
+    async fn limit_scratch(&self, limit: Option<u64>) -> Result<()> {
+        self.warden.limit(limit).await
+    }
+
+    fn is_clean(&self) -> bool {
+        self.inner.ledger.is_empty()
     }
 
     fn events(&self) -> broadcast::Receiver<Event> {

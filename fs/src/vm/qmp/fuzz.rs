@@ -172,6 +172,10 @@ impl Vm for Still {
         refused()
     }
 
+    fn is_clean(&self) -> bool {
+        true
+    }
+
     fn events(&self) -> broadcast::Receiver<Event> {
         self.events.subscribe()
     }

@@ -181,11 +181,6 @@ impl QmpVm {
         Ok(())
     }
 
-    /// Whether nothing of the mount can be in the machine.
-    pub fn is_clean(&self) -> bool {
-        self.ledger.is_empty()
-    }
-
     /// Runs the plan of a point in time; when the instant was. What a failure leaves goes with [`Vm::release`].
     async fn run(&self, number: u64, jobs: Vec<String>, plan: Plan, quiesce: bool) -> Result<SystemTime> {
         self.ledger.run(&self.context, plan.before).await?;
@@ -397,6 +392,10 @@ impl Vm for QmpVm {
 
     async fn limit_scratch(&self, limit: Option<u64>) -> Result<()> {
         self.warden.limit(limit).await
+    }
+
+    fn is_clean(&self) -> bool {
+        self.ledger.is_empty()
     }
 
     fn events(&self) -> broadcast::Receiver<Event> {

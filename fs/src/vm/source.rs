@@ -1,0 +1,183 @@
+//! Sources: which machine is mounted, and the way to it.
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+
+use super::qmp::monitor::{Endpoint, Monitor};
+use crate::error::{Error, Kind, Result};
+use crate::options::Options;
+
+#[cfg(feature = "libvirt")]
+pub use super::libvirt::link::Target;
+
+/// The libvirt that is meant where nobody says which.
+#[cfg(feature = "libvirt")]
+const SYSTEM: &str = "qemu:///system";
+
+/// A source as the user gives it. `Display` is its canonical form, which parses to the same again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Source {
+    /// `qmp:PATH` or `qmp:HOST:PORT`.
+    Qmp(Endpoint),
+    /// `libvirt:DOMAIN`, a name or a UUID.
+    #[cfg(feature = "libvirt")]
+    Libvirt(String),
+}
+
+impl fmt::Display for Source {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Qmp(endpoint) => endpoint.fmt(f),
+            #[cfg(feature = "libvirt")]
+            Self::Libvirt(domain) => write!(f, "libvirt:{domain}"),
+        }
+    }
+}
+
+impl FromStr for Source {
+    type Err = Error;
+
+    fn from_str(source: &str) -> Result<Self> {
+        match source.strip_prefix("libvirt:") {
+            #[cfg(feature = "libvirt")]
+            Some(domain) if !domain.is_empty() && !domain.contains('/') => Ok(Self::Libvirt(domain.to_owned())),
+            #[cfg(feature = "libvirt")]
+            Some(_) => {
+                let takes = "it takes libvirt:DOMAIN, the name or UUID of a domain";
+                Err(Error::new(Kind::Invalid, format!("source {source}: {takes}")))
+            }
+            #[cfg(not(feature = "libvirt"))]
+            Some(_) => Err(Error::new(
+                Kind::Unsupported,
+                format!("source {source}: this pullfs was built without libvirt; give the machine's monitor, qmp:PATH"),
+            )),
+            None => source.parse().map(Self::Qmp),
+        }
+    }
+}
+
+/// A machine as it may be connected to, again and again.
+#[derive(Debug, Clone)]
+pub enum Reach {
+    /// By its monitor.
+    Qmp(Monitor),
+    /// Through libvirt.
+    #[cfg(feature = "libvirt")]
+    Libvirt(Target),
+}
+
+impl Reach {
+    /// With what options say of the way: certificates in the directory `tls`, whether TCP without them is meant, which
+    /// libvirt.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] as of [`Monitor::new`]; [`Kind::Unsupported`] for a libvirt of another host.
+    pub fn new(source: &Source, tls: Option<&Path>, insecure: bool, uri: Option<&str>) -> Result<Self> {
+        match source {
+            Source::Qmp(endpoint) => Monitor::new(endpoint.clone(), tls, insecure).map(Self::Qmp),
+            #[cfg(feature = "libvirt")]
+            Source::Libvirt(domain) => {
+                let named = || std::env::var("LIBVIRT_DEFAULT_URI").ok().filter(|uri| !uri.is_empty());
+                let uri = uri.map(str::to_owned).or_else(named).unwrap_or_else(|| SYSTEM.to_owned());
+                if let Some(host) = other_host(&uri) {
+                    return Err(Error::new(
+                        Kind::Unsupported,
+                        format!(
+                            "uri={uri}: the NBD server and the scratch space of a backup are on {host}; mount it there"
+                        ),
+                    ));
+                }
+                Ok(Self::Libvirt(Target { domain: domain.clone(), uri }))
+            }
+        }
+    }
+
+    /// The same, of a mount's options, which must fit the source.
+    ///
+    /// # Errors
+    /// As [`Reach::new`]; [`Kind::Invalid`] for an option that means nothing to such a source.
+    pub fn of(source: &Source, options: &Options) -> Result<Self> {
+        let Options { tls, insecure, uri, .. } = options;
+        let wrong = match source {
+            Source::Qmp(_) => uri.as_ref().map(|_| "uri="),
+            #[cfg(feature = "libvirt")]
+            Source::Libvirt(_) => {
+                use crate::options::Fleece;
+                [
+                    ("agent=", options.agent.is_some()),
+                    ("nbd=", options.nbd.is_some()),
+                    ("tls=", tls.is_some()),
+                    ("read_once", options.read_once),
+                    ("fleece=", !matches!(options.fleece, Fleece::Auto | Fleece::Backing)),
+                ]
+                .into_iter()
+                .find_map(|(name, given)| given.then_some(name))
+            }
+        };
+        if let Some(option) = wrong {
+            return Err(Error::new(Kind::Invalid, format!("mount option {option} means nothing to {source}")));
+        }
+        Self::new(source, tls.as_deref(), *insecure, uri.as_deref())
+    }
+
+    /// The source, in its canonical form.
+    pub fn source(&self) -> String {
+        match self {
+            Self::Qmp(monitor) => monitor.endpoint().to_string(),
+            #[cfg(feature = "libvirt")]
+            Self::Libvirt(target) => Source::Libvirt(target.domain.clone()).to_string(),
+        }
+    }
+
+    /// Which libvirt, if it goes through one.
+    pub fn uri(&self) -> Option<&str> {
+        match self {
+            Self::Qmp(_) => None,
+            #[cfg(feature = "libvirt")]
+            Self::Libvirt(target) => Some(&target.uri),
+        }
+    }
+}
+
+/// The host in a libvirt's URI, which is none for this one (libvirt.org/uri.html).
+#[cfg(feature = "libvirt")]
+fn other_host(uri: &str) -> Option<&str> {
+    let (_, rest) = uri.split_once("://")?;
+    let host = rest.split(['/', '?']).next()?;
+    (!host.is_empty()).then_some(host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sources_are_told_apart() {
+        assert!(matches!("qmp:/run/vm.qmp".parse().unwrap(), Source::Qmp(_)));
+        assert!("vmware:x".parse::<Source>().is_err());
+    }
+
+    #[cfg(feature = "libvirt")]
+    #[test]
+    fn domains_are_reached_on_this_host() {
+        let source: Source = "libvirt:vm 1:a".parse().unwrap();
+        assert_eq!(source.to_string(), "libvirt:vm 1:a");
+        for wrong in ["libvirt:", "libvirt:a/b"] {
+            assert_eq!(wrong.parse::<Source>().unwrap_err().kind(), Kind::Invalid);
+        }
+        let reach = |uri| Reach::new(&source, None, false, Some(uri));
+        for here in ["qemu:///system", "qemu+unix:///session", "qemu+unix:///system?socket=/run/x/y"] {
+            assert_eq!(reach(here).unwrap().uri(), Some(here));
+        }
+        for there in ["qemu+ssh://host/system", "qemu+tls://[::1]:16514/system?x", "qemu+tcp://host"] {
+            assert_eq!(reach(there).unwrap_err().kind(), Kind::Unsupported, "{there}");
+        }
+        let wrong = |options: Options| Reach::of(&source, &options).unwrap_err().to_string();
+        assert!(wrong(Options { read_once: true, ..Options::default() }).contains("read_once"));
+        assert!(wrong(Options { agent: Some("/a".into()), ..Options::default() }).contains("agent="));
+        let uri = Options { uri: Some("qemu:///system".to_owned()), ..Options::default() };
+        let error = Reach::of(&"qmp:/a".parse().unwrap(), &uri).unwrap_err();
+        assert!(error.to_string().contains("uri="), "{error}");
+    }
+}
