@@ -70,7 +70,7 @@ fn read_first(path: &Path, length: usize) -> Vec<u8> {
     start
 }
 
-on!(whole_disks_stay_as_they_were: new = New, old = Old, daemon = Daemon);
+on!(whole_disks_stay_as_they_were: new = New, old = Old, daemon = Daemon, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn whole_disks_stay_as_they_were(flavor: Flavor) {
     let machine = machine(flavor);
     let before = SIZES.map(|(id, _)| machine.copy(id, &format!("{id}.before")));
@@ -116,7 +116,7 @@ fn mapped(disk: &Path, copy: &Path) {
     ok(tool("python3").args(["-c", script]).arg(disk).arg(copy));
 }
 
-on!(eight_threads_read_at_random_while_the_guest_writes: new = New, old = Old, daemon = Daemon);
+on!(eight_threads_read_at_random_while_the_guest_writes: new = New, old = Old, daemon = Daemon, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn eight_threads_read_at_random_while_the_guest_writes(flavor: Flavor) {
     let machine = machine(flavor);
     let before = SIZES.map(|(id, _)| fs::read(machine.copy(id, &format!("{id}.before"))).expect("a copy"));
@@ -165,7 +165,7 @@ fn eight_threads_read_at_random_while_the_guest_writes(flavor: Flavor) {
     assert!(mount.unmount().success());
 }
 
-on!(holes_are_those_of_the_disk: new = New, old = Old, daemon = Daemon);
+on!(holes_are_those_of_the_disk: new = New, old = Old, daemon = Daemon, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn holes_are_those_of_the_disk(flavor: Flavor) {
     let machine = machine(flavor);
     let allocation = SIZES.map(|(id, _)| oracle::allocation(&machine, id));
@@ -214,7 +214,7 @@ fn seeks_past_the_end(disk: &Path, size: u64, data: &[Extent]) {
 }
 
 // Read-ahead fetches what will be read, once, and what is on its way for one reader is on its way for all.
-on!(no_byte_is_fetched_twice: new = New, old = Old);
+on!(no_byte_is_fetched_twice: new = New, old = Old, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn no_byte_is_fetched_twice(flavor: Flavor) {
     const SIZE: u64 = 24 * MIB;
     let machine = Machine::build(flavor).disk(Disk::raw("vda", SIZE).filled(&[(0, SIZE)])).start();
@@ -240,7 +240,7 @@ fn no_byte_is_fetched_twice(flavor: Flavor) {
     assert!(mount.unmount().success());
 }
 
-on!(what_is_scattered_is_fetched_alone: new = New, old = Old);
+on!(what_is_scattered_is_fetched_alone: new = New, old = Old, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn what_is_scattered_is_fetched_alone(flavor: Flavor) {
     const CLUSTER: u64 = 65536;
     let machine = Machine::build(flavor).disk(Disk::qcow2("vda", 256 * MIB).filled(&[(0, MIB)])).start();

@@ -68,6 +68,9 @@ const RETRY_PAUSE: Duration = Duration::from_secs(2);
 /// How often; an hour in all.
 const MOST_RETRIES: u32 = 1800;
 
+/// Clusters of the scratch images, in bytes.
+const CLUSTER: u64 = 65536;
+
 /// From this QEMU on, a disk that a thread of its own serves can be backed up without danger to the guest.
 const THREADS_SAFE: u64 = 8_002_003;
 
@@ -505,7 +508,9 @@ impl LibvirtVm {
 
     /// What libvirt says that the jobs of all disks come to, in bytes, once all of them run.
     async fn total(&self, disks: &[Disk]) -> Result<u64> {
-        let expected: u64 = disks.iter().map(|disk| disk.size).fold(0, u64::saturating_add);
+        // QEMU counts in clusters of the copy, which are those of our scratch images (block/block-copy.c).
+        let clusters = disks.iter().map(|disk| disk.size.next_multiple_of(CLUSTER));
+        let expected = clusters.fold(0, u64::saturating_add);
         let told = self.inner.context.link.call("tell of the backup", LIMIT, libvirt::Domain::job_stats);
         match told.await? {
             Some(stats) if stats.backup && stats.scratch_total == expected => Ok(expected),
