@@ -103,8 +103,11 @@ fn shown(literal: &str) -> String {
     text.trim().to_owned()
 }
 
-/// Two words at least, one of them not only a placeholder.
+/// Two words at least, one of them not only a placeholder, and no markup.
 fn is_words(text: &str) -> bool {
+    if text.starts_with('<') && text.ends_with('>') || text.contains("='") {
+        return false;
+    }
     let letters: Vec<bool> = text.chars().map(|c| c.is_ascii_lowercase()).collect();
     text.contains(' ') && letters.windows(2).any(|pair| pair[0] && pair[1])
 }

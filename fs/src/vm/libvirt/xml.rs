@@ -196,16 +196,17 @@ pub(super) fn backup(socket: &str, disks: &[BackupDisk<'_>], others: &[&str]) ->
             Error::new(Kind::Invalid, format!("{path} is not UTF-8, which libvirt needs for scratch="))
         })?;
         let (target, export) = (escape(disk.target), escape(disk.export));
-        let _ = write!(xml, "<disk name='{target}' backup='yes' type='file' exportname='{export}'");
-        let _ = match disk.since {
-            Some((checkpoint, bitmap)) => write!(
-                xml,
-                " backupmode='incremental' incremental='{}' exportbitmap='{}'>",
-                escape(checkpoint),
-                escape(bitmap)
-            ),
-            None => write!(xml, " backupmode='full'>"),
+        let (mode, since) = match disk.since {
+            Some((checkpoint, bitmap)) => {
+                let (checkpoint, bitmap) = (escape(checkpoint), escape(bitmap));
+                ("incremental", format!("incremental='{checkpoint}' exportbitmap='{bitmap}'"))
+            }
+            None => ("full", String::new()),
         };
+        let _ = write!(
+            xml,
+            "<disk name='{target}' backup='yes' type='file' exportname='{export}' backupmode='{mode}' {since}>"
+        );
         let _ = write!(xml, "<driver type='qcow2'/><scratch file='{}'/></disk>", escape(scratch));
     }
     for target in others {
