@@ -315,6 +315,19 @@ async fn changes_since_another_checkpoint_take_another_point_in_time() {
     assert!(open(&fs, monday).await.is_ok());
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_could_not_be_removed_is_tried_again() {
+    let vm = machine(Fleece::Job);
+    let fs = mount(&vm, Options::default());
+    open(&fs, "current/vda/disk.raw").await.unwrap();
+    vm.clings(4);
+    assert_eq!(command(&fs, "release").await.unwrap_err().kind(), Kind::Timeout);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(!vm.is_clean(), "it was tried twice, after 2 s and 4 s more");
+    tokio::time::sleep(Duration::from_secs(25)).await;
+    assert!(vm.is_clean(), "nobody had to come");
+}
+
 #[tokio::test]
 async fn after_the_end_nothing_is_taken() {
     let vm = machine(Fleece::Job);

@@ -24,6 +24,10 @@ const MAX_QUEUED: usize = 1024;
 /// machine is not to be bothered for each.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
+/// Before what could not be removed is tried again; doubles up to the second. Nobody may open a file for days.
+const TIDY_PAUSE: Duration = Duration::from_secs(2);
+const LONGEST_TIDY_PAUSE: Duration = Duration::from_secs(60);
+
 /// How long NBD connections may take leave before the machine is told to let go, where the guest may be waiting.
 const CLOSE_LIMIT: Duration = Duration::from_millis(500);
 
@@ -113,8 +117,18 @@ impl Points {
         let (tell, view) = watch::channel(View::default());
         let events = vm.events();
         let tally = Arc::<Tally>::default();
-        let owner =
-            Owner { vm, cache, terms, invalidate, tell, tally: tally.clone(), events, failed: None, ending: false };
+        let owner = Owner {
+            vm,
+            cache,
+            terms,
+            invalidate,
+            tell,
+            tally: tally.clone(),
+            events,
+            failed: None,
+            tidy: None,
+            ending: false,
+        };
         tokio::spawn(owner.run(inbox));
         Self { requests, view, tally }
     }
@@ -229,6 +243,8 @@ struct Owner {
     tally: Arc<Tally>,
     events: broadcast::Receiver<Event>,
     failed: Option<(Instant, Kind, String)>,
+    /// When what is left in the machine is tried to be removed again, and how long after the last try that is.
+    tidy: Option<(tokio::time::Instant, Duration)>,
     /// Set for good by [`Wish::End`].
     ending: bool,
 }
@@ -249,6 +265,7 @@ impl Owner {
                     Err(broadcast::error::RecvError::Closed) => return,
                 },
                 () = sleep_until(then), if due != Due::Never => self.check_due().await,
+                () = sleep_until(self.tidy.map_or(then, |(at, _)| at)), if self.tidy.is_some() => self.tidy_up().await,
                 request = inbox.recv() => match request {
                     // Who asked may have given up; then a lease goes with the answer.
                     Some(Request::Point { wish, wanted, reply }) => {
@@ -296,6 +313,27 @@ impl Owner {
             && let Err(error) = self.end(Ended::Released, reason, words).await
         {
             tracing::warn!("what is left of it is removed at the next chance: {}", chain(&error));
+        }
+    }
+
+    /// Something may be left in the machine, and nobody may come for long.
+    fn tidy_later(&mut self) {
+        if !self.vm.is_clean() {
+            self.tidy = Some((tokio::time::Instant::now() + TIDY_PAUSE, TIDY_PAUSE));
+        }
+    }
+
+    async fn tidy_up(&mut self) {
+        let Some((_, pause)) = self.tidy.take().filter(|_| self.held().is_none() && !self.vm.is_clean()) else {
+            return;
+        };
+        match self.vm.release().await {
+            Ok(()) => tracing::info!("what was left in the machine is removed"),
+            Err(error) => {
+                tracing::debug!("still left in the machine: {}", chain(&error));
+                let pause = (pause * 2).min(LONGEST_TIDY_PAUSE);
+                self.tidy = Some((tokio::time::Instant::now() + pause, pause));
+            }
         }
     }
 
@@ -387,6 +425,7 @@ impl Owner {
                 Ok(Some(lease))
             }
             Err(error) => {
+                self.tidy_later();
                 self.tally.taken(false);
                 self.tell.send_modify(|view| view.phase = Phase::None);
                 let error = error.context("cannot take a point in time");
@@ -444,6 +483,7 @@ impl Owner {
             tracing::debug!("an NBD connection does not end by itself; it was hung up");
         }
         let released = self.vm.release().await;
+        self.tidy_later();
         let invalidate = self.invalidate.clone();
         let forgotten = tokio::task::spawn_blocking(move || invalidate());
         if tokio::time::timeout(INVALIDATE_LIMIT, forgotten).await.is_err() {

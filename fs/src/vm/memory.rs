@@ -47,6 +47,8 @@ pub struct Memory {
     meanwhile: Mutex<Option<String>>,
     /// Whether it tells the changes since one checkpoint alone.
     one_base: AtomicBool,
+    /// How often it does not let go.
+    clings: AtomicU64,
 }
 
 impl Memory {
@@ -64,6 +66,7 @@ impl Memory {
             tells_in: Mutex::default(),
             meanwhile: Mutex::default(),
             one_base: AtomicBool::new(false),
+            clings: AtomicU64::new(0),
         })
     }
 
@@ -75,6 +78,11 @@ impl Memory {
     /// From now on it takes so long to tell what it is.
     pub fn tells_in(&self, time: Duration) {
         *self.tells_in.lock().unwrap() = time;
+    }
+
+    /// So often it does not let go when it is told to.
+    pub fn clings(&self, times: u64) {
+        self.clings.store(times, Ordering::SeqCst);
     }
 
     /// From now on it tells the changes since one checkpoint alone, as libvirt does.
@@ -276,6 +284,10 @@ impl Vm for Memory {
     }
 
     async fn release(&self) -> Result<()> {
+        let clings = |times: u64| times.checked_sub(1);
+        if self.clings.fetch_update(Ordering::SeqCst, Ordering::SeqCst, clings).is_ok() {
+            return Err(Error::new(Kind::Timeout, "told to cling"));
+        }
         self.held.store(0, Ordering::SeqCst);
         Ok(())
     }

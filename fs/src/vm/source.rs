@@ -73,6 +73,7 @@ impl Reach {
     ///
     /// # Errors
     /// [`Kind::Invalid`] as of [`Monitor::new`]; [`Kind::Unsupported`] for a libvirt of another host.
+    #[cfg_attr(not(feature = "libvirt"), expect(unused_variables, reason = "no source goes through a libvirt"))]
     pub fn new(source: &Source, tls: Option<&Path>, insecure: bool, uri: Option<&str>) -> Result<Self> {
         match source {
             Source::Qmp(endpoint) => Monitor::new(endpoint.clone(), tls, insecure).map(Self::Qmp),

@@ -17,19 +17,19 @@ mod xml;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use nbd_pool::Address;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
+use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 
 use self::inventory::Found;
 use self::link::{LIMIT, Link, Target};
 use self::undo::{Context, Leftover, Step};
-use self::watch::{Held, Keep, Shared};
+use self::watch::{Held, Keep, Shared, Suspicion};
 use self::xml::BackupDisk;
 use super::confirm::Confirmations;
 use super::qmp::checkpoint::check as check_checkpoint;
@@ -62,11 +62,12 @@ const MAX_EVENTS: usize = 64;
 /// How long the guest's file systems may stay frozen.
 const FROZEN_LIMIT: Duration = Duration::from_secs(10);
 
-/// Between two tries to remove what could not be removed.
-const RETRY_PAUSE: Duration = Duration::from_secs(2);
+/// Suspicions that wait to be looked into.
+const MAX_SUSPICIONS: usize = 64;
 
-/// How often; an hour in all.
-const MOST_RETRIES: u32 = 1800;
+/// How often it is looked whether all of a backup's jobs run, and how long after the last time.
+const MOST_LOOKS: u32 = 50;
+const LOOK_PAUSE: Duration = Duration::from_millis(40);
 
 /// Clusters of the scratch images, in bytes.
 const CLUSTER: u64 = 65536;
@@ -100,18 +101,19 @@ pub struct LibvirtVm {
     settings: Settings,
     machine: Machine,
     qemu: u64,
-    inner: Arc<Inner>,
+    context: Arc<Context>,
+    ledger: Ledger<Leftover>,
     held: Shared,
     events: broadcast::Sender<Event>,
     confirmations: Confirmations,
     warden: Warden,
+    watch: JoinHandle<()>,
 }
 
-/// What outlives a call: removing what is left is tried again.
-struct Inner {
-    context: Arc<Context>,
-    ledger: Ledger<Leftover>,
-    retrying: AtomicBool,
+impl Drop for LibvirtVm {
+    fn drop(&mut self) {
+        self.watch.abort();
+    }
 }
 
 impl LibvirtVm {
@@ -123,17 +125,13 @@ impl LibvirtVm {
     pub async fn connect(settings: Settings, journal: Option<Journal>) -> Result<Self> {
         let (events, _) = broadcast::channel(MAX_EVENTS);
         let held = Shared::default();
-        let (alarm, alarmed) = std::sync::mpsc::sync_channel::<warden::Alarm>(1);
+        let (suspect, suspicions) = mpsc::channel(MAX_SUSPICIONS);
         let on_event = {
             let (events, held) = (events.clone(), held.clone());
-            let warden = std::sync::OnceLock::<warden::Alarm>::new();
-            let alarmed = std::sync::Mutex::new(alarmed);
             move |event: &libvirt::Event| {
-                if watch::is_alarm(&held, event) {
-                    let take = || alarmed.lock().unwrap_or_else(PoisonError::into_inner).try_recv().ok();
-                    if let Some(alarm) = warden.get().cloned().or_else(take) {
-                        watch::raise(warden.get_or_init(|| alarm));
-                    }
+                if let Some(suspicion) = Suspicion::of(event) {
+                    // Where there is no room, it is looked into already.
+                    suspect.try_send(suspicion).ok();
                 }
                 if let Some(event) = watch::lost(&held, event) {
                     // Nobody listens before the first point in time.
@@ -145,7 +143,7 @@ impl LibvirtVm {
         let context = Arc::new(Context::new(link));
         let keep = Arc::new(Keep { context: context.clone(), held: held.clone(), events: events.clone() });
         let warden = Warden::start(keep.clone(), events.clone(), settings.scratch_limit);
-        alarm.try_send(warden.alarm()).ok();
+        let watch = tokio::spawn(watch::look_into(keep.clone(), warden.alarm(), suspicions));
         let (_, qemu) = context.link.call("tell its version", LIMIT, libvirt::Domain::versions).await?;
         let found = inventory::query(&context.link, settings.disks.as_ref()).await?;
         let vm = Self {
@@ -157,18 +155,20 @@ impl LibvirtVm {
             },
             settings,
             qemu,
-            inner: Arc::new(Inner { context, ledger: Ledger::new(journal), retrying: AtomicBool::new(false) }),
+            context,
+            ledger: Ledger::new(journal),
             held,
             events,
             confirmations: Confirmations::start(keep),
             warden,
+            watch,
         };
         vm.check(&found)?;
         Ok(vm)
     }
 
     async fn found(&self) -> Result<Found> {
-        inventory::query(&self.inner.context.link, self.settings.disks.as_ref()).await
+        inventory::query(&self.context.link, self.settings.disks.as_ref()).await
     }
 
     /// Refuses a domain without disks, names in `disks=` that it does not have, and what a backup would be a danger to.
@@ -224,7 +224,7 @@ impl LibvirtVm {
 
     /// Runs the steps; when the instant was.
     async fn run(&self, number: u64, steps: Steps, quiesce: bool) -> Result<SystemTime> {
-        let Inner { context, ledger, .. } = &*self.inner;
+        let (context, ledger) = (&*self.context, &self.ledger);
         let Steps { place, begin, begun } = steps;
         ledger.run(context, vec![vec![place]]).await?;
         let failed = |error| Error::with_source(Kind::Io, "cannot keep a descriptor of a scratch file", error);
@@ -256,37 +256,12 @@ impl LibvirtVm {
         let time = SystemTime::now();
         if quiesce {
             // The guest goes on before anything else is done or said.
-            ledger.relieve(context).await;
-            if outcome.is_ok() {
-                ledger.keep(|left| matches!(left, Leftover::Frozen));
-            }
+            undo::thaw(context).await?;
+            ledger.keep(|left| matches!(left, Leftover::Frozen));
         }
         outcome?;
         ledger.run(context, vec![vec![begun]]).await?;
         Ok(time)
-    }
-
-    /// Removes what is left, until nothing is; one task at a time does.
-    fn retry(&self) {
-        let inner = self.inner.clone();
-        if inner.retrying.swap(true, Ordering::AcqRel) {
-            return;
-        }
-        let held = self.held.clone();
-        tokio::spawn(async move {
-            for _ in 0..MOST_RETRIES {
-                sleep(RETRY_PAUSE).await;
-                // A new point in time begins by removing what is left.
-                if inner.ledger.is_empty() || watch::now(&held).is_some() {
-                    break;
-                }
-                if inner.ledger.undo(&inner.context).await.is_ok() {
-                    tracing::info!("what was left in libvirt is removed");
-                    break;
-                }
-            }
-            inner.retrying.store(false, Ordering::Release);
-        });
     }
 
     fn view(&self, disk: &Disk, plan: &Planned, found: &Found, socket: &std::path::Path) -> TakenDisk {
@@ -441,7 +416,6 @@ impl Vm for LibvirtVm {
     async fn delete_checkpoint(&self, name: &str, foreign: bool) -> Result<()> {
         let (wanted, known) = (name.to_owned(), name.to_owned());
         let described = self
-            .inner
             .context
             .link
             .call("describe the checkpoint", LIMIT, move |domain| domain.checkpoint(&known)?.xml(false));
@@ -455,25 +429,17 @@ impl Vm for LibvirtVm {
                 format!("checkpoint {name} was not made by pullfs; it deletes such only with -o foreign=rw"),
             ));
         }
-        let deleted = self
-            .inner
-            .context
-            .link
-            .call("delete the checkpoint", LIMIT, move |domain| domain.checkpoint(&wanted)?.delete());
+        let deleted =
+            self.context.link.call("delete the checkpoint", LIMIT, move |domain| domain.checkpoint(&wanted)?.delete());
         deleted.await
     }
 
     async fn release(&self) -> Result<()> {
         // Watched over until it is gone.
-        let undone = self.inner.ledger.undo(&self.inner.context).await;
-        if undone.is_ok() {
-            self.hold(None);
-            self.warden.end().await;
-        } else {
-            self.hold(None);
-            self.retry();
-        }
-        undone
+        self.ledger.undo(&self.context).await?;
+        self.hold(None);
+        self.warden.end().await;
+        Ok(())
     }
 
     async fn confirm(&self, number: u64) -> Result<()> {
@@ -489,7 +455,7 @@ impl Vm for LibvirtVm {
     }
 
     fn is_clean(&self) -> bool {
-        self.inner.ledger.is_empty()
+        self.ledger.is_empty()
     }
 
     fn events(&self) -> broadcast::Receiver<Event> {
@@ -498,6 +464,7 @@ impl Vm for LibvirtVm {
 
     async fn disconnect(&self) {
         self.confirmations.stop();
+        self.watch.abort();
     }
 }
 
@@ -511,15 +478,21 @@ impl LibvirtVm {
         // QEMU counts in clusters of the copy, which are those of our scratch images (block/block-copy.c).
         let clusters = disks.iter().map(|disk| disk.size.next_multiple_of(CLUSTER));
         let expected = clusters.fold(0, u64::saturating_add);
-        let told = self.inner.context.link.call("tell of the backup", LIMIT, libvirt::Domain::job_stats);
-        match told.await? {
-            Some(stats) if stats.backup && stats.scratch_total == expected => Ok(expected),
-            told => Err(Error::new(
-                Kind::Io,
-                format!(
-                    "libvirt's backup does not have all disks: its jobs come to {told:?}, the disks to {expected} bytes"
-                ),
-            )),
+        let mut looks = 1;
+        loop {
+            let told = self.context.link.call("tell of the backup", LIMIT, libvirt::Domain::job_stats).await?;
+            match told {
+                Some(stats) if stats.backup && stats.scratch_total == expected => return Ok(expected),
+                // QEMU's jobs begin one after another.
+                Some(stats) if stats.backup && looks < MOST_LOOKS => sleep(LOOK_PAUSE).await,
+                told => {
+                    let why = format!(
+                        "libvirt's backup does not have all disks: its jobs come to {told:?}, the disks to {expected} bytes"
+                    );
+                    return Err(Error::new(Kind::Io, why));
+                }
+            }
+            looks += 1;
         }
     }
 }

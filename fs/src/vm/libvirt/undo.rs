@@ -68,7 +68,8 @@ impl Context {
         }
     }
 
-    /// Aborts the domain's backup if it is over this socket, and waits for its end; whether it was there.
+    /// Aborts the domain's backup if it is over this socket, waits for its end, and lets a guest go on that stands still for
+    /// it; whether it was there.
     pub(super) async fn end_backup(&self, socket: &str) -> Result<bool> {
         if self.backup(socket).await? != Some(true) {
             return Ok(false);
@@ -87,14 +88,30 @@ impl Context {
             }
             sleep(PAUSE).await;
         }
+        if self.resume().await? {
+            tracing::warn!("the guest stood still, its writes waiting for scratch space; it goes on");
+        }
         Ok(true)
+    }
+
+    /// Whether libvirt does not know the domain any more, which then can get no backup.
+    async fn is_forgotten(&self) -> Result<bool> {
+        match self.link.call("tell of the domain", LIMIT, |domain| domain.state().map(drop)).await {
+            Ok(()) => Ok(false),
+            Err(error) if error.kind() == Kind::NotFound => Ok(true),
+            Err(error) => Err(error),
+        }
     }
 
     /// Ends a backup that may not have begun yet.
     async fn end_backup_for_good(&self, socket: &str) -> Result<()> {
         let deadline = Instant::now() + MAY_COME;
         loop {
-            if self.end_backup(socket).await? || self.settled.load(Ordering::Relaxed) || Instant::now() >= deadline {
+            if self.is_forgotten().await?
+                || self.end_backup(socket).await?
+                || self.settled.load(Ordering::Relaxed)
+                || Instant::now() >= deadline
+            {
                 self.settle(true);
                 return Ok(());
             }
@@ -103,12 +120,15 @@ impl Context {
     }
 
     /// Lets the guest go on if it stands still because a write of it failed; whether it did.
-    pub(super) async fn resume(&self) -> Result<bool> {
+    async fn resume(&self) -> Result<bool> {
         let resumed = self.link.call("let the guest go on", LIMIT, |domain| match domain.state()? {
             State::Paused(PauseReason::IoError) => domain.resume().map(|()| true),
             _ => Ok(false),
         });
-        resumed.await
+        match resumed.await {
+            Err(error) if error.kind() == Kind::NotFound => Ok(false),
+            other => other,
+        }
     }
 }
 
@@ -184,7 +204,7 @@ impl plan::Undo for Leftover {
 }
 
 /// Thaws the guest; one that is not frozen, or not there, is fine.
-async fn thaw(context: &Context) -> Result<()> {
+pub(super) async fn thaw(context: &Context) -> Result<()> {
     let thawed = context.link.call("thaw the guest", LIMIT, |domain| match domain.thaw() {
         Err(error) if matches!(error.code(), Code::NoDomain | Code::Invalid) => Ok(()),
         other => other.map(drop),

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use libvirt::{Event as Told, Lifecycle};
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, mpsc};
 use tokio::time::{Instant, sleep};
 
 use super::link::LIMIT;
@@ -52,9 +52,6 @@ pub(super) fn now(held: &Shared) -> Option<Held> {
 pub(super) fn lost(held: &Shared, event: &Told) -> Option<Event> {
     let Held { number, aliases, .. } = now(held)?;
     let (reason, words) = match event {
-        Told::JobCompleted { backup: true, .. } => {
-            (Reason::Ended, "libvirt's backup that kept it ended: somebody aborted it, or it failed")
-        }
         Told::Lifecycle { change: Lifecycle::Stopped | Lifecycle::Crashed, .. } => {
             (Reason::Shutdown, "the machine shuts down")
         }
@@ -67,15 +64,35 @@ pub(super) fn lost(held: &Shared, event: &Told) -> Option<Event> {
     Some(Event::Lost { number, reason, words: words.to_owned() })
 }
 
-/// Whether the guest stands still because a write of it failed, maybe into scratch space.
-pub(super) fn is_alarm(held: &Shared, event: &Told) -> bool {
-    matches!(event, Told::Lifecycle { change: Lifecycle::SuspendedByError, .. }) && now(held).is_some()
+/// What an event may mean, and has to be looked into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Suspicion {
+    /// A backup ended. It may have been the last one: its end is told late.
+    Ended,
+    /// The guest stands still because a write of it failed, maybe into scratch space.
+    Stopped,
 }
 
-/// Tells the warden of it; it must not be lost, and whoever hears events must not wait.
-pub(super) fn raise(alarm: &Alarm) {
-    let alarm = alarm.clone();
-    tokio::spawn(async move { alarm.failed().await });
+impl Suspicion {
+    /// Of an event.
+    pub(super) fn of(event: &Told) -> Option<Self> {
+        match event {
+            Told::JobCompleted { backup: true, .. } => Some(Self::Ended),
+            Told::Lifecycle { change: Lifecycle::SuspendedByError, .. } => Some(Self::Stopped),
+            _ => None,
+        }
+    }
+}
+
+/// Looks into suspicions, one after another, until nobody has any more.
+pub(super) async fn look_into(keep: Arc<Keep>, alarm: Alarm, mut suspicions: mpsc::Receiver<Suspicion>) {
+    while let Some(suspicion) = suspicions.recv().await {
+        match suspicion {
+            Suspicion::Stopped if now(&keep.held).is_some() => alarm.failed().await,
+            Suspicion::Stopped => {}
+            Suspicion::Ended => keep.check().await,
+        }
+    }
 }
 
 /// Who keeps the backup.
@@ -86,6 +103,15 @@ pub(super) struct Keep {
 }
 
 impl Keep {
+    /// Tells that what is held is lost, if it is.
+    async fn check(&self) {
+        // What is only about to be held looks for itself when it has begun.
+        let Some(held) = now(&self.held).filter(|held| held.total.is_some()) else { return };
+        if let Ok(Err(words)) = self.asked(&held).await {
+            self.events.send(Event::Lost { number: held.number, reason: Reason::Ended, words }).ok();
+        }
+    }
+
     /// Whether libvirt keeps it at a moment after this call; else why not.
     async fn asked(&self, held: &Held) -> Result<Answer> {
         let told = self.context.link.call("tell of the backup", LIMIT, |domain| {
@@ -99,7 +125,7 @@ impl Keep {
             Err(_) => false,
         };
         Ok(match stats {
-            _ if !ours => Err("libvirt's backup that kept it is gone".to_owned()),
+            _ if !ours => Err("libvirt's backup that kept it ended: somebody aborted it, or it failed".to_owned()),
             Some(stats) if stats.backup && held.total.is_none_or(|total| stats.scratch_total == total) => Ok(()),
             _ => Err("libvirt's backup that kept it ends, or a part of it did".to_owned()),
         })
@@ -131,8 +157,9 @@ impl Guest for Keep {
     async fn migrates(&self) -> Result<bool> {
         // libvirt migrates no domain that has a backup. Whether both are there is asked all the same: an event may have been
         // told while nobody was connected.
-        let Some(held) = now(&self.held).filter(|held| held.total.is_some()) else { return Ok(false) };
-        if let Err(words) = self.asked(&held).await? {
+        if let Some(held) = now(&self.held).filter(|held| held.total.is_some())
+            && let Err(words) = self.asked(&held).await?
+        {
             self.events.send(Event::Lost { number: held.number, reason: Reason::Ended, words }).ok();
         }
         Ok(false)
@@ -140,8 +167,7 @@ impl Guest for Keep {
 
     async fn let_go(&self, _: &[String]) -> Result<bool> {
         let Some(held) = now(&self.held) else { return Ok(false) };
-        self.context.end_backup(&held.socket).await?;
-        self.context.resume().await
+        self.context.end_backup(&held.socket).await
     }
 }
 
@@ -158,8 +184,7 @@ mod tests {
         let change = |change| Told::Lifecycle { uuid: uuid(), change };
         let removed = |alias: &str| Told::DeviceRemoved { uuid: uuid(), alias: alias.to_owned() };
         for (event, expected) in [
-            (Told::JobCompleted { uuid: uuid(), backup: true }, Some(Reason::Ended)),
-            (Told::JobCompleted { uuid: uuid(), backup: false }, None),
+            (Told::JobCompleted { uuid: uuid(), backup: true }, None),
             (change(Lifecycle::Stopped), Some(Reason::Shutdown)),
             (change(Lifecycle::Crashed), Some(Reason::Shutdown)),
             (change(Lifecycle::Migrated), Some(Reason::Migration)),
@@ -176,9 +201,10 @@ mod tests {
             assert_eq!(reason, expected, "{event:?}");
             assert_eq!(lost(&none, &event), None, "nothing is held");
         }
-        assert!(
-            is_alarm(&some, &change(Lifecycle::SuspendedByError)) && !is_alarm(&some, &change(Lifecycle::Suspended))
-        );
-        assert!(!is_alarm(&none, &change(Lifecycle::SuspendedByError)));
+        let suspicion = |event: &Told| Suspicion::of(event);
+        assert_eq!(suspicion(&change(Lifecycle::SuspendedByError)), Some(Suspicion::Stopped));
+        assert_eq!(suspicion(&change(Lifecycle::Suspended)), None);
+        assert_eq!(suspicion(&Told::JobCompleted { uuid: uuid(), backup: true }), Some(Suspicion::Ended));
+        assert_eq!(suspicion(&Told::JobCompleted { uuid: uuid(), backup: false }), None);
     }
 }
