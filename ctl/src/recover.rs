@@ -36,12 +36,8 @@ pub(crate) fn run(arguments: &Recover) -> Outcome {
     }
     let others = waiting("waiting for the machine", || {
         runtime.block_on(async {
-            let monitor = match &reach {
-                Reach::Qmp(monitor) => monitor,
-                // A domain has one backup, of which libvirt says whose it is.
-                #[cfg(feature = "libvirt")]
-                Reach::Libvirt(_) => return Ok(Vec::new()),
-            };
+            // A domain of libvirt has one backup, of which libvirt says whose it is.
+            let Some(monitor) = reach.monitor() else { return Ok(Vec::new()) };
             match connect(monitor).await {
                 Ok(qmp) => mounts_in(&qmp).await,
                 // A machine that has ended has nothing left in it.

@@ -131,6 +131,15 @@ impl Reach {
         }
     }
 
+    /// The monitor, if it is reached by one.
+    pub fn monitor(&self) -> Option<&Monitor> {
+        match self {
+            Self::Qmp(monitor) => Some(monitor),
+            #[cfg(feature = "libvirt")]
+            Self::Libvirt(_) => None,
+        }
+    }
+
     /// Which libvirt, if it goes through one.
     pub fn uri(&self) -> Option<&str> {
         match self {
