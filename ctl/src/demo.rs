@@ -80,7 +80,8 @@ fn shell(command: &str) -> Result<()> {
     println!("$ {}", command.replace("$PULLFS", "pullfs"));
     let status = Command::new("sh")
         .args(["-c", command])
-        .env("PULLFS", std::env::current_exe()?)
+        // This very program, also if its file was replaced meanwhile.
+        .env("PULLFS", format!("/proc/{}/exe", std::process::id()))
         .status()
         .with_context(|| format!("cannot run {command}"))?;
     ensure!(status.success(), "{command} failed ({status}); are qemu-system-x86 and qemu-utils installed?");

@@ -48,7 +48,9 @@ pub(crate) fn run(arguments: &Mount) -> Outcome {
 }
 
 fn background(arguments: &Mount, source: &str, mount_point: &Path) -> Outcome {
-    let mut command = Command::new(std::env::current_exe().context("cannot find the program itself")?);
+    // By its path, so that it is known by its name; where its file was replaced meanwhile, by what it was.
+    let path = std::env::current_exe().ok().filter(|path| path.exists());
+    let mut command = Command::new(path.unwrap_or_else(|| daemon::SELF.into()));
     command.args(["mount", "--foreground", "--announce"]);
     command.args(std::iter::repeat_n("-v", arguments.verbose.into()));
     for options in &arguments.options {
