@@ -9,12 +9,9 @@ use crate::error::{Code, Error, Result};
 use crate::event::{self, Event, Sink};
 use crate::sys::{self, Api, constants as c};
 
-/// How often libvirt asks the other end for a sign of life, in seconds, and how many it may owe: a daemon that hangs ends
-/// the connection, and with it all calls that wait, after their product and one more.
-const KEEPALIVE_INTERVAL: c_int = 3;
-const KEEPALIVE_COUNT: u32 = 3;
-
-/// An open connection. Clones are the same one; any thread may use it, also several at once.
+/// An open connection. Clones are the same one; any thread may use it, one at a time: libvirt's library before 10.4 may
+/// crash where a call is made, or a sign of life sent, while another one waits for its answer (CVE-2024-4418). For that
+/// reason none are sent: a daemon that hangs is for the caller to notice.
 #[derive(Clone)]
 pub struct Connection(Arc<Inner>);
 
@@ -51,16 +48,7 @@ impl Connection {
         if connect.is_null() {
             return Err(Error::last(api));
         }
-        let connection = Self(Arc::new(Inner { api, connect }));
-        // SAFETY: a live connection.
-        if unsafe { (api.virConnectSetKeepAlive)(connect, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT) } < 0 {
-            let error = Error::last(api);
-            // A driver without a daemon needs none.
-            if error.code() != Code::Unsupported {
-                return Err(error);
-            }
-        }
-        Ok(connection)
+        Ok(Self(Arc::new(Inner { api, connect })))
     }
 
     pub(crate) fn api(&self) -> &'static Api {

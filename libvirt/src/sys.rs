@@ -172,7 +172,6 @@ functions! {
     virConnectListAllDomains: fn(*mut Connect, *mut *mut *mut Domain, c_uint) -> c_int;
     virConnectOpen: fn(*const c_char) -> *mut Connect;
     virConnectRegisterCloseCallback: fn(*mut Connect, CloseFunc, *mut c_void, Option<FreeCallback>) -> c_int;
-    virConnectSetKeepAlive: fn(*mut Connect, c_int, c_uint) -> c_int;
     virConnectUnregisterCloseCallback: fn(*mut Connect, CloseFunc) -> c_int;
     virDomainAbortJob: fn(*mut Domain) -> c_int;
     virDomainBackupBegin: fn(*mut Domain, *const c_char, *const c_char, c_uint) -> c_int;

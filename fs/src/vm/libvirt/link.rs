@@ -1,19 +1,22 @@
 //! The way to a domain: one connection, made when it is needed and made again when it broke.
 //!
-//! libvirt's calls block. Each runs on a thread of the runtime's pool of those, with a time limit outside, and no more than
-//! [`MAX_CALLS`] at once; a daemon that hangs ends them all, because libvirt's library misses its signs of life.
+//! libvirt's calls block. Each runs on a thread of the runtime's pool of those, with a time limit outside. A connection has one
+//! call at a time: before 10.4, libvirt's library may use memory that it gave back when a second thread, or its own timer of
+//! signs of life, wakes one that waits for an answer (CVE-2024-4418), and then the daemon dies. Where a call takes too long,
+//! the next ones get another connection; no more than [`MAX_CALLS`] wait for answers at once.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use libvirt::{Code, Connection, Domain, Event, Subscription};
-use tokio::sync::{Semaphore, mpsc, oneshot};
-use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
+use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
 use crate::error::{Error, Kind, Result};
 
-/// Calls under way at once.
+/// Calls under way at once, on as many connections.
 const MAX_CALLS: usize = 16;
 
 /// How long a call may take. libvirt itself waits for half a minute where something else is going on in the domain.
@@ -43,32 +46,47 @@ pub(super) type OnEvent = Box<dyn Fn(&Event) + Send + Sync>;
 /// A handle to the task that owns the connection; it ends with the last clone.
 #[derive(Clone)]
 pub(super) struct Link {
-    wants: mpsc::Sender<oneshot::Sender<Result<Arc<Domain>>>>,
+    wants: mpsc::Sender<oneshot::Sender<Result<Arc<Line>>>>,
     calls: Arc<Semaphore>,
-    _task: Arc<Ends>,
 }
 
-struct Ends(JoinHandle<()>);
-
-impl Drop for Ends {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
+/// A connection, to those who call.
+struct Line {
+    domain: Domain,
+    /// Who holds it may call.
+    turn: Arc<Mutex<()>>,
+    /// A call did not end in time.
+    hangs: AtomicBool,
 }
 
 struct Open {
+    line: Arc<Line>,
     connection: Connection,
-    domain: Arc<Domain>,
-    /// Events are told for as long as it lives.
-    subscription: Subscription,
+    /// Events are told for as long as it lives. None once this is dropped.
+    subscription: Option<Subscription>,
+}
+
+impl Drop for Open {
+    /// Taking leave waits for the other end, and for the call that is under way; so nobody waits for it.
+    fn drop(&mut self) {
+        let (line, subscription) = (self.line.clone(), self.subscription.take());
+        let leave = move || {
+            let turn = line.turn.clone().blocking_lock_owned();
+            drop((subscription, line, turn));
+        };
+        if let Err(error) = std::thread::Builder::new().name("libvirt-leave".to_owned()).spawn(leave) {
+            tracing::debug!("no thread to take leave of libvirt: {error}");
+        }
+    }
 }
 
 impl Link {
     /// Starts the task; connects at the first call.
     pub(super) fn start(target: Target, on_event: OnEvent) -> Self {
         let (wants, inbox) = mpsc::channel(MAX_QUEUED);
-        let task = tokio::spawn(own(target, on_event, inbox));
-        Self { wants, calls: Arc::new(Semaphore::new(MAX_CALLS)), _task: Arc::new(Ends(task)) }
+        let calls = Arc::new(Semaphore::new(MAX_CALLS));
+        tokio::spawn(own(target, on_event, calls.clone(), inbox));
+        Self { wants, calls }
     }
 
     /// Runs a call on the domain. When the limit passes the call goes on, and nobody learns what became of it.
@@ -81,26 +99,31 @@ impl Link {
         limit: Duration,
         call: impl FnOnce(&Domain) -> libvirt::Result<T> + Send + 'static,
     ) -> Result<T> {
-        let slow = |limit: Duration| {
-            let message = format!("libvirt did not {what} within {} s", limit.as_secs());
-            Error::new(Kind::Timeout, message)
-        };
+        let mut called = None;
         let run = async {
             let (reply, answer) = oneshot::channel();
             let ended = || Error::new(Kind::Gone, "the connection to libvirt is ending");
             self.wants.send(reply).await.map_err(|_| ended())?;
-            let domain = answer.await.map_err(|_| ended())??;
+            let line = answer.await.map_err(|_| ended())??;
+            let turn = line.turn.clone().lock_owned().await;
             let permit = self.calls.clone().acquire_owned().await.map_err(|_| ended())?;
-            let called = spawn_blocking(move || {
-                let outcome = call(&domain);
-                drop(permit);
+            called = Some(line.clone());
+            let outcome = spawn_blocking(move || {
+                let outcome = call(&line.domain);
+                drop((turn, permit));
                 outcome
             });
             let outcome =
-                called.await.map_err(|error| Error::with_source(Kind::Io, "a call of libvirt panicked", error))?;
+                outcome.await.map_err(|error| Error::with_source(Kind::Io, "a call of libvirt panicked", error))?;
             outcome.map_err(|error| explain(&format!("libvirt cannot {what}"), error))
         };
-        timeout(limit, run).await.map_err(|_| slow(limit))?
+        let outcome = timeout(limit, run).await;
+        outcome.unwrap_or_else(|_| {
+            if let Some(line) = called {
+                line.hangs.store(true, Ordering::Relaxed);
+            }
+            Err(Error::new(Kind::Timeout, format!("libvirt did not {what} within {} s", limit.as_secs())))
+        })
     }
 }
 
@@ -117,7 +140,12 @@ pub(super) fn explain(what: &str, error: libvirt::Error) -> Error {
     Error::with_source(kind, what, error)
 }
 
-async fn own(target: Target, on_event: OnEvent, mut inbox: mpsc::Receiver<oneshot::Sender<Result<Arc<Domain>>>>) {
+async fn own(
+    target: Target,
+    on_event: OnEvent,
+    calls: Arc<Semaphore>,
+    mut inbox: mpsc::Receiver<oneshot::Sender<Result<Arc<Line>>>>,
+) {
     let (tell, mut told) = mpsc::channel(MAX_EVENTS);
     let mut open: Option<Open> = None;
     loop {
@@ -126,40 +154,35 @@ async fn own(target: Target, on_event: OnEvent, mut inbox: mpsc::Receiver<onesho
             event = told.recv() => {
                 let Some(event) = event else { return };
                 if event == Event::Closed {
-                    close(open.take()).await;
+                    open = None;
                 }
                 on_event(&event);
             }
             want = inbox.recv() => {
-                let Some(reply) = want else {
-                    close(open.take()).await;
-                    return;
-                };
-                if open.as_ref().is_some_and(|open| !open.connection.is_alive()) {
-                    close(open.take()).await;
+                let Some(reply) = want else { return };
+                let unusable = |open: &Open| !open.connection.is_alive() || open.line.hangs.load(Ordering::Relaxed);
+                if open.as_ref().is_some_and(unusable) {
+                    open = None;
                     on_event(&Event::Closed);
                 }
-                let domain = match &open {
-                    Some(open) => Ok(open.domain.clone()),
-                    None => connect(&target, tell.clone()).await.map(|opened| open.insert(opened).domain.clone()),
+                let line = match &open {
+                    Some(open) => Ok(open.line.clone()),
+                    None => connect(&target, &calls, tell.clone()).await.map(|opened| open.insert(opened).line.clone()),
                 };
                 // Who asked may have given up.
-                reply.send(domain).ok();
+                reply.send(line).ok();
             }
         }
     }
 }
 
-/// Taking leave waits for the other end, and so for nobody.
-async fn close(open: Option<Open>) {
-    let Some(Open { connection, domain, subscription }) = open else { return };
-    let left = spawn_blocking(move || drop((subscription, domain, connection)));
-    timeout(CONNECT_LIMIT, left).await.ok();
-}
-
-async fn connect(target: &Target, tell: mpsc::Sender<Event>) -> Result<Open> {
+async fn connect(target: &Target, calls: &Arc<Semaphore>, tell: mpsc::Sender<Event>) -> Result<Open> {
+    let whom = || format!("cannot reach domain {} of libvirt at {}", target.domain, target.uri);
+    let hangs = |_| Error::new(Kind::Gone, format!("{}: {MAX_CALLS} calls wait for its answer already", whom()));
+    let permit = calls.clone().try_acquire_owned().map_err(hangs)?;
     let Target { domain, uri } = target.clone();
     let opened = spawn_blocking(move || {
+        let _permit = permit;
         let connection = Connection::open(Some(&uri))?;
         let found = match connection.domain_by_name(&domain) {
             Err(error) if error.code() == Code::NoDomain => connection.domain_by_uuid(&domain).map_err(|_| error),
@@ -171,10 +194,10 @@ async fn connect(target: &Target, tell: mpsc::Sender<Event>) -> Result<Open> {
                 tell.try_send(Event::Closed).ok();
             }
         };
-        let subscription = connection.subscribe(Some(&found), sink)?;
-        Ok(Open { connection, domain: Arc::new(found), subscription })
+        let subscription = Some(connection.subscribe(Some(&found), sink)?);
+        let line = Line { domain: found, turn: Arc::default(), hangs: AtomicBool::new(false) };
+        Ok(Open { line: Arc::new(line), connection, subscription })
     });
-    let whom = || format!("cannot reach domain {} of libvirt at {}", target.domain, target.uri);
     let slow = |_| Error::new(Kind::Timeout, format!("{}: no answer within {} s", whom(), CONNECT_LIMIT.as_secs()));
     let opened = timeout(CONNECT_LIMIT, opened).await.map_err(slow)?;
     let opened = opened.map_err(|error| Error::with_source(Kind::Io, whom(), error))?;
