@@ -199,6 +199,20 @@ impl LibvirtVm {
         Ok(())
     }
 
+    /// Refuses at once what libvirt would have wait for half a minute, and then refuse.
+    async fn check_alone(&self) -> Result<()> {
+        let told = self.context.link.call("tell what goes on in the domain", LIMIT, libvirt::Domain::job_stats);
+        let message = match told.await? {
+            None => return Ok(()),
+            Some(job) if job.backup => {
+                "another backup of the domain runs, and libvirt has one at a time: wait for its end (`virsh domjobinfo`), or \
+                 end it (`virsh domjobabort`)"
+            }
+            Some(_) => "the domain is being saved, dumped or migrated (`virsh domjobinfo`): wait for the end of it",
+        };
+        Err(Error::new(Kind::Busy, message))
+    }
+
     fn admitted(wanted: &Wanted, found: &Found) -> Result<()> {
         if let Some(since) = &wanted.since
             && !found.lineage.iter().any(|(name, _)| name == since)
@@ -331,6 +345,7 @@ impl Vm for LibvirtVm {
 
     async fn take(&self, number: u64, wanted: &Wanted) -> Result<Taken> {
         self.release().await?;
+        self.check_alone().await?;
         let found = self.found().await?;
         self.check(&found)?;
         let base = wanted.since.as_ref().filter(|since| found.is_usable(since)).or_else(|| found.newest()).cloned();
