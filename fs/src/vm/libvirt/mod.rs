@@ -387,7 +387,7 @@ impl Vm for LibvirtVm {
         let user = found.domain.user.map(|(user, _)| user);
         let steps = Steps {
             place: Step::Place { dir: dir.clone(), sizes: disks.iter().map(|disk| disk.size).collect(), user },
-            begin: Step::Begin { socket: socket.clone(), backup, checkpoint },
+            begin: Step::Begin { socket: socket.clone(), backup, checkpoint, user },
             begun: Step::Begun { socket: socket.clone() },
         };
         let aliases = found.domain.disks.iter().filter_map(|disk| disk.alias.clone()).collect();

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use super::link::{LIMIT, Link};
 use super::{place, xml};
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Kind, Result, chain};
 use crate::point::plan;
 
 /// How long a backup may take to end once it was aborted.
@@ -222,7 +222,7 @@ pub(super) enum Step {
     /// Freezes the guest's file systems.
     Freeze,
     /// Begins the backup, and makes the checkpoint.
-    Begin { socket: PathBuf, backup: String, checkpoint: Option<String> },
+    Begin { socket: PathBuf, backup: String, checkpoint: Option<String>, user: Option<u32> },
     /// It began.
     Begun { socket: PathBuf },
 }
@@ -266,7 +266,7 @@ impl plan::Step for Step {
                     context.link.call("freeze the guest's file systems", FREEZE_LIMIT, libvirt::Domain::freeze);
                 frozen.await.map(drop)
             }
-            Self::Begin { backup, checkpoint, .. } => {
+            Self::Begin { socket, backup, checkpoint, user } => {
                 let (backup, checkpoint) = (backup.clone(), checkpoint.clone());
                 context.settle(false);
                 let begun = context
@@ -278,11 +278,25 @@ impl plan::Step for Step {
                     .as_ref()
                     .map_or_else(|error| !matches!(error.kind(), Kind::Timeout | Kind::Gone), |()| true);
                 context.settle(known);
-                outcome
+                outcome.map_err(|error| kept_out(error, socket, *user))
             }
             Self::Begun { .. } => Ok(()),
         }
     }
+}
+
+/// Where the system kept QEMU out, that is said, with what to do: libvirt passes on QEMU's words, which do not say who it is.
+fn kept_out(error: Error, socket: &Path, user: Option<u32>) -> Error {
+    if !chain(&error).contains("Permission denied") {
+        return error;
+    }
+    let (dir, who) =
+        (socket.parent().unwrap_or(socket).display(), user.map_or_else(String::new, |user| format!(", user {user},")));
+    let message = format!(
+        "QEMU{who} cannot use {dir}: choose with scratch= a directory that it can reach (each one above it needs `chmod o+x`, \
+         and AppArmor or SELinux must allow it)"
+    );
+    Error::with_source(Kind::Denied, message, error)
 }
 
 /// How long the guest's agent may take to freeze its file systems, of which libvirt's own limit knows nothing.
