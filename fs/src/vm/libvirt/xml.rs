@@ -141,6 +141,7 @@ fn disk(node: Node<'_, '_>) -> Option<Disk> {
         "cdrom" | "floppy" => Some("it is a removable medium"),
         "lun" => Some("its commands go to the host's device as they are"),
         _ if child(node, "readonly").is_some() => Some("it is read-only"),
+        _ if child(node, "shareable").is_some() => Some("other machines may write to it"),
         _ if child(node, "transient").is_some() => Some("what is written to it is thrown away"),
         _ if node.attribute("type") == Some("vhostuser") => Some("another program than QEMU serves it"),
         _ if node.attribute("type") == Some("vhostvdpa") => Some("another program than QEMU serves it"),
@@ -287,6 +288,7 @@ mod tests {
           <disk type='file' device='disk'><source file='/d'/><target dev='sdd'/><readonly/></disk>
           <disk type='file' device='disk'><source file='/e'/><target dev='sde'/><transient/></disk>
           <disk type='block' device='lun'><source dev='/f'/><target dev='sdf'/></disk>
+          <disk type='file' device='disk'><source file='/g'/><target dev='sdg'/><shareable/></disk>
         </devices>
         <seclabel type='dynamic' model='apparmor'><label>x</label></seclabel>
         <seclabel type='dynamic' model='dac' relabel='yes'><label>+64055:+107</label></seclabel></domain>";
@@ -308,7 +310,8 @@ mod tests {
                 raw("sdc"),
                 raw("sdd"),
                 raw("sde"),
-                raw("sdf")
+                raw("sdf"),
+                raw("sdg")
             ]
         );
         assert_eq!((domain.disks[0].alias.as_deref(), &*domain.disks[0].image), (Some("ua-vda"), "/a"));
