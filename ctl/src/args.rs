@@ -183,6 +183,9 @@ pub(crate) struct Begin {
     /// Make a checkpoint of this name at the same instant
     #[arg(long, value_name = "NAME")]
     pub(crate) checkpoint: Option<String>,
+    /// Of a libvirt machine: have the changes since this checkpoint, and not since the newest
+    #[arg(long, value_name = "NAME", conflicts_with = "checkpoint")]
+    pub(crate) since: Option<String>,
     /// Freeze the guest's file systems for the instant, through its agent (mount option agent=)
     #[arg(long)]
     pub(crate) quiesce: bool,

@@ -7,14 +7,14 @@ use crate::failure::{Code, Failure, Outcome};
 use crate::mounted::Mounted;
 use crate::waiting::waiting;
 
-pub(crate) fn begin(mount_point: &Path, quiesce: bool, checkpoint: Option<&str>) -> Outcome {
+/// `named` is a word of `begin` with the checkpoint that it names.
+pub(crate) fn begin(mount_point: &Path, quiesce: bool, named: Option<(&str, &str)>) -> Outcome {
     let mut line = "begin".to_owned();
     if quiesce {
         line.push_str(" quiesce");
     }
-    if let Some(name) = checkpoint {
-        line.push_str(" checkpoint=");
-        line.push_str(one_line(name)?);
+    if let Some((word, name)) = named {
+        line.push_str(&format!(" {word}={}", one_line(name)?));
     }
     command(mount_point, "begin", &line)
 }
@@ -47,9 +47,9 @@ fn command(mount_point: &Path, what: &str, line: &str) -> Outcome {
 /// Writes a command to the `control` of a mount.
 pub(crate) fn written(mounted: &Mounted, what: &str, line: &str) -> Outcome {
     let path = mounted.path().join("control");
-    let written = waiting(&format!("waiting for the machine: {line}"), || {
+    waiting(&format!("waiting for the machine: {line}"), || {
         let control = std::fs::OpenOptions::new().write(true).open(&path);
-        control.and_then(|mut control| control.write_all(format!("{line}\n").as_bytes()))
-    });
-    written.map_err(|error| mounted.failed(what, &error))
+        let mut control = control.map_err(|error| mounted.failed(what, &error))?;
+        control.write_all(format!("{line}\n").as_bytes()).map_err(|error| mounted.refused(what, &error))
+    })
 }

@@ -49,12 +49,18 @@ fn main() -> ExitCode {
         Command::Umount(arguments) => umount::run(&arguments.mount_point),
         Command::Status(arguments) => status::run(&arguments),
         Command::Begin(arguments) => {
-            control::begin(&arguments.mount_point, arguments.quiesce, arguments.checkpoint.as_deref())
+            let args::Begin { mount_point, checkpoint, since, quiesce } = arguments;
+            let named = match (&checkpoint, &since) {
+                (Some(name), _) => Some(("checkpoint", name.as_str())),
+                (None, Some(name)) => Some(("since", name.as_str())),
+                (None, None) => None,
+            };
+            control::begin(&mount_point, quiesce, named)
         }
         Command::Release(arguments) => control::release(&arguments.mount_point),
         Command::Checkpoint(args::Checkpoint::Create(arguments)) => {
             let args::Create { checkpoint, quiesce } = arguments;
-            control::begin(&checkpoint.mount_point, quiesce, Some(&checkpoint.name))
+            control::begin(&checkpoint.mount_point, quiesce, Some(("checkpoint", &checkpoint.name)))
         }
         Command::Checkpoint(args::Checkpoint::Delete(arguments)) => {
             control::delete_checkpoint(&arguments.mount_point, &arguments.name)

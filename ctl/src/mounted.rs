@@ -162,6 +162,17 @@ impl Mounted {
 
     /// A request of the file system that failed. The kernel passes on a number only; the daemon keeps the words.
     pub(crate) fn failed(&self, what: &str, error: &io::Error) -> Failure {
+        // The kernel's own answer as a rule, which the daemon knows nothing of.
+        let own = [io::ErrorKind::NotFound, io::ErrorKind::PermissionDenied, io::ErrorKind::UnexpectedEof];
+        self.failure(what, error, !own.contains(&error.kind()))
+    }
+
+    /// A command that the daemon refused.
+    pub(crate) fn refused(&self, what: &str, error: &io::Error) -> Failure {
+        self.failure(what, error, true)
+    }
+
+    fn failure(&self, what: &str, error: &io::Error, by_daemon: bool) -> Failure {
         let errno = error.raw_os_error();
         let is = |code: Errno| errno == Some(code.raw_os_error());
         let code = match error.kind() {
@@ -170,14 +181,13 @@ impl Mounted {
             _ if is(Errno::NODATA) => Code::NotFound,
             _ => Code::System,
         };
-        let words = match error.kind() {
-            // The kernel's own answer as a rule, which the daemon knows nothing of.
-            io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::UnexpectedEof => None,
-            _ if is(Errno::STALE) => {
-                let end = self.status().ok().and_then(|status| status.last_end);
-                end.map(|end| format!("the point in time ended: {}", end.reason))
-            }
-            _ => self.status().ok().and_then(|status| status.last_error).map(|noted| noted.message),
+        let words = if !by_daemon {
+            None
+        } else if is(Errno::STALE) {
+            let end = self.status().ok().and_then(|status| status.last_end);
+            end.map(|end| format!("the point in time ended: {}", end.reason))
+        } else {
+            self.status().ok().and_then(|status| status.last_error).map(|noted| noted.message)
         };
         Failure::message(code, format!("{what}: {}", words.unwrap_or_else(|| error.to_string())))
     }

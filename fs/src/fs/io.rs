@@ -140,7 +140,7 @@ impl Fs {
             Some(Command::Set(setting)) => self.set(setting).await,
             None => Err(Error::new(
                 Kind::Invalid,
-                "control takes one command a write: begin [quiesce] [checkpoint=NAME], release, delete NAME, or set \
+                "control takes one command a write: begin [quiesce] [checkpoint=NAME or since=NAME], release, delete NAME, or set \
                  NAME=VALUE",
             )),
         };
