@@ -39,6 +39,7 @@ mod journal;
 mod killed;
 mod lazy;
 mod leaves_nothing;
+mod libvirt;
 mod live_guest;
 mod map;
 mod maps;
