@@ -37,11 +37,13 @@ pub(super) struct Context {
     files: Mutex<Vec<File>>,
     /// Whether it is known what became of the last backup that was begun.
     settled: AtomicBool,
+    /// Whether libvirt answered that the guest could not be frozen.
+    not_frozen: AtomicBool,
 }
 
 impl Context {
     pub(super) fn new(link: Link) -> Self {
-        Self { link, files: Mutex::default(), settled: AtomicBool::new(false) }
+        Self { link, files: Mutex::default(), settled: AtomicBool::new(false), not_frozen: AtomicBool::new(false) }
     }
 
     pub(super) fn files(&self) -> MutexGuard<'_, Vec<File>> {
@@ -211,6 +213,11 @@ pub(super) async fn thaw(context: &Context) -> Result<()> {
     });
     match thawed.await {
         Err(error) if error.kind() == Kind::NotFound => Ok(()),
+        // Without an agent there is nobody who could thaw it, nor was there one to freeze it.
+        Err(error) if context.not_frozen.load(Ordering::Relaxed) => {
+            tracing::debug!("a guest that was not frozen is not thawed: {}", chain(&error));
+            Ok(())
+        }
         other => other,
     }
 }
@@ -264,7 +271,10 @@ impl plan::Step for Step {
             Self::Freeze => {
                 let frozen =
                     context.link.call("freeze the guest's file systems", FREEZE_LIMIT, libvirt::Domain::freeze);
-                frozen.await.map(drop)
+                let outcome = frozen.await;
+                let refused = outcome.as_ref().is_err_and(|error| !matches!(error.kind(), Kind::Timeout | Kind::Gone));
+                context.not_frozen.store(refused, Ordering::Relaxed);
+                outcome.map(drop)
             }
             Self::Begin { socket, backup, checkpoint, user } => {
                 let (backup, checkpoint) = (backup.clone(), checkpoint.clone());
