@@ -28,7 +28,7 @@ use tokio::time::{sleep, timeout};
 
 use self::inventory::Found;
 use self::link::{LIMIT, Link, Target};
-use self::undo::{Context, Leftover, Step};
+use self::undo::{Context, Leftover, NewCheckpoint, Step};
 use self::watch::{Held, Keep, Shared, Suspicion};
 use self::xml::BackupDisk;
 use super::confirm::Confirmations;
@@ -382,7 +382,9 @@ impl Vm for LibvirtVm {
         let checkpoint = wanted.checkpoint.as_ref().map(|name| {
             let sizes = disks.iter().filter(|disk| disk.keeps_bitmaps);
             let sizes = sizes.map(|disk| (disk.name.to_string(), disk.size)).collect();
-            xml::new_checkpoint(name, &xml::Made { time: made, sizes }, &left_out(&|disk| disk.keeps_bitmaps))
+            let made = xml::Made { time: made, sizes };
+            let xml = xml::new_checkpoint(name, &made, &left_out(&|disk| disk.keeps_bitmaps));
+            NewCheckpoint { name: name.to_string(), made: made.write(), xml }
         });
         let user = found.domain.user.map(|(user, _)| user);
         let steps = Steps {
@@ -408,6 +410,8 @@ impl Vm for LibvirtVm {
             }
         };
         self.hold(Some(Held { total: Some(total), ..held }));
+        // It is to stay from now on.
+        self.ledger.keep(|left| matches!(left, Leftover::Checkpoint { .. }));
         place::unlink_images(&dir, disks.len());
         let mut inventory = found.inventory.clone();
         if let Some(name) = &wanted.checkpoint {

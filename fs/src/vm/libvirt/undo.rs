@@ -142,6 +142,9 @@ pub(super) enum Leftover {
     Place { dir: PathBuf },
     /// The guest's file systems, frozen for the instant.
     Frozen,
+    /// A checkpoint that was made with the backup, until the point in time is held. What is noted with it tells it from another
+    /// one of that name.
+    Checkpoint { name: String, made: String },
     /// A backup with its NBD server on this socket: the guest's writes wait for it.
     Backup { socket: String },
     /// The backup surely began: it need not be waited for if it is not there.
@@ -163,6 +166,7 @@ impl fmt::Display for Leftover {
         match self {
             Self::Place { dir } => write!(f, "scratch directory {}", dir.display()),
             Self::Frozen => f.write_str("frozen file systems of the guest"),
+            Self::Checkpoint { name, .. } => write!(f, "unfinished checkpoint {name}"),
             Self::Backup { socket } | Self::Begun { socket } => write!(f, "libvirt's backup over {socket}"),
         }
     }
@@ -176,7 +180,7 @@ impl plan::Undo for Leftover {
         match self {
             Self::Frozen => thaw(context).await,
             Self::Begun { socket } => context.end_backup(socket).await.map(drop),
-            Self::Backup { .. } | Self::Place { .. } => Ok(()),
+            Self::Backup { .. } | Self::Place { .. } | Self::Checkpoint { .. } => Ok(()),
         }
     }
 
@@ -195,6 +199,7 @@ impl plan::Undo for Leftover {
                 place::remove(dir)
             }
             Self::Frozen => thaw(context).await,
+            Self::Checkpoint { name, made } => unmake(context, name, made).await,
             Self::Begun { socket } => {
                 context.end_backup(socket).await?;
                 context.settle(true);
@@ -222,6 +227,23 @@ pub(super) async fn thaw(context: &Context) -> Result<()> {
     }
 }
 
+/// Deletes the checkpoint of this name with which this is noted; none is fine.
+async fn unmake(context: &Context, name: &str, made: &str) -> Result<()> {
+    fn none<T>(error: Error) -> Result<Option<T>> {
+        if error.kind() == Kind::NotFound { Ok(None) } else { Err(error) }
+    }
+    let (known, wanted) = (name.to_owned(), name.to_owned());
+    let link = &context.link;
+    let described = link.call("describe the checkpoint", LIMIT, move |domain| domain.checkpoint(&known)?.xml(false));
+    let described = described.await.map(Some).or_else(none)?;
+    let noted = described.map(|described| xml::checkpoint(&described)).transpose()?.and_then(|found| found.made);
+    if noted.is_none_or(|noted| noted.write() != made) {
+        return Ok(());
+    }
+    let deleted = link.call("delete the checkpoint", LIMIT, move |domain| domain.checkpoint(&wanted)?.delete());
+    deleted.await.map(Some).or_else(none).map(drop)
+}
+
 /// What a step makes.
 pub(super) enum Step {
     /// The directory, with a scratch image of each size in bytes, for QEMU's user.
@@ -229,9 +251,19 @@ pub(super) enum Step {
     /// Freezes the guest's file systems.
     Freeze,
     /// Begins the backup, and makes the checkpoint.
-    Begin { socket: PathBuf, backup: String, checkpoint: Option<String>, user: Option<u32> },
+    Begin { socket: PathBuf, backup: String, checkpoint: Option<NewCheckpoint>, user: Option<u32> },
     /// It began.
     Begun { socket: PathBuf },
+}
+
+/// A checkpoint to be made.
+#[derive(Clone)]
+pub(super) struct NewCheckpoint {
+    pub(super) name: String,
+    /// What is noted with it.
+    pub(super) made: String,
+    /// libvirt's description of it.
+    pub(super) xml: String,
 }
 
 fn named(socket: &Path) -> String {
@@ -253,12 +285,16 @@ impl plan::Step for Step {
     type Undo = Leftover;
 
     fn leaves(&self) -> Vec<Leftover> {
-        vec![match self {
+        let last = match self {
             Self::Place { dir, .. } => Leftover::Place { dir: dir.clone() },
             Self::Freeze => Leftover::Frozen,
             Self::Begin { socket, .. } => Leftover::Backup { socket: named(socket) },
             Self::Begun { socket } => Leftover::Begun { socket: named(socket) },
-        }]
+        };
+        let new = if let Self::Begin { checkpoint, .. } = self { checkpoint.as_ref() } else { None };
+        let new = new.map(|new| Leftover::Checkpoint { name: new.name.clone(), made: new.made.clone() });
+        // The backup ends before the checkpoint goes.
+        new.into_iter().chain([last]).collect()
     }
 
     async fn apply(&self, context: &Context) -> Result<()> {
@@ -279,9 +315,9 @@ impl plan::Step for Step {
             Self::Begin { socket, backup, checkpoint, user } => {
                 let (backup, checkpoint) = (backup.clone(), checkpoint.clone());
                 context.settle(false);
-                let begun = context
-                    .link
-                    .call("begin a backup", LIMIT, move |domain| domain.backup_begin(&backup, checkpoint.as_deref()));
+                let begun = context.link.call("begin a backup", LIMIT, move |domain| {
+                    domain.backup_begin(&backup, checkpoint.as_ref().map(|new| &*new.xml))
+                });
                 let outcome = begun.await;
                 // Whoever answers knows; a call that nobody waits for any more may still do it.
                 let known = outcome

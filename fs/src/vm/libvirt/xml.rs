@@ -253,7 +253,7 @@ const END_OF_TIME: u64 = 253_402_300_800_000;
 
 impl Made {
     /// `pullfs-checkpoint:1:MILLISECONDS:TARGET=SIZE,…`, as the description of a checkpoint: libvirt keeps it with it.
-    fn write(&self) -> String {
+    pub(super) fn write(&self) -> String {
         let millis = self.time.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_millis();
         let sizes: Vec<String> = self.sizes.iter().map(|(target, size)| format!("{target}={size}")).collect();
         format!("{PREFIX}{millis}:{}", sizes.join(","))
