@@ -7,6 +7,7 @@ use super::link::{LIMIT, Link};
 use super::xml;
 use crate::error::{Error, Kind, Result};
 use crate::tree::name;
+use crate::vm::qmp::bitmaps::complete;
 use crate::vm::{Bitmap, Disk, Inventory, Made, Part, Skipped, SkippedKind};
 
 /// Granularity of libvirt's bitmaps, in bytes: QEMU's own choice, which only images of small clusters have finer.
@@ -123,6 +124,7 @@ fn assemble(told: Told, only: Option<&BTreeSet<String>>) -> Found {
         }
         lineage.push((name, checkpoint.parent));
     }
+    complete(&mut disks);
     inventory.disks = disks;
     Found { domain, inventory, lineage }
 }
@@ -147,6 +149,11 @@ fn bitmap(disk: u64, dirty: Option<u64>, made: Option<Made>, name: &str) -> Bitm
     }
 }
 
+/// Whether libvirt can tell what changed since this one.
+pub(super) fn is_usable(bitmap: &Bitmap) -> bool {
+    bitmap.unusable.is_none() && bitmap.whole.is_none()
+}
+
 /// A bitmap that was just made.
 pub(super) fn fresh(made: Made, name: &str) -> Bitmap {
     bitmap(made.size, Some(0), Some(made), name)
@@ -161,7 +168,7 @@ impl Found {
     /// Whether what changed since a checkpoint can be told on a disk.
     pub(super) fn is_usable(&self, checkpoint: &str) -> bool {
         let mut bitmaps = self.inventory.disks.iter().filter_map(|disk| disk.bitmaps.get(checkpoint));
-        bitmaps.any(|bitmap| bitmap.unusable.is_none())
+        bitmaps.any(is_usable)
     }
 
     /// Whether `checkpoint` was made after `base`, in the same line: all that changed since the one changed since the other.
@@ -226,6 +233,8 @@ mod tests {
     fn what_cannot_be_had_is_said() {
         let found = assemble(told(), None);
         let names: Vec<_> = found.inventory.disks.iter().map(|disk| (&*disk.name, disk.keeps_bitmaps)).collect();
+        let vdb = &found.inventory.disks[1].bitmaps;
+        assert!(vdb.len() == 3 && vdb.values().all(|bitmap| bitmap.whole.is_some()), "all of it counts as changed");
         assert_eq!(names, [("vda", true), ("vdb", false)]);
         let skipped: Vec<&str> = found.inventory.skipped.iter().map(|skipped| &*skipped.name).collect();
         assert_eq!(skipped, ["sda", ".hidden/"]);

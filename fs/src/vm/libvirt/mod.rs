@@ -32,6 +32,7 @@ use self::undo::{Context, Leftover, NewCheckpoint, Step};
 use self::watch::{Held, Keep, Shared, Suspicion};
 use self::xml::BackupDisk;
 use super::confirm::Confirmations;
+use super::qmp::bitmaps::complete;
 use super::qmp::checkpoint::check as check_checkpoint;
 use super::qmp::ids::MountId;
 use super::qmp::note;
@@ -278,13 +279,26 @@ impl LibvirtVm {
         Ok(time)
     }
 
-    fn view(&self, disk: &Disk, plan: &Planned, found: &Found, socket: &std::path::Path) -> TakenDisk {
+    fn view(
+        &self,
+        disk: &Disk,
+        plan: &Planned,
+        base: Option<&Arc<str>>,
+        found: &Found,
+        socket: &std::path::Path,
+    ) -> TakenDisk {
         let config = nbd_pool::Config { tls: None, ..self.settings.nbd.clone() };
         let export = Export { address: Address::Unix(socket.to_owned()), name: plan.export.clone(), config };
         let usable = disk.bitmaps.iter().filter(|(_, bitmap)| bitmap.unusable.is_none());
         let map = |(checkpoint, bitmap): (&Arc<str>, &super::Bitmap)| {
             let also = bitmap.also(disk.size);
             let known = found.lineage.iter().any(|(name, _)| name == checkpoint);
+            if bitmap.whole.is_some() {
+                // What changed since on the other disks, this point in time may not have.
+                let had = base.is_some_and(|base| base == checkpoint || found.descends(checkpoint, base));
+                let served = had || !known || !found.is_usable(checkpoint);
+                return served.then(|| (checkpoint.clone(), FrozenMap { name: None, also, rough: None }));
+            }
             match &plan.since {
                 // It was made at this instant.
                 _ if !known => Some((checkpoint.clone(), FrozenMap { name: None, also, rough: None })),
@@ -321,7 +335,7 @@ struct Planned {
 /// bitmap of it the oldest after it.
 fn since(disk: &Disk, base: Option<&Arc<str>>, found: &Found) -> Option<Arc<str>> {
     let base = base?;
-    let usable = |name: &str| disk.bitmaps.get(name).is_some_and(|bitmap| bitmap.unusable.is_none());
+    let usable = |name: &str| disk.bitmaps.get(name).is_some_and(inventory::is_usable);
     let mut names = found.lineage.iter().map(|(name, _)| name);
     names.find(|name| usable(name) && (*name == base || found.descends(name, base))).cloned()
 }
@@ -418,6 +432,7 @@ impl Vm for LibvirtVm {
             for disk in inventory.disks.iter_mut().filter(|disk| disk.keeps_bitmaps) {
                 disk.bitmaps.insert(name.clone(), inventory::fresh(Made { time: made, size: disk.size }, name));
             }
+            complete(&mut inventory.disks);
         }
         let views = inventory.disks.iter().zip(&planned);
         Ok(Taken {
@@ -425,7 +440,7 @@ impl Vm for LibvirtVm {
             time,
             checkpoint: wanted.checkpoint.clone(),
             quiesced: wanted.quiesce,
-            disks: views.map(|(disk, plan)| self.view(disk, plan, &found, &socket)).collect(),
+            disks: views.map(|(disk, plan)| self.view(disk, plan, base.as_ref(), &found, &socket)).collect(),
             inventory: Arc::new(inventory),
             needs_confirmation: true,
             base: Base::One(base),

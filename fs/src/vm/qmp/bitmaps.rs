@@ -111,7 +111,7 @@ fn assess(found: &[Found<'_>], notes: &[(Made, Found<'_>)], size: u64) -> Bitmap
 
 /// Gives every disk every checkpoint: one that does not know a checkpoint of another disk, because it was added later
 /// or its bitmap did not survive, counts as changed from end to end.
-pub(super) fn complete(disks: &mut [Disk]) {
+pub(in crate::vm) fn complete(disks: &mut [Disk]) {
     let all: BTreeMap<Arc<str>, u32> = disks
         .iter()
         .flat_map(|disk| disk.bitmaps.iter().map(|(name, bitmap)| (name.clone(), bitmap.granularity)))

@@ -7,7 +7,7 @@
 //! `warden` gives it up before the guest has to wait for it, by the rules of `room`; [`recover`] undoes what a mount that
 //! died has left.
 
-mod bitmaps;
+pub(super) mod bitmaps;
 mod by_path;
 pub(super) mod checkpoint;
 mod detect;
