@@ -324,11 +324,20 @@ impl plan::Step for Step {
                     .as_ref()
                     .map_or_else(|error| !matches!(error.kind(), Kind::Timeout | Kind::Gone), |()| true);
                 context.settle(known);
-                outcome.map_err(|error| kept_out(error, socket, *user))
+                outcome.map_err(|error| in_use(kept_out(error, socket, *user)))
             }
             Self::Begun { .. } => Ok(()),
         }
     }
+}
+
+/// QEMU's words, for which libvirt has no code.
+fn in_use(error: Error) -> Error {
+    if !chain(&error).contains("NBD server already running") {
+        return error;
+    }
+    let message = "this machine's only NBD server is in use, by another backup as a rule; let that finish";
+    Error::with_source(Kind::Busy, message, error)
 }
 
 /// Where the system kept QEMU out, that is said, with what to do: libvirt passes on QEMU's words, which do not say who it is.
