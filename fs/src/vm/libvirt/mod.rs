@@ -222,6 +222,15 @@ impl LibvirtVm {
         }
         let Some(name) = &wanted.checkpoint else { return Ok(()) };
         check_checkpoint(name, &found.inventory)?;
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_-.".contains(&byte);
+        if !name.bytes().all(allowed) {
+            return Err(Error::new(
+                Kind::Invalid,
+                format!(
+                    "cannot make checkpoint {name:?}: libvirt allows letters from a to z, digits, _, - and . alone"
+                ),
+            ));
+        }
         if found.lineage.iter().any(|(known, _)| known == name) {
             return Err(Error::new(
                 Kind::Exists,
