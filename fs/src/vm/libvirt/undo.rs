@@ -90,6 +90,9 @@ impl Context {
             }
             sleep(PAUSE).await;
         }
+        // libvirt removes the last scratch image from QEMU after it has told that there is no backup any more, while it lets
+        // no other question to QEMU pass: the answer comes when it is gone.
+        self.link.call("tell of the backup", LIMIT, |domain| Ok(domain.job_stats().is_ok())).await?;
         if self.resume().await? {
             tracing::warn!("the guest stood still, its writes waiting for scratch space; it goes on");
         }
