@@ -135,7 +135,7 @@ fn keeps_bitmaps(format: &str) -> bool {
 }
 
 fn bitmap(disk: u64, dirty: Option<u64>, made: Option<Made>, name: &str) -> Bitmap {
-    let lost = "its bitmap is missing or broken, or libvirt cannot ask QEMU for it";
+    let lost = "its bitmap is missing or broken; take a full backup and a new checkpoint, and delete this one";
     Bitmap {
         dirty_bytes: dirty.unwrap_or(disk).min(disk),
         granularity: GRANULARITY,
