@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use crate::flavor::Flavor;
 use crate::libvirt::escape;
 use crate::process::ok;
 use crate::tools;
@@ -39,6 +40,11 @@ impl Disk {
     /// A new raw disk.
     pub fn raw(id: &str, size: u64) -> Self {
         Self::new(id, "raw", size)
+    }
+
+    /// A new disk that can have checkpoints, and is raw where it can: libvirt has checkpoints of qcow2 disks alone.
+    pub fn with_checkpoints(flavor: Flavor, id: &str, size: u64) -> Self {
+        if flavor.libvirt().is_some() { Self::qcow2(id, size) } else { Self::raw(id, size) }
     }
 
     /// A disk that takes no space and no time: all of it is data, and what it reads as is nobody's business.

@@ -61,6 +61,16 @@ impl Leftovers {
         if let Ok(status) = qmp.execute("query-status", json!({})) {
             items.insert(("status", text(&status["status"])), status);
         }
+        if machine.flavor().libvirt().is_some() {
+            // What libvirt knows of it, which may be more than QEMU does.
+            for checkpoint in machine.domain().virsh("checkpoint-list", &["--name"]).success().split_whitespace() {
+                items.insert(("checkpoint", checkpoint.to_owned()), Value::Null);
+            }
+            let backup = machine.domain().virsh("backup-dumpxml", &[]);
+            if backup.code == Some(0) {
+                items.insert(("backup", "libvirt's".to_owned()), json!(backup.stdout));
+            }
+        }
         // No command tells whether the NBD server runs; a second one cannot be started.
         let probe = machine.dir().join("probe.nbd");
         let address = json!({"addr": {"type": "unix", "data": {"path": probe}}});

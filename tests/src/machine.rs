@@ -47,13 +47,13 @@ impl Machine {
         Builder::new(flavor)
     }
 
-    /// Starts a small machine of two disks, one in each format and one with an odd end, on which `monday` records what changes
+    /// Starts a small machine of two disks, one in each format where both can have checkpoints and one with an odd end, on which `monday` records what changes
     /// from now on.
     #[track_caller]
     pub fn of_two_disks(flavor: Flavor) -> Self {
         let machine = Self::build(flavor)
             .disk(Disk::qcow2("vda", 8 * MIB).filled(&[(0, MIB)]))
-            .disk(Disk::raw("vdb", 4 * MIB + 512).filled(&[(MIB, MIB)]))
+            .disk(Disk::with_checkpoints(flavor, "vdb", 4 * MIB + 512).filled(&[(MIB, MIB)]))
             .start();
         for id in ["vda", "vdb"] {
             machine.add_bitmap(id, "monday", CLUSTER);
@@ -199,6 +199,17 @@ impl Machine {
         convert.args(["convert", "-U", "-f", self.format(id), "-O", "raw"]);
         ok(convert.arg(self.image(id)).arg(&copy));
         copy
+    }
+
+    /// Somebody cancels the job that keeps a point in time, or with libvirt, which guards its jobs, the whole backup.
+    #[track_caller]
+    pub fn cancel_backup(&self) {
+        if let Some(domain) = &self.spec.domain {
+            domain.virsh("domjobabort", &[]).success();
+            return;
+        }
+        let jobs = self.qmp().must("query-jobs", json!({}));
+        self.qmp().must("job-cancel", json!({"id": jobs[0]["id"]}));
     }
 
     /// Does `work` while qemu-storage-daemon's writable export of a disk is away: it shares its node with no NBD export

@@ -243,6 +243,18 @@ pub fn mount(source: &str, mnt: &Path, options: &str) -> Finished {
     run_within(&mut command, MOUNT_LIMIT)
 }
 
+/// `pullfs recover` of a machine.
+#[track_caller]
+pub fn recover(machine: &Machine) -> Finished {
+    let mut command = Command::new(tools::pullfs());
+    command.arg("recover").arg(machine.source());
+    let options = machine.options("");
+    if !options.is_empty() {
+        command.args(["-o", &options]);
+    }
+    run(&mut command)
+}
+
 /// Opens a file past the kernel's cache: each read asks the daemon anew.
 #[track_caller]
 pub fn open_direct(path: &Path) -> File {

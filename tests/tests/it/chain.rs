@@ -14,7 +14,7 @@ use pullfs_tests::tools::tool;
 
 const WEEK: [&str; 5] = ["monday", "tuesday", "wednesday", "thursday", "friday"];
 
-on!(each_day_boots_with_that_days_files: new = New, old = Old);
+on!(each_day_boots_with_that_days_files: new = New, old = Old, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn each_day_boots_with_that_days_files(flavor: Flavor) {
     let guest = Guest::daily(flavor);
     let mount = Mount::of(guest.machine());

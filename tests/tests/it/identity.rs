@@ -42,7 +42,7 @@ fn is(copy: &Path, right: &Path) {
     ok(tool("cmp").arg(copy).arg(right));
 }
 
-on!(rsync_skips_what_did_not_change_and_nothing_else: new = New, old = Old);
+on!(rsync_skips_what_did_not_change_and_nothing_else: new = New, old = Old, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn rsync_skips_what_did_not_change_and_nothing_else(flavor: Flavor) {
     let mut machine = machine(flavor);
     let mount = Mount::of(&machine);
@@ -85,7 +85,7 @@ fn rsync_skips_what_did_not_change_and_nothing_else(flavor: Flavor) {
     assert!(mount.unmount().success());
 }
 
-on!(what_is_held_is_told_as_it_was: new = New, old = Old);
+on!(what_is_held_is_told_as_it_was: new = New, old = Old, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn what_is_held_is_told_as_it_was(flavor: Flavor) {
     let machine = machine(flavor);
     let mount = Mount::of(&machine);

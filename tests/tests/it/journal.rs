@@ -40,7 +40,7 @@ impl Hidden {
         let mut command = tool("unshare");
         command.args(["--mount", "--propagation", "private", "sh", "-c", INSIDE, "sh"]);
         command.arg(journal.unwrap_or(Path::new(""))).arg(pullfs()).arg(machine.source()).arg(point.mnt());
-        let said = run(command.arg(point.scratch())).success();
+        let said = run(command.arg(machine.options(&point.scratch()))).success();
         let status: Value = serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}"));
         let number = |value: &Value| value.as_u64().and_then(|pid| u32::try_from(pid).ok()).expect("a process id");
         let (pid, guardian) = (number(&status["pid"]), number(&status["guard"]["pid"]));
@@ -100,7 +100,7 @@ fn has(entry: &str, name: &str, value: &str) {
     assert!(entry.contains(&field), "no {name}={value} in {entry:?}");
 }
 
-on!(messages_of_the_background_are_in_the_journal: new = New);
+on!(messages_of_the_background_are_in_the_journal: new = New, libvirt = Libvirt);
 fn messages_of_the_background_are_in_the_journal(flavor: Flavor) {
     let machine = machine(flavor);
     let (point, dir) = (MountPoint::new(), tempfile::tempdir().expect("a directory"));

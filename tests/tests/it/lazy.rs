@@ -19,7 +19,7 @@ fn machine(flavor: Flavor) -> Machine {
     machine
 }
 
-on!(looking_starts_nothing: new = New, old = Old, daemon = Daemon);
+on!(looking_starts_nothing: new = New, old = Old, daemon = Daemon, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn looking_starts_nothing(flavor: Flavor) {
     let machine = machine(flavor);
     let nothing = Leftovers::of(&machine);
@@ -53,7 +53,7 @@ fn looking_starts_nothing(flavor: Flavor) {
     assert_eq!(Leftovers::of(&machine), nothing);
 }
 
-on!(each_kind_of_content_starts_it: new = New, old = Old);
+on!(each_kind_of_content_starts_it: new = New, old = Old, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn each_kind_of_content_starts_it(flavor: Flavor) {
     let machine = machine(flavor);
     let mount = Mount::of(&machine);
@@ -76,7 +76,7 @@ fn each_kind_of_content_starts_it(flavor: Flavor) {
     assert!(mount.unmount().success());
 }
 
-on!(one_open_freezes_everything: new = New, old = Old, daemon = Daemon);
+on!(one_open_freezes_everything: new = New, old = Old, daemon = Daemon, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn one_open_freezes_everything(flavor: Flavor) {
     let machine = machine(flavor);
     let before = machine.copy("vdb", "vdb.before");
@@ -94,7 +94,7 @@ fn one_open_freezes_everything(flavor: Flavor) {
     assert!(mount.unmount().success());
 }
 
-on!(only_begin_starts_it_when_told_so: new = New, old = Old);
+on!(only_begin_starts_it_when_told_so: new = New, old = Old, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn only_begin_starts_it_when_told_so(flavor: Flavor) {
     let machine = machine(flavor);
     let nothing = Leftovers::of(&machine);
@@ -115,7 +115,7 @@ fn only_begin_starts_it_when_told_so(flavor: Flavor) {
     assert!(mount.unmount().success());
 }
 
-on!(only_the_chosen_disks_are_frozen: new = New, old = Old);
+on!(only_the_chosen_disks_are_frozen: new = New, old = Old, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn only_the_chosen_disks_are_frozen(flavor: Flavor) {
     let machine = machine(flavor);
     let before = machine.copy("vdb", "vdb.before");

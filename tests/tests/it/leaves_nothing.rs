@@ -19,7 +19,7 @@ use serde_json::json;
 fn machine(flavor: Flavor) -> Machine {
     let machine = Machine::build(flavor)
         .disk(Disk::qcow2("vda", 8 * MIB).filled(&[(0, 3 * MIB)]))
-        .disk(Disk::raw("vdb", 8 * MIB).filled(&[(0, 3 * MIB)]))
+        .disk(Disk::with_checkpoints(flavor, "vdb", 8 * MIB).filled(&[(0, 3 * MIB)]))
         .start();
     for id in ["vda", "vdb"] {
         machine.add_bitmap(id, "monday", 65536);
@@ -42,8 +42,12 @@ fn empty(dir: &Path) -> bool {
     fs::read_dir(dir).map_or(true, |mut entries| entries.next().is_none())
 }
 
-/// What libvirt does for `virsh backup-begin` with a checkpoint, and when it ends.
+/// `virsh backup-begin` with a checkpoint, and its end; where there is no libvirt, what it does for that.
+#[track_caller]
 fn next_backup_tool(machine: &Machine) {
+    if machine.flavor().libvirt().is_some() {
+        return next_tool_of_libvirt(machine);
+    }
     let mut qmp = machine.qmp();
     let scratch = machine.dir().join("next.qcow2");
     let (node, socket) = (machine.node("vda"), machine.dir().join("next.nbd"));
@@ -81,7 +85,30 @@ fn next_backup_tool(machine: &Machine) {
     }
 }
 
-on!(release_and_unmount_leave_nothing: new = New, old = Old, daemon = Daemon);
+#[track_caller]
+fn next_tool_of_libvirt(machine: &Machine) {
+    let domain = machine.domain();
+    let file = |name: &str, xml: String| {
+        let path = machine.dir().join(name);
+        fs::write(&path, xml).expect("a description");
+        path.display().to_string()
+    };
+    let socket = machine.dir().join("next.nbd");
+    let backup = format!(
+        "<domainbackup mode='pull'><incremental>monday</incremental><server transport='unix' socket='{}'/></domainbackup>",
+        socket.display()
+    );
+    let backup = file("backup.xml", backup);
+    let checkpoint = file("next.xml", "<domaincheckpoint><name>next</name></domaincheckpoint>".to_owned());
+    domain.virsh("backup-begin", &[&backup, &checkpoint]).success();
+    machine.write("vda", MIB, 65536, 0x66);
+    ok(tool("nbdinfo").arg(format!("nbd+unix:///vda?socket={}", socket.display())));
+    domain.virsh("domjobabort", &[]).success();
+    wait_until("the end of a backup", END_LIMIT, || domain.virsh("backup-dumpxml", &[]).code != Some(0));
+    domain.virsh("checkpoint-delete", &["next"]).success();
+}
+
+on!(release_and_unmount_leave_nothing: new = New, old = Old, daemon = Daemon, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn release_and_unmount_leave_nothing(flavor: Flavor) {
     let machine = machine(flavor);
     let nothing = Leftovers::of(&machine);
@@ -91,7 +118,9 @@ fn release_and_unmount_leave_nothing(flavor: Flavor) {
     use_it(&machine, &mount);
     let held = Leftovers::of(&machine);
     assert!(held.any_job(), "{held:?}");
-    assert!(held.of_prefix(&id).len() >= 4, "everything has our name: {held:?}");
+    if flavor.libvirt().is_none() {
+        assert!(held.of_prefix(&id).len() >= 4, "everything has our name: {held:?}");
+    }
     mount.command(&["release"]).success();
     assert_eq!(Leftovers::of(&machine), nothing, "after the release");
     assert!(empty(&mount.scratch()), "scratch after the release");
@@ -104,9 +133,10 @@ fn release_and_unmount_leave_nothing(flavor: Flavor) {
     use_it(&machine, &mount);
     assert_eq!(mount.status()["point"]["number"], 2);
     let scratch = mount.scratch();
-    let foreign = fs::metadata(machine.dir().join("pull.qmp")).is_ok();
     assert!(mount.unmount().success());
-    assert!(foreign && machine.dir().join("pull.qmp").exists(), "QEMU's own socket stays");
+    if flavor.libvirt().is_none() {
+        assert!(machine.dir().join("pull.qmp").exists(), "QEMU's own socket stays");
+    }
     assert_eq!(Leftovers::of(&machine), nothing, "after the unmount");
     assert!(empty(&scratch), "scratch after the unmount");
     assert!(!run_dir.exists(), "{} after the unmount", run_dir.display());
@@ -116,7 +146,7 @@ fn release_and_unmount_leave_nothing(flavor: Flavor) {
     assert!(again.unmount().success());
 }
 
-on!(a_mount_that_was_never_read_leaves_nothing: new = New, old = Old, daemon = Daemon);
+on!(a_mount_that_was_never_read_leaves_nothing: new = New, old = Old, daemon = Daemon, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn a_mount_that_was_never_read_leaves_nothing(flavor: Flavor) {
     let machine = machine(flavor);
     let nothing = Leftovers::of(&machine);
@@ -127,7 +157,7 @@ fn a_mount_that_was_never_read_leaves_nothing(flavor: Flavor) {
     assert!(!run_dir.exists());
 }
 
-on!(a_signal_unmounts_and_leaves_nothing: new = New, old = Old);
+on!(a_signal_unmounts_and_leaves_nothing: new = New, old = Old, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn a_signal_unmounts_and_leaves_nothing(flavor: Flavor) {
     for signal in [Signal::TERM, Signal::INT] {
         let machine = machine(flavor);
@@ -142,13 +172,13 @@ fn a_signal_unmounts_and_leaves_nothing(flavor: Flavor) {
     }
 }
 
-on!(the_background_daemon_ends_with_its_mount: new = New, old = Old);
+on!(the_background_daemon_ends_with_its_mount: new = New, old = Old, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn the_background_daemon_ends_with_its_mount(flavor: Flavor) {
     let machine = machine(flavor);
     let nothing = Leftovers::of(&machine);
     for command in ["pullfs", "umount", "fusermount3"] {
         let point = MountPoint::new();
-        mount::mount(&machine.source(), &point.mnt(), &point.scratch()).success();
+        mount::mount(&machine.source(), &point.mnt(), &machine.options(&point.scratch())).success();
         assert!(mount::is_mounted(&point.mnt()), "it returns when the mount answers");
         let status = fs::read(point.mnt().join("status.json")).expect("status.json");
         let status: serde_json::Value = serde_json::from_slice(&status).expect("JSON");
@@ -171,23 +201,33 @@ fn the_background_daemon_ends_with_its_mount(flavor: Flavor) {
     }
 }
 
-on!(the_machine_may_go_first: new = New, old = Old);
+on!(the_machine_may_go_first: new = New, old = Old, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn the_machine_may_go_first(flavor: Flavor) {
+    the_machine_goes(flavor, Machine::kill);
+    if flavor.libvirt().is_some() {
+        the_machine_goes(flavor, |machine| drop(machine.domain().virsh("destroy", &[]).success()));
+    }
+}
+
+#[track_caller]
+fn the_machine_goes(flavor: Flavor, end: fn(&mut Machine)) {
     let mut machine = machine(flavor);
     let mount = Mount::of(&machine);
     let open = fs::File::open(mount.disk("vda")).expect("a disk");
-    machine.server().signal(Signal::KILL);
-    machine.server().wait(END_LIMIT);
+    end(&mut machine);
     let read = || std::os::unix::fs::FileExt::read_at(&open, &mut [0; 512], 0);
     wait_until("reads to fail", Duration::from_secs(10), || read().is_err());
     // The mount itself answers: it says what happened.
     let status = mount.status();
     assert!(status["last_end"]["reason"].is_string() || status["last_error"]["message"].is_string(), "{status}");
     drop(open);
+    let scratch = mount.scratch();
+    let run_dir = Path::new("/run/pullfs").join(mount.id());
     mount.unmount();
+    assert!(empty(&scratch) && !run_dir.exists(), "what was on the host");
 }
 
-on!(the_guest_keeps_what_it_wrote: new = New, old = Old, daemon = Daemon);
+on!(the_guest_keeps_what_it_wrote: new = New, old = Old, daemon = Daemon, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn the_guest_keeps_what_it_wrote(flavor: Flavor) {
     let machine = machine(flavor);
     let mount = Mount::of(&machine);

@@ -11,7 +11,7 @@ use pullfs_tests::process::ok;
 use pullfs_tests::tools::tool;
 use serde_json::json;
 
-on!(a_copy_is_the_disk_at_the_first_open: new = New, old = Old);
+on!(a_copy_is_the_disk_at_the_first_open: new = New, old = Old, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn a_copy_is_the_disk_at_the_first_open(flavor: Flavor) {
     let guest = Guest::boot(flavor);
     let nothing = Leftovers::of(guest.machine());

@@ -39,7 +39,7 @@ fn counts(told: &Value, extents: &[Extent]) {
     assert_eq!((sum("bytes"), Some(sum("length"))), (bytes, told["size"].as_u64()), "{told}");
 }
 
-on!(a_map_is_counted_as_nbdinfo_counts: new = New, old = Old);
+on!(a_map_is_counted_as_nbdinfo_counts: new = New, old = Old, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn a_map_is_counted_as_nbdinfo_counts(flavor: Flavor) {
     let machine =
         Machine::build(flavor).disk(Disk::qcow2("vda", 16 * MIB + 512).filled(&[(0, MIB), (9 * MIB, MIB)])).start();

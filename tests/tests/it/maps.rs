@@ -11,6 +11,7 @@ use pullfs_tests::machine::{MIB, Machine};
 use pullfs_tests::mount::Mount;
 use pullfs_tests::oracle::{self, Extent, Map};
 use pullfs_tests::process::ok;
+use pullfs_tests::snapshot;
 use pullfs_tests::tools::tool;
 use serde_json::{Value, json};
 
@@ -23,7 +24,7 @@ const CHECKPOINTS: [(&str, u64); 2] = [("monday", 64 * KIB), ("tuesday", 4 * KIB
 fn machine(flavor: Flavor) -> Machine {
     let machine = Machine::build(flavor)
         .disk(Disk::qcow2("vda", 16 * MIB + 512).filled(&[(0, 4 * MIB), (9 * MIB, MIB)]))
-        .disk(Disk::raw("vdb", 11 * MIB + 1536).filled(&[(MIB, 2 * MIB)]))
+        .disk(Disk::with_checkpoints(flavor, "vdb", 11 * MIB + 1536).filled(&[(MIB, 2 * MIB)]))
         .start();
     for id in DISKS {
         for (name, granularity) in CHECKPOINTS {
@@ -60,16 +61,33 @@ fn only_dirty(map: &Map) -> (Vec<String>, Vec<Value>) {
     (lines, all.into_iter().filter(|item| item["type"] == 1).collect())
 }
 
-on!(a_dirty_map_is_that_of_the_bitmap: new = New, old = Old, daemon = Daemon);
+on!(a_dirty_map_is_that_of_the_bitmap: new = New, old = Old, daemon = Daemon, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn a_dirty_map_is_that_of_the_bitmap(flavor: Flavor) {
     let machine = machine(flavor);
-    let of = |id| CHECKPOINTS.map(|checkpoint| (checkpoint.0, changes(&machine, id, checkpoint)));
+    if flavor.libvirt().is_none() {
+        maps_are_those_of_bitmaps(&machine, &CHECKPOINTS);
+        return;
+    }
+    // A backup of libvirt's tells exactly what changed since one checkpoint.
+    for checkpoint in CHECKPOINTS {
+        maps_are_those_of_bitmaps(&machine, &[checkpoint]);
+    }
+}
+
+/// Compares the maps of these checkpoints, in one point in time; the disks change.
+#[track_caller]
+fn maps_are_those_of_bitmaps(machine: &Machine, checkpoints: &[(&str, u64)]) {
+    let of = |id| -> Vec<(String, Map)> {
+        let map = |&checkpoint: &(&str, u64)| (checkpoint.0.to_owned(), changes(machine, id, checkpoint));
+        checkpoints.iter().map(map).collect()
+    };
     let expected = DISKS.map(|id| (id, of(id)));
-    let holes: BTreeMap<&str, Vec<Extent>> = DISKS.map(|id| (id, oracle::allocation(&machine, id).zero())).into();
-    let mount = Mount::of(&machine);
+    let holes: BTreeMap<&str, Vec<Extent>> = DISKS.map(|id| (id, oracle::allocation(machine, id).zero())).into();
+    let mount = Mount::of(machine);
     let status = mount.status();
     // The first open; then more changes, which are none of this point in time.
-    let open = fs::File::open(mount.path("checkpoints/monday/vda/dirty.map")).expect("the first open");
+    let first = mount.path(&format!("checkpoints/{}/vda/dirty.map", checkpoints[0].0));
+    let open = fs::File::open(first).expect("the first open");
     for id in DISKS {
         machine.write(id, 8 * MIB, 64 * KIB, 0x31);
         machine.discard(id, 0, MIB);
@@ -95,12 +113,12 @@ fn a_dirty_map_is_that_of_the_bitmap(flavor: Flavor) {
             assert_eq!(oracle::read_json_map(&json, |kind| kind == 3), zeroes);
             assert_eq!(zeroes, common(&map.dirty(), &holes[id]), "{checkpoint}/{id}: changed, and reads as zeroes");
             let told = &status["checkpoints"].as_array().expect("checkpoints");
-            let told = told.iter().find(|told| told["name"] == *checkpoint).expect("the checkpoint");
+            let told = told.iter().find(|told| told["name"] == **checkpoint).expect("the checkpoint");
             // QEMU counts whole grains, also where the disk ends within one.
             let granularity = told["disks"][*id]["granularity"].as_u64().expect("granularity");
             let dirty = told["disks"][*id]["dirty_bytes"].as_u64().expect("dirty_bytes");
             assert!(dirty.abs_diff(total(&map.dirty())) < granularity, "{told}");
-            assert_eq!(told["disks"][*id]["persistent"], *id == "vda");
+            assert_eq!(told["disks"][*id]["persistent"], machine.format(id) == "qcow2");
         }
     }
     drop(open);
@@ -123,13 +141,13 @@ fn common(one: &[Extent], other: &[Extent]) -> Vec<Extent> {
     both
 }
 
-on!(a_delta_is_what_changed_and_nothing_else: new = New, old = Old, daemon = Daemon);
+on!(a_delta_is_what_changed_and_nothing_else: new = New, old = Old, daemon = Daemon, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn a_delta_is_what_changed_and_nothing_else(flavor: Flavor) {
     let machine = machine(flavor);
     let dirty = DISKS.map(|id| changes(&machine, id, CHECKPOINTS[0]).dirty());
     let before = DISKS.map(|id| fs::read(machine.copy(id, &format!("{id}.before"))).expect("a copy"));
     let mount = Mount::of(&machine);
-    let open = fs::File::open(mount.disk("vda")).expect("the first open");
+    let open = fs::File::open(mount.path("checkpoints/monday/vda/delta.raw")).expect("the first open");
     for id in DISKS {
         machine.write(id, 8 * MIB, 64 * KIB, 0x31);
         machine.discard(id, MIB, 4 * MIB);
@@ -167,7 +185,7 @@ fn not_zero(path: &Path) -> u64 {
     u64::try_from(blocks).expect("a number of blocks") * 4096
 }
 
-on!(bitmaps_stay_what_they_were: new = New, old = Old, daemon = Daemon);
+on!(bitmaps_stay_what_they_were: new = New, old = Old, daemon = Daemon, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn bitmaps_stay_what_they_were(flavor: Flavor) {
     let mut machine = machine(flavor);
     let mount = Mount::of(&machine);
@@ -179,36 +197,19 @@ fn bitmaps_stay_what_they_were(flavor: Flavor) {
     assert_eq!(oracle::read_map(&map, |_| true), stored.dirty());
 }
 
-on!(a_map_covers_the_whole_backing_chain: new = New, old = Old);
+on!(a_map_covers_the_whole_backing_chain: new = New, old = Old, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn a_map_covers_the_whole_backing_chain(flavor: Flavor) {
-    let machine = Machine::build(flavor).disk(Disk::qcow2("vda", 16 * MIB).filled(&[(0, 8 * MIB)])).start();
+    let mut machine = Machine::build(flavor).disk(Disk::qcow2("vda", 16 * MIB).filled(&[(0, 8 * MIB)])).start();
     machine.add_bitmap("vda", "monday", 65536);
     machine.write("vda", MIB, 64 * KIB, 0x41);
     machine.write("vda", 10 * MIB, 192 * KIB, 0x41);
-    // An external snapshot, with a bitmap of the same name on the new overlay: what libvirt does.
-    let overlay = machine.dir().join("overlay.qcow2");
-    let mut create = tool("qemu-img");
-    create.args(["create", "-q", "-f", "qcow2", "-F", "qcow2", "-b"]);
-    ok(create.arg(machine.image("vda")).arg(&overlay));
-    let node = json!({
-        "driver": "qcow2", "node-name": "overlay", "backing": null,
-        "file": {"driver": "file", "filename": overlay},
-    });
-    machine.qmp().must("blockdev-add", node);
+    // An external snapshot, with a bitmap of the same name on the new overlay.
     let base = machine.node("vda");
-    let actions = json!({"actions": [
-        {"type": "blockdev-snapshot", "data": {"node": base, "overlay": "overlay"}},
-        {"type": "block-dirty-bitmap-add",
-         "data": {"node": "overlay", "name": "monday", "granularity": 65536, "persistent": true}},
-    ]});
-    machine.qmp().must("transaction", actions);
+    snapshot::external(&mut machine, &["vda"], "overlay", 65536);
     machine.write("vda", MIB + 64 * KIB, 64 * KIB, 0x42);
     machine.write("vda", 5 * MIB, 512, 0x42);
-    machine.flush("vda");
-    let before = machine.dir().join("before");
-    let mut convert = tool("qemu-img");
-    ok(convert.args(["convert", "-U", "-f", "qcow2", "-O", "raw"]).arg(&overlay).arg(&before));
-    let changed = oracle::changes(&machine, "vda", &["overlay", &base], "monday", 65536);
+    let before = machine.copy("vda", "before");
+    let changed = oracle::changes(&machine, "vda", &[&machine.node("vda"), &base], "monday", 65536);
     assert_eq!(changed.dirty(), [(MIB, 128 * KIB), (5 * MIB, 64 * KIB), (10 * MIB, 192 * KIB)]);
 
     let mount = Mount::of(&machine);
@@ -222,20 +223,23 @@ fn a_map_covers_the_whole_backing_chain(flavor: Flavor) {
     assert!(mount.unmount().success());
 }
 
-on!(a_checkpoint_of_one_disk_is_on_that_disk: new = New, old = Old);
+on!(a_checkpoint_of_one_disk_is_on_that_disk: new = New, old = Old, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn a_checkpoint_of_one_disk_is_on_that_disk(flavor: Flavor) {
-    let machine = Machine::build(flavor).disk(Disk::qcow2("vda", MIB)).disk(Disk::raw("vdb", MIB)).start();
-    machine.add_bitmap("vdb", "since noon", 65536);
+    let machine =
+        Machine::build(flavor).disk(Disk::qcow2("vda", MIB)).disk(Disk::with_checkpoints(flavor, "vdb", MIB)).start();
+    // libvirt allows no spaces.
+    let name = if flavor.libvirt().is_some() { "noon" } else { "since noon" };
+    machine.add_bitmap("vdb", name, 65536);
     let mount = Mount::of(&machine);
-    assert_eq!(ok(tool("ls").arg(mount.path("checkpoints/since noon"))).trim(), "vda\nvdb");
+    assert_eq!(ok(tool("ls").arg(mount.path("checkpoints").join(name))).trim(), "vda\nvdb");
     // The other one never had it, so there is no telling what did not change.
-    let map = read(&mount, "since noon", "vda", "dirty.map");
+    let map = read(&mount, name, "vda", "dirty.map");
     assert_eq!(oracle::read_map(&map, |_| true), [(0, MIB)]);
     assert!(map.lines().any(|line| line.starts_with("# note: ")), "{map}");
     // Nothing changed on it: a map without lines, a delta without data.
-    let map = read(&mount, "since noon", "vdb", "dirty.map");
+    let map = read(&mount, name, "vdb", "dirty.map");
     assert!(map.lines().all(|line| line.starts_with('#')), "{map}");
-    assert_eq!(serde_json::from_str::<Value>(&read(&mount, "since noon", "vdb", "dirty.json")).ok(), Some(json!([])));
-    assert!(oracle::seek_walk(&mount.path("checkpoints/since noon/vdb/delta.raw")).is_empty());
+    assert_eq!(serde_json::from_str::<Value>(&read(&mount, name, "vdb", "dirty.json")).ok(), Some(json!([])));
+    assert!(oracle::seek_walk(&mount.path("checkpoints").join(name).join("vdb/delta.raw")).is_empty());
     assert!(mount.unmount().success());
 }

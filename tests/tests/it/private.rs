@@ -12,8 +12,8 @@ use pullfs_tests::process::{ok, run};
 use pullfs_tests::tools::tool;
 use pullfs_tests::user::{self, User, as_nobody, open_to_all};
 
-fn machine() -> Machine {
-    Machine::build(Flavor::New).disk(Disk::qcow2("vda", 8 * MIB).filled(&[(0, MIB)])).start()
+fn machine(flavor: Flavor) -> Machine {
+    Machine::build(flavor).disk(Disk::qcow2("vda", 8 * MIB).filled(&[(0, MIB)])).start()
 }
 
 /// Whether `nobody` can read a file.
@@ -40,7 +40,7 @@ fn files_are_for_the_mounting_user_alone() {
     if !Flavor::New.available() {
         return;
     }
-    let machine = machine();
+    let machine = machine(Flavor::New);
     let other = mount(&machine, "");
     for (path, mode) in [
         ("status.json", 0o400),
@@ -65,7 +65,7 @@ fn allow_other_lets_in_whom_the_modes_do() {
     if !Flavor::New.available() {
         return;
     }
-    let machine = machine();
+    let machine = machine(Flavor::New);
     let disk = "current/vda/disk.raw";
     for (options, group, others) in [
         ("allow_other", false, false),
@@ -89,21 +89,21 @@ fn allow_other_lets_in_whom_the_modes_do() {
     assert!(owned.unmount().success());
 }
 
-#[test]
-fn nobody_else_connects_to_the_nbd_server() {
-    if !Flavor::New.available() {
-        return;
-    }
-    let machine = machine();
+on!(nobody_else_connects_to_the_nbd_server: new = New, libvirt = Libvirt, libvirt_old = LibvirtOld);
+fn nobody_else_connects_to_the_nbd_server(flavor: Flavor) {
+    let machine = machine(flavor);
     let mount = mount(&machine, "");
     mount.command(&["begin"]).success();
-    let dir = Path::new("/run/pullfs").join(mount.id());
-    for dir in [&dir, Path::new("/run/pullfs")] {
+    let runtime = Path::new("/run/pullfs").join(mount.id());
+    let scratch = mount.scratch().join(format!("{}.libvirt", mount.id()));
+    let dir = if flavor.libvirt().is_some() { &scratch } else { &runtime };
+    for dir in [dir, &runtime, Path::new("/run/pullfs")] {
         assert_eq!(fs::metadata(dir).expect("a directory").mode() & 0o777, 0o700, "{}", dir.display());
     }
     let socket = dir.join("nbd.sock");
-    // Even past the directory, which a descriptor of it that was handed on would be.
-    assert_eq!(fs::metadata(&socket).expect("the socket").mode() & 0o077, 0);
+    // Even past the directory, which a descriptor of it that was handed on would be. libvirt makes it QEMU's group's.
+    let forbidden = if flavor.libvirt().is_some() { 0o002 } else { 0o077 };
+    assert_eq!(fs::metadata(&socket).expect("the socket").mode() & forbidden, 0);
     let list = format!("nbd+unix://?socket={}", socket.display());
     ok(tool("nbdinfo").args(["--list", &list]));
     let refused = run(as_nobody().args(["nbdinfo", "--list", &list]));
@@ -116,7 +116,7 @@ fn a_runtime_directory_that_others_can_change_is_refused() {
     if !Flavor::New.available() {
         return;
     }
-    let machine = machine();
+    let machine = machine(Flavor::New);
     let user = User::new();
     user::admit(&machine);
     let base = user.path("run/pullfs");

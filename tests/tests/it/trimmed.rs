@@ -16,7 +16,7 @@ const TRIM: u64 = 1 << 30;
 /// Of a qcow2 image with clusters of 64 KiB: 8 bytes for each cluster, and some clusters for the tables above.
 const METADATA: u64 = SIZE / 65536 * 8 + 8 * 65536;
 
-on!(a_trimmed_disk_is_a_delta_of_metadata: new = New, old = Old);
+on!(a_trimmed_disk_is_a_delta_of_metadata: new = New, old = Old, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn a_trimmed_disk_is_a_delta_of_metadata(flavor: Flavor) {
     let data = [(0, 4 * MIB), (3 * TRIM - MIB, 2 * MIB), (SIZE - MIB, MIB)];
     let machine = Machine::build(flavor).disk(Disk::qcow2("vda", SIZE).filled(&data)).start();

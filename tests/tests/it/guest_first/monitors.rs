@@ -12,7 +12,7 @@ use serde_json::json;
 /// Points in time; QEMU 7.2 ended after fewer when it formatted the scratch images itself.
 const POINTS: usize = 30;
 
-on!(a_machine_that_is_asked_for_its_nodes_all_the_time_lives: new = New, old = Old);
+on!(a_machine_that_is_asked_for_its_nodes_all_the_time_lives: new = New, old = Old, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn a_machine_that_is_asked_for_its_nodes_all_the_time_lives(flavor: Flavor) {
     let disks = ["vda", "vdb", "vdc", "vdd"].map(|id| Disk::qcow2(id, MIB));
     let machine = disks.into_iter().fold(Machine::build(flavor), Builder::disk).start();

@@ -52,7 +52,7 @@ fn was_told(reader: &mpsc::Receiver<Option<Errno>>) {
     assert!(matches!(errno, Some(Errno::NOTCONN | Errno::CONNABORTED)), "{errno:?}");
 }
 
-on!(a_crash_leaves_nothing_and_ends_all_reads: new = New, old = Old, daemon = Daemon);
+on!(a_crash_leaves_nothing_and_ends_all_reads: new = New, old = Old, daemon = Daemon, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn a_crash_leaves_nothing_and_ends_all_reads(flavor: Flavor) {
     let scene = Scene::new(flavor);
     let before = Leftovers::of(&scene.machine);
@@ -71,7 +71,7 @@ fn a_crash_leaves_nothing_and_ends_all_reads(flavor: Flavor) {
     }
 }
 
-on!(a_read_in_flight_ends_with_the_daemon: new = New);
+on!(a_read_in_flight_ends_with_the_daemon: new = New, libvirt = Libvirt, libvirt_old = LibvirtOld);
 /// QEMU stands still, so a read waits for it, when the daemon dies.
 fn a_read_in_flight_ends_with_the_daemon(flavor: Flavor) {
     let mut scene = Scene::new(flavor);
@@ -88,7 +88,7 @@ fn a_read_in_flight_ends_with_the_daemon(flavor: Flavor) {
     scene.is_as_before(&before, &traces, RESCUE_LIMIT);
 }
 
-on!(a_daemon_that_hangs_is_ended: new = New, old = Old);
+on!(a_daemon_that_hangs_is_ended: new = New, old = Old, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn a_daemon_that_hangs_is_ended(flavor: Flavor) {
     let scene = Scene::new(flavor);
     let before = Leftovers::of(&scene.machine);
@@ -109,7 +109,7 @@ fn a_daemon_that_hangs_is_ended(flavor: Flavor) {
     assert!(again.unmount().success());
 }
 
-on!(a_guardian_that_is_killed_is_replaced: new = New, old = Old);
+on!(a_guardian_that_is_killed_is_replaced: new = New, old = Old, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn a_guardian_that_is_killed_is_replaced(flavor: Flavor) {
     let scene = Scene::new(flavor);
     let before = Leftovers::of(&scene.machine);
@@ -134,7 +134,7 @@ fn a_guardian_that_is_killed_is_replaced(flavor: Flavor) {
     scene.is_as_before(&before, &traces, Duration::ZERO);
 }
 
-on!(a_mount_that_nobody_may_take_away_is_left_to_recover: new = New);
+on!(a_mount_that_nobody_may_take_away_is_left_to_recover: new = New, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn a_mount_that_nobody_may_take_away_is_left_to_recover(flavor: Flavor) {
     let scene = Scene::new(flavor);
     let before = Leftovers::of(&scene.machine);
@@ -152,7 +152,7 @@ fn a_mount_that_nobody_may_take_away_is_left_to_recover(flavor: Flavor) {
     scene.is_as_before(&before, &traces, Duration::ZERO);
 }
 
-on!(a_checkpoint_that_was_made_survives: new = New, old = Old);
+on!(a_checkpoint_that_was_made_survives: new = New, old = Old, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn a_checkpoint_that_was_made_survives(flavor: Flavor) {
     let scene = Scene::new(flavor);
     let mut mount = scene.mount();
@@ -172,9 +172,9 @@ fn a_checkpoint_that_was_made_survives(flavor: Flavor) {
     let changes = before.changes(&after);
     assert!(changes.iter().all(|change| change.contains("pullfs-checkpoint:")), "{changes:?}");
     let mount = scene.mount();
-    scene.monday_tells(&mount);
     let map = fs::read_to_string(mount.path("checkpoints/tuesday/vda/dirty.map")).expect("a map");
     assert!(map.lines().all(|line| line.starts_with('#')), "nothing changed since:\n{map}");
+    scene.monday_tells(&mount);
     assert!(mount.unmount().success());
 }
 
@@ -186,15 +186,15 @@ fn a_guardian_may_be_killed_while_it_cleans_up(flavor: Flavor) {
     let round = |nth: usize, moment: Moment| {
         let (mut mount, traces) = scene.holding();
         let guardian = mount.guardian();
-        scene.relay.kill_at(nth, moment, &[guardian]);
+        scene.relay().kill_at(nth, moment, &[guardian]);
         signal_pid(mount.pid(), Signal::KILL);
         mount.ended();
         wait_until("the guardian's end", RESCUE_LIMIT, || has_ended(guardian));
-        if scene.relay.has_killed() {
+        if scene.relay().has_killed() {
             scene.recover().success();
         }
         scene.is_as_before(&before, &traces, Duration::ZERO);
-        scene.relay.has_killed()
+        scene.relay().has_killed()
     };
     let all = (1..MANY).flat_map(|nth| MOMENTS.map(|moment| (nth, moment)));
     let kills = all.take_while(|&(nth, moment)| round(nth, moment)).count();
@@ -208,17 +208,17 @@ fn recover_may_be_killed_too(flavor: Flavor) {
     let before = Leftovers::of(&scene.machine);
     let round = |nth: usize, moment: Moment| {
         let (mut mount, traces) = scene.holding();
-        scene.relay.count();
+        scene.relay().count();
         kill_at_once(&[mount.guardian(), mount.pid()]);
         mount.ended();
         // It waits for a line, so that its process is known before it begins.
         let mut recover = Command::new("sh");
-        recover.args(["-c", r#"read -r go; exec "$0" recover "$1""#]).arg(pullfs()).arg(scene.relay.source());
+        recover.args(["-c", r#"read -r go; exec "$0" recover "$1""#]).arg(pullfs()).arg(scene.relay().source());
         let mut recover = recover.stdin(Stdio::piped()).stdout(Stdio::null()).spawn().expect("sh");
-        scene.relay.kill_at(nth, moment, &[recover.id()]);
+        scene.relay().kill_at(nth, moment, &[recover.id()]);
         drop(recover.stdin.take());
         let status = wait_for(&mut recover, RESCUE_LIMIT).expect("the end of recover");
-        let killed = scene.relay.has_killed();
+        let killed = scene.relay().has_killed();
         assert_eq!(status.signal() == Some(Signal::KILL.as_raw()), killed, "{status}");
         if killed {
             scene.recover().success();

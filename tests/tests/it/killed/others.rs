@@ -49,7 +49,7 @@ fn recover_touches_nothing_of_others(flavor: Flavor) {
     kill_at_once(&[dead.guardian(), dead.pid()]);
     dead.ended();
     drop(open);
-    run(std::process::Command::new(pullfs()).arg("recover").arg(machine.source())).success();
+    mount::recover(&machine).success();
     before.come_back(&machine, std::time::Duration::ZERO);
     traces.go(std::time::Duration::ZERO);
 
@@ -77,13 +77,13 @@ fn theirs(machine: &Machine) {
     qmp.must("block-export-add", json!({"type": "nbd", "id": "pullfs-000000-1-0", "node-name": "pullfs-000000-1-0p"}));
 }
 
-on!(the_next_mount_may_be_at_the_same_place: new = New);
+on!(the_next_mount_may_be_at_the_same_place: new = New, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn the_next_mount_may_be_at_the_same_place(flavor: Flavor) {
     let machine = Machine::build(flavor).disk(Disk::qcow2("vda", MIB).filled(&[(0, MIB)])).start();
     let nothing = Leftovers::of(&machine);
     let point = MountPoint::new();
     for _ in 0..2 {
-        mount::mount(&machine.source(), &point.mnt(), &point.scratch()).success();
+        mount::mount(&machine.source(), &point.mnt(), &machine.options(&point.scratch())).success();
         let open = File::open(point.mnt().join("current/vda/disk.raw")).expect("a disk");
         let status = std::fs::read(point.mnt().join("status.json")).expect("status.json");
         let status: Value = serde_json::from_slice(&status).expect("JSON");
@@ -94,18 +94,18 @@ fn the_next_mount_may_be_at_the_same_place(flavor: Flavor) {
         let error = open.read_at(&mut [0; 512], 0).expect_err("nobody serves it");
         assert_eq!(error.kind(), ErrorKind::NotConnected);
     }
-    mount::mount(&machine.source(), &point.mnt(), &point.scratch()).success();
+    mount::mount(&machine.source(), &point.mnt(), &machine.options(&point.scratch())).success();
     assert_eq!(Leftovers::of(&machine), nothing, "of the dead mounts");
     run(std::process::Command::new(pullfs()).arg("umount").arg(point.mnt())).success();
     assert_eq!(Leftovers::of(&machine), nothing);
     assert!(!is_mounted(&point.mnt()), "no dead mount is below");
 }
 
-on!(recover_leaves_a_mount_that_lives_alone: new = New, old = Old);
+on!(recover_leaves_a_mount_that_lives_alone: new = New, old = Old, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn recover_leaves_a_mount_that_lives_alone(flavor: Flavor) {
     let machine = Machine::build(flavor).disk(Disk::qcow2("vda", MIB).filled(&[(0, MIB)])).start();
     let nothing = Leftovers::of(&machine);
-    let recover = || run(std::process::Command::new(pullfs()).arg("recover").arg(machine.source()));
+    let recover = || mount::recover(&machine);
     let said = recover();
     assert!(said.code == Some(0) && !said.stdout.is_empty(), "there is nothing, which it says: {said}");
     let mount = Mount::of(&machine);

@@ -4,16 +4,18 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use pullfs_tests::disk::Disk;
 use pullfs_tests::flavor::Flavor;
 use pullfs_tests::leftovers::Leftovers;
 use pullfs_tests::machine::{MIB, Machine};
-use pullfs_tests::mount::{Mount, is_mounted};
+use pullfs_tests::mount::{Mount, is_mounted, recover};
 use pullfs_tests::oracle;
-use pullfs_tests::process::{Finished, run, wait_until};
-use pullfs_tests::relay::Relay;
+use pullfs_tests::process::{Finished, kill_at_once, run, wait_until};
+use pullfs_tests::relay::{MOMENTS, Moment, Relay};
 use pullfs_tests::tools::pullfs;
 use serde_json::json;
 
@@ -24,10 +26,16 @@ const SIZE: u64 = 16 * MIB;
 /// How long whoever cleans up may take on a busy machine.
 pub(crate) const RESCUE_LIMIT: Duration = Duration::from_secs(15);
 
+/// Between two moments at which somebody is killed who speaks to libvirt.
+const STEP: Duration = Duration::from_millis(30);
+
 /// A machine with the checkpoint `monday`, since which the guest writes.
 pub(crate) struct Scene {
     pub(crate) machine: Machine,
-    pub(crate) relay: Relay,
+    /// None before libvirt, which is spoken to in its own way.
+    relay: Option<Relay>,
+    /// Who kills after a while, where there is no relay; and what calls that off.
+    killer: RefCell<Option<(mpsc::Sender<()>, JoinHandle<bool>)>>,
     /// The process that holds the disks.
     server: u32,
     /// Its descriptors without a client at the monitor.
@@ -84,22 +92,69 @@ impl Scene {
     pub(crate) fn new(flavor: Flavor) -> Self {
         let mut machine = Machine::build(flavor)
             .disk(Disk::qcow2("vda", SIZE).filled(&[(0, MIB)]))
-            .disk(Disk::raw("vdb", SIZE).filled(&[(0, MIB)]))
+            .disk(Disk::with_checkpoints(flavor, "vdb", SIZE).filled(&[(0, MIB)]))
             .start();
         let server = machine.server().pid();
-        let relay = Relay::before(&machine.dir().join("pull.qmp"));
+        let relay = flavor.libvirt().is_none().then(|| Relay::before(&machine.dir().join("pull.qmp")));
         let descriptors = descriptors(server);
-        let mount = Mount::source(&relay.source(), "");
+        let scene =
+            Self { machine, relay, killer: RefCell::default(), server, descriptors, written: RefCell::default() };
+        let mount = scene.mount();
         mount.checkpoint("create", "monday").success();
         assert!(mount.unmount().success());
-        let scene = Self { machine, relay, server, descriptors, written: RefCell::default() };
         scene.guest_writes();
         scene
     }
 
     #[track_caller]
     pub(crate) fn mount(&self) -> Mount {
-        Mount::source(&self.relay.source(), "")
+        match &self.relay {
+            Some(relay) => Mount::source(&relay.source(), ""),
+            None => Mount::of(&self.machine),
+        }
+    }
+
+    /// Kills these processes at the `nth` command, before or after it; with libvirt, whose commands nobody counts, after so
+    /// many [`STEP`]s.
+    #[track_caller]
+    pub(crate) fn kill_at(&self, nth: usize, moment: Moment, pids: &[u32]) {
+        if let Some(relay) = &self.relay {
+            relay.kill_at(nth, moment, pids);
+            return;
+        }
+        let (cancel, cancelled) = mpsc::channel::<()>();
+        let steps = u32::try_from(2 * nth).expect("a number") - u32::from(moment == MOMENTS[0]);
+        let pids = pids.to_vec();
+        let killer = thread::spawn(move || {
+            let in_time = cancelled.recv_timeout(STEP * steps) == Err(mpsc::RecvTimeoutError::Timeout);
+            if in_time {
+                kill_at_once(&pids);
+            }
+            in_time
+        });
+        self.killer.replace(Some((cancel, killer)));
+    }
+
+    /// Whether it has come to that; from now on it will not.
+    #[track_caller]
+    pub(crate) fn has_killed(&self) -> bool {
+        if let Some(relay) = &self.relay {
+            return relay.has_killed();
+        }
+        let (cancel, killer) = self.killer.take().expect("one that was to kill");
+        cancel.send(()).ok();
+        killer.join().expect("a thread")
+    }
+
+    /// Whether the machine is a domain of libvirt's.
+    pub(crate) fn is_libvirts(&self) -> bool {
+        self.relay.is_none()
+    }
+
+    /// What is between pullfs and the machine.
+    #[track_caller]
+    pub(crate) fn relay(&self) -> &Relay {
+        self.relay.as_ref().expect("a machine that is reached by QMP")
     }
 
     /// A mount that holds a point in time, and its traces.
@@ -114,7 +169,10 @@ impl Scene {
     /// `pullfs recover` of the machine.
     #[track_caller]
     pub(crate) fn recover(&self) -> Finished {
-        run(std::process::Command::new(pullfs()).arg("recover").arg(self.relay.source()))
+        match &self.relay {
+            Some(relay) => run(std::process::Command::new(pullfs()).arg("recover").arg(relay.source())),
+            None => recover(&self.machine),
+        }
     }
 
     /// The guest writes where it has not yet, on both disks.

@@ -30,7 +30,7 @@ impl Drop for Loop {
     }
 }
 
-on!(a_block_device_is_a_copy_too: new = New);
+on!(a_block_device_is_a_copy_too: new = New, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn a_block_device_is_a_copy_too(flavor: Flavor) {
     let size = 8 * MIB + 512;
     let machine = Machine::build(flavor).disk(Disk::qcow2("vda", size).filled(&[(MIB, 2 * MIB)])).start();

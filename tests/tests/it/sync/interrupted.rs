@@ -30,7 +30,7 @@ fn under_way(mount: &Mount, dest: &Path) -> Child {
     child
 }
 
-on!(an_interrupted_sync_is_run_again: new = New);
+on!(an_interrupted_sync_is_run_again: new = New, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn an_interrupted_sync_is_run_again(flavor: Flavor) {
     let size = 384 * MIB;
     let machine = Machine::build(flavor).disk(Disk::qcow2("vda", size)).start();

@@ -82,7 +82,7 @@ fn copy_of_monday(machine: &Machine, mount: &Mount, id: &str) -> PathBuf {
     dest
 }
 
-on!(a_full_copy_is_that_of_qemu: new = New, old = Old, daemon = Daemon);
+on!(a_full_copy_is_that_of_qemu: new = New, old = Old, daemon = Daemon, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn a_full_copy_is_that_of_qemu(flavor: Flavor) {
     let machine = Machine::build(flavor)
         .disk(Disk::qcow2("vda", 32 * MIB + 512).filled(&[(0, 4 * MIB), (9 * MIB, 700 * KIB)]))
@@ -110,7 +110,7 @@ fn a_full_copy_is_that_of_qemu(flavor: Flavor) {
     assert!(mount.unmount().success());
 }
 
-on!(a_full_copy_replaces_whatever_was_there: new = New);
+on!(a_full_copy_replaces_whatever_was_there: new = New, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn a_full_copy_replaces_whatever_was_there(flavor: Flavor) {
     let machine = Machine::build(flavor).disk(Disk::qcow2("vda", 16 * MIB).filled(&[(MIB, MIB)])).start();
     let before = machine.copy("vda", "before");
@@ -130,11 +130,11 @@ fn a_full_copy_replaces_whatever_was_there(flavor: Flavor) {
     assert!(mount.unmount().success());
 }
 
-on!(an_increment_writes_what_changed_and_nothing_else: new = New, old = Old, daemon = Daemon);
+on!(an_increment_writes_what_changed_and_nothing_else: new = New, old = Old, daemon = Daemon, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn an_increment_writes_what_changed_and_nothing_else(flavor: Flavor) {
     let machine = Machine::build(flavor)
         .disk(Disk::qcow2("vda", 32 * MIB + 512).filled(&[(0, 4 * MIB), (9 * MIB, MIB)]))
-        .disk(Disk::raw("vdb", 11 * MIB + 1536).filled(&[(0, 11 * MIB)]))
+        .disk(Disk::with_checkpoints(flavor, "vdb", 11 * MIB + 1536).filled(&[(0, 11 * MIB)]))
         .start();
     let mount = Mount::of(&machine);
     for id in ["vda", "vdb"] {
@@ -184,13 +184,13 @@ fn an_increment_writes_what_changed_and_nothing_else(flavor: Flavor) {
     assert!(mount.unmount().success());
 }
 
-on!(a_disk_that_grew_is_copied_to_its_end: new = New, old = Old);
+on!(a_disk_that_grew_is_copied_to_its_end: new = New, old = Old, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn a_disk_that_grew_is_copied_to_its_end(flavor: Flavor) {
     let machine = Machine::build(flavor).disk(Disk::qcow2("vda", 8 * MIB).filled(&[(0, MIB)])).start();
     let mount = Mount::of(&machine);
     let dest = copy_of_monday(&machine, &mount, "vda");
     machine.write("vda", 9 * 64 * KIB, 512, 0x41);
-    machine.qmp().must("block_resize", json!({"node-name": machine.node("vda"), "size": 20 * MIB}));
+    machine.resize("vda", 20 * MIB);
     machine.write("vda", 15 * MIB, 64 * KIB, 0x42);
     let after = machine.copy("vda", "after");
     sync(&since(&mount, "monday", "vda"), &dest).success();

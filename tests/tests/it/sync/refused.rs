@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::{BUSY, KIB, NOT_FOUND, SYSTEM, USAGE, beside, copy_of_monday, full, note, record, since, sync};
 
-on!(what_does_not_fit_is_refused_and_nothing_is_written: new = New);
+on!(what_does_not_fit_is_refused_and_nothing_is_written: new = New, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn what_does_not_fit_is_refused_and_nothing_is_written(flavor: Flavor) {
     let disk = |id| Disk::qcow2(id, 8 * MIB).filled(&[(0, MIB)]);
     let machine = Machine::build(flavor).disk(disk("vda")).disk(disk("vdb")).start();
@@ -73,7 +73,7 @@ fn what_does_not_fit_is_refused_and_nothing_is_written(flavor: Flavor) {
     assert!(mount.unmount().success());
 }
 
-on!(one_sync_at_a_time: new = New);
+on!(one_sync_at_a_time: new = New, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn one_sync_at_a_time(flavor: Flavor) {
     let machine = Machine::build(flavor).disk(Disk::qcow2("vda", MIB)).start();
     let mount = Mount::of(&machine);
