@@ -13,6 +13,11 @@ const RECOVER: &str = "\
 A mount that dies is cleaned up by its guardian process, and by the next mount of the same machine. This is for when both \
 were killed. It undoes what the journals of dead mounts name; a mount that lives is left alone.";
 
+const DOCTOR: &str = "\
+Each line is ok, a hint (a mount works, and may be less than expected) or WRONG (a mount, or a point in time, would fail), \
+with what to do. Nothing is made in the machine and no point in time is taken. Whoever does not answer is a finding after \
+half a minute at most. The exit code is 0 when nothing is wrong, 2 when something is, 1 for a source that is none.";
+
 const CONFIG: &str = "\
 Of several who set an option the last one decides: /etc/pullfs/config.toml (or the file that the environment variable \
 PULLFS_CONFIG names) with its section [options] and that of the machine, an environment variable such as PULLFS_MAX_RATE, \
@@ -80,6 +85,9 @@ pub(crate) enum Command {
     /// Remove what mounts that were killed have left in a machine; touches nothing else
     #[command(after_help = RECOVER)]
     Recover(Recover),
+    /// Check all that a mount needs, and say what to do about what is wrong; changes nothing
+    #[command(after_help = DOCTOR)]
+    Doctor(Doctor),
     /// Start a small machine and show what pullfs does with it
     Demo,
     /// Clean up after a daemon that dies; pullfs starts this for itself
@@ -143,6 +151,21 @@ pub(crate) struct Recover {
     /// For HOST:PORT the mount options tls= or insecure, for libvirt uri=
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub(crate) options: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// The machine, as it would be mounted: qmp:PATH, qmp:HOST:PORT or libvirt:DOMAIN
+    pub(crate) source: String,
+    /// Mount options, as they would be given to mount
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    pub(crate) options: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// When to use colours; `auto`: on a terminal, unless `NO_COLOR` or `TERM=dumb` is set
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub(crate) color: clap::ColorChoice,
 }
 
 #[derive(Debug, Args)]

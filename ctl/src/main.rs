@@ -9,6 +9,7 @@ mod config;
 mod control;
 mod daemon;
 mod demo;
+mod doctor;
 mod failure;
 mod guardian;
 mod harden;
@@ -74,6 +75,7 @@ fn main() -> ExitCode {
         Command::Set(arguments) => control::set(&arguments.mount_point, &arguments.option),
         Command::Reload(arguments) => reload::run(&arguments.mount_point),
         Command::Recover(arguments) => recover::run(&arguments),
+        Command::Doctor(arguments) => doctor::run(&arguments),
         Command::Demo => demo::run(),
         Command::Guardian { dir } => return guardian::run(&dir),
         Command::ThawGuard { agent } => return thaw_guard::run(&agent),

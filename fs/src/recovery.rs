@@ -167,6 +167,21 @@ pub async fn of_source(base: &Path, source: &str) -> Result<(Vec<Dead>, Vec<Head
     }
 }
 
+/// The headers of the mounts of a source: of those whose daemon has ended and that nobody has cleaned up after, and of those
+/// that live. Touches nothing.
+///
+/// # Errors
+/// When the directory of mounts cannot be read.
+pub fn headers(base: &Path, source: &str) -> Result<(Vec<Header>, Vec<Header>)> {
+    let failed = |error| Error::with_source(Kind::Io, format!("cannot read {}", base.display()), error);
+    let entries = match std::fs::read_dir(base) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), Vec::new())),
+        other => other.map_err(failed)?,
+    };
+    let headers = entries.filter_map(|entry| Journal::header_in(&entry.ok()?.path()));
+    Ok(headers.filter(|header| header.source == source).partition(|header| has_ended(header.pid)))
+}
+
 fn look(base: &Path, source: &str) -> Result<(Vec<Dead>, Vec<Header>)> {
     let (mut dead, mut living) = (Vec::new(), Vec::new());
     for dir in dirs(base)? {
@@ -246,6 +261,8 @@ mod tests {
         let (dead, alive) = of_source(base.path(), "qmp:/a").await.unwrap();
         assert_eq!(dead.iter().map(|dead| &*dead.header().mount).collect::<Vec<_>>(), ["pullfs-2"]);
         assert_eq!(alive, [living.header().clone()]);
+        let (ended, alive) = headers(base.path(), "qmp:/a").unwrap();
+        assert_eq!((ended.len(), alive.len()), (0, 2), "their daemon is this process");
         for dead in dead {
             dead.bury().await.unwrap();
         }

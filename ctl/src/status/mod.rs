@@ -13,7 +13,7 @@ use crate::failure::Outcome;
 use crate::mounted::Mounted;
 use crate::waiting::waiting;
 
-pub(crate) use text::{describe_checkpoint, size};
+pub(crate) use text::{NOTICE, WARNING, describe_checkpoint, paint, plain, size, table};
 
 pub(crate) fn run(arguments: &args::Status) -> Outcome {
     let Some(mount_point) = &arguments.mount_point else { return list::run(arguments.json, arguments.color) };
@@ -37,7 +37,7 @@ pub(crate) fn print(text: &str) -> Outcome {
 }
 
 /// Prints what has colours in it, with them or without.
-fn show(text: &str, color: clap::ColorChoice) -> Outcome {
+pub(crate) fn show(text: &str, color: clap::ColorChoice) -> Outcome {
     print(&painted(text, color))
 }
 

@@ -10,10 +10,10 @@ use textwrap::core::display_width;
 use crate::mounted::{Bitmap, Checkpoint, Point, Scratch, Status};
 
 /// What must not be overlooked.
-pub(super) const WARNING: Style = AnsiColor::Red.on_default().bold();
+pub(crate) const WARNING: Style = AnsiColor::Red.on_default().bold();
 
 /// What may become a warning.
-const NOTICE: Style = AnsiColor::Yellow.on_default();
+pub(crate) const NOTICE: Style = AnsiColor::Yellow.on_default();
 
 const TITLE: Style = Style::new().bold();
 
@@ -108,7 +108,7 @@ impl Lines {
 }
 
 /// The text in a style; nothing around nothing.
-pub(super) fn paint(style: Style, text: &str) -> String {
+pub(crate) fn paint(style: Style, text: &str) -> String {
     if text.is_empty() { String::new() } else { format!("{style}{text}{style:#}") }
 }
 
@@ -153,7 +153,7 @@ fn cells(checkpoint: &Checkpoint) -> [String; 3] {
 }
 
 /// Rows with their columns below each other, whatever is wide in them.
-pub(super) fn table(rows: Vec<Vec<String>>) -> String {
+pub(crate) fn table(rows: Vec<Vec<String>>) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(|cell| display_width(cell)).max();
     let widths: Vec<usize> = (0..columns).map(|column| width(column).unwrap_or(0)).collect();
@@ -189,7 +189,7 @@ pub(super) fn age(time: &str) -> Option<String> {
 }
 
 /// Without what a terminal would obey or turn round: names are whatever was written into an image.
-pub(super) fn plain(text: &str) -> String {
+pub(crate) fn plain(text: &str) -> String {
     let turns =
         |c| matches!(c, '\u{61c}' | '\u{200e}'..='\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     text.replace(|c: char| c.is_control() || turns(c), "?")

@@ -123,7 +123,7 @@ pub(super) async fn serve(path: &Path, mut daemon: Lines, limits: Limits, told: 
 }
 
 /// Connects and makes sure that freezing will work, and thawing after it. Changes nothing.
-async fn prepare(path: &Path, limits: Limits) -> Result<Agent> {
+pub(super) async fn prepare(path: &Path, limits: Limits) -> Result<Agent> {
     let mut agent = Agent::open(path, limits.answer).await?;
     if agent.is_frozen(limits.answer).await? {
         return Err(Error::new(

@@ -21,7 +21,7 @@ mod report;
 pub mod testing;
 mod thaw;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -55,6 +55,14 @@ impl Default for Limits {
             patience: Duration::from_secs(600),
         }
     }
+}
+
+/// Whether the guest could be frozen now through its agent at this socket. Asks it, and changes nothing.
+///
+/// # Errors
+/// As [`Quiesce::freeze`], as far as that can be known before.
+pub async fn examine(agent: &Path) -> Result<()> {
+    guard::prepare(agent, Limits::default()).await.map(drop)
 }
 
 /// How a machine's guest is quiesced.

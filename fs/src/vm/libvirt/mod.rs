@@ -7,6 +7,7 @@
 //! A domain has one backup at a time, and a backup tells of each disk the changes since one checkpoint. Those since a newer
 //! one are among them: they are told roughly. For an older one another point in time is needed ([`Base::One`]).
 
+pub mod examine;
 mod inventory;
 pub mod link;
 mod place;
@@ -151,7 +152,7 @@ impl LibvirtVm {
             machine: Machine {
                 source: settings.source.clone(),
                 name: Some(found.domain.name.clone()),
-                qemu: format!("{}.{}.{}", qemu / 1_000_000, qemu / 1_000 % 1_000, qemu % 1_000),
+                qemu: version(qemu),
                 fleece: Fleece::Backing,
             },
             settings,
@@ -172,32 +173,8 @@ impl LibvirtVm {
         inventory::query(&self.context.link, self.settings.disks.as_ref()).await
     }
 
-    /// Refuses a domain without disks, names in `disks=` that it does not have, and what a backup would be a danger to.
     fn check(&self, found: &Found) -> Result<()> {
-        let Inventory { disks, skipped } = &found.inventory;
-        let known = |name: &String| disks.iter().any(|disk| *disk.name == **name);
-        if let Some(name) = self.settings.disks.iter().flatten().find(|name| !known(name)) {
-            let reason = skipped.iter().find(|skipped| skipped.name == *name);
-            let reason = reason.map_or("there is no such disk", |skipped| skipped.reason.as_str());
-            return Err(Error::new(
-                Kind::NotFound,
-                format!("disk {name} of the option disks= cannot be read: {reason}"),
-            ));
-        }
-        if disks.is_empty() {
-            return Err(Error::new(Kind::NotFound, "this machine has no disk that could be read"));
-        }
-        if found.domain.iothreads && self.qemu < THREADS_SAFE {
-            return Err(Error::new(
-                Kind::Unsupported,
-                format!(
-                    "QEMU {} may end, and the guest with it, when a disk that an iothread serves is backed up; QEMU 8.2.3 \
-                     and later do not",
-                    self.machine.qemu
-                ),
-            ));
-        }
-        Ok(())
+        check(self.settings.disks.as_ref(), self.qemu, found)
     }
 
     /// Refuses at once what libvirt would have wait for half a minute, and then refuse.
@@ -325,6 +302,36 @@ impl LibvirtVm {
         let source: Arc<dyn Source> = Arc::new(Throttled::new(source, self.settings.throttle.clone()));
         TakenDisk { source, frozen: usable.filter_map(map).collect() }
     }
+}
+
+/// Refuses a domain without disks, names in `disks=` that it does not have, and what a backup would be a danger to.
+fn check(only: Option<&BTreeSet<String>>, qemu: u64, found: &Found) -> Result<()> {
+    let Inventory { disks, skipped } = &found.inventory;
+    let known = |name: &String| disks.iter().any(|disk| *disk.name == **name);
+    if let Some(name) = only.into_iter().flatten().find(|name| !known(name)) {
+        let reason = skipped.iter().find(|skipped| skipped.name == *name);
+        let reason = reason.map_or("there is no such disk", |skipped| skipped.reason.as_str());
+        return Err(Error::new(Kind::NotFound, format!("disk {name} of the option disks= cannot be read: {reason}")));
+    }
+    if disks.is_empty() {
+        return Err(Error::new(Kind::NotFound, "this machine has no disk that could be read"));
+    }
+    if found.domain.iothreads && qemu < THREADS_SAFE {
+        return Err(Error::new(
+            Kind::Unsupported,
+            format!(
+                "QEMU {} may end, and the guest with it, when a disk that an iothread serves is backed up; QEMU 8.2.3 \
+                 and later do not",
+                version(qemu)
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// A version as libvirt tells it, for people.
+fn version(number: u64) -> String {
+    format!("{}.{}.{}", number / 1_000_000, number / 1_000 % 1_000, number % 1_000)
 }
 
 struct Steps {

@@ -76,7 +76,7 @@ pub(super) struct BackupDisk<'a> {
     pub(super) since: Option<(&'a str, &'a str)>,
 }
 
-fn document<'a>(what: &str, xml: &'a str) -> Result<Document<'a>> {
+pub(super) fn document<'a>(what: &str, xml: &'a str) -> Result<Document<'a>> {
     let wrong = |why: String| {
         let why = printable(&why);
         Error::with_source(Kind::Invalid, format!("libvirt's description of {what} is not understood"), why)
@@ -88,15 +88,15 @@ fn document<'a>(what: &str, xml: &'a str) -> Result<Document<'a>> {
     Document::parse_with_options(xml, options).map_err(|error| wrong(error.to_string()))
 }
 
-fn child<'a, 'input>(node: Node<'a, 'input>, name: &str) -> Option<Node<'a, 'input>> {
+pub(super) fn child<'a, 'input>(node: Node<'a, 'input>, name: &str) -> Option<Node<'a, 'input>> {
     node.children().find(|child| child.has_tag_name(name))
 }
 
-fn text(node: Node<'_, '_>, name: &str) -> Option<String> {
+pub(super) fn text(node: Node<'_, '_>, name: &str) -> Option<String> {
     child(node, name)?.text().map(str::to_owned)
 }
 
-fn children<'a, 'input>(node: Node<'a, 'input>, list: &str, name: &'static str) -> Vec<Node<'a, 'input>> {
+pub(super) fn children<'a, 'input>(node: Node<'a, 'input>, list: &str, name: &'static str) -> Vec<Node<'a, 'input>> {
     child(node, list).into_iter().flat_map(|list| list.children()).filter(|each| each.has_tag_name(name)).collect()
 }
 

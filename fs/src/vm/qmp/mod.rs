@@ -1,7 +1,7 @@
 //! A machine that QEMU (or qemu-storage-daemon) runs, reached over QMP.
 //!
 //! [`transport`] carries commands and events; `detect` finds out what this QEMU can do safely; `graph` and `inventory`
-//! read its disks and bitmaps; `steps` take a point in time, over the calls of `session`, and `undo` is what they may leave,
+//! read its disks and bitmaps, [`examine`] for somebody who only looks; `steps` take a point in time, over the calls of `session`, and `undo` is what they may leave,
 //! over those of `removal`;
 //! `watch` turns QEMU's events into what they mean for the point in time, and answers whether it is kept at this moment;
 //! `warden` gives it up before the guest has to wait for it, by the rules of `room`; [`recover`] undoes what a mount that
@@ -11,6 +11,7 @@ pub(super) mod bitmaps;
 mod by_path;
 pub(super) mod checkpoint;
 mod detect;
+pub mod examine;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzz;
 mod graph;
@@ -163,22 +164,8 @@ impl QmpVm {
         inventory::query(self.qmp(), self.settings.disks.as_ref()).await
     }
 
-    /// Refuses a machine without disks, and names in `disks=` that it does not have.
     fn check(&self, found: &inventory::Found) -> Result<()> {
-        let Inventory { disks, skipped } = &found.inventory;
-        let known = |name: &String| disks.iter().any(|disk| *disk.name == **name);
-        if let Some(name) = self.settings.disks.iter().flatten().find(|name| !known(name)) {
-            let reason = skipped.iter().find(|skipped| skipped.name == *name);
-            let reason = reason.map_or("there is no such disk", |skipped| skipped.reason.as_str());
-            return Err(Error::new(
-                Kind::NotFound,
-                format!("disk {name} of the option disks= cannot be read: {reason}"),
-            ));
-        }
-        if disks.is_empty() {
-            return Err(Error::new(Kind::NotFound, "this machine has no disk that could be read"));
-        }
-        Ok(())
+        check(self.settings.disks.as_ref(), found)
     }
 
     /// Runs the plan of a point in time; when the instant was. What a failure leaves goes with [`Vm::release`].
@@ -294,6 +281,21 @@ impl QmpVm {
         let source = if self.settings.read_once { Arc::new(ReadOnce::new(source, disk.size)) } else { source };
         TakenDisk { source, frozen: frozen.collect() }
     }
+}
+
+/// Refuses a machine without disks, and names in `disks=` that it does not have.
+fn check(only: Option<&BTreeSet<String>>, found: &inventory::Found) -> Result<()> {
+    let Inventory { disks, skipped } = &found.inventory;
+    let known = |name: &String| disks.iter().any(|disk| *disk.name == **name);
+    if let Some(name) = only.into_iter().flatten().find(|name| !known(name)) {
+        let reason = skipped.iter().find(|skipped| skipped.name == *name);
+        let reason = reason.map_or("there is no such disk", |skipped| skipped.reason.as_str());
+        return Err(Error::new(Kind::NotFound, format!("disk {name} of the option disks= cannot be read: {reason}")));
+    }
+    if disks.is_empty() {
+        return Err(Error::new(Kind::NotFound, "this machine has no disk that could be read"));
+    }
+    Ok(())
 }
 
 #[async_trait]

@@ -1,0 +1,248 @@
+//! A domain of libvirt: its library, its daemon, the domain, and whether its QEMU gets to the scratch directory.
+
+use std::path::Path;
+
+use pullfs_fs::error::{Error, Kind, Result, chain};
+use pullfs_fs::options::Options;
+use pullfs_fs::point::journal::Header;
+use pullfs_fs::vm::libvirt::examine::{Agent, Busy, Doing, Examiner, Looked, try_place};
+use pullfs_fs::vm::libvirt::load;
+use pullfs_fs::vm::source::Target;
+
+use super::access::User;
+use super::finding::Finding;
+use super::machine::{checkpoints, disks, mounted};
+use super::{limited, local, scratch};
+
+/// What Debian's libvirt confines each QEMU by, and where it takes local additions from.
+const PROFILES: &str = "/etc/apparmor.d";
+const ABSTRACTION: &str = "abstractions/libvirt-qemu";
+/// Read by libvirt's newer profiles; the file below by all of Debian's.
+const ADDITIONS: &str = "abstractions/libvirt-qemu.d";
+const LOCAL: &str = "local/abstractions/libvirt-qemu";
+
+const HANGS: &str = "see journalctl -u libvirtd, and restart it if it hangs: domains go on";
+
+pub(super) async fn check(target: &Target, options: &Options, living: &[Header]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let looked = domain(target, options, living, &mut findings).await;
+    let dir = options.scratch.clone();
+    let limit = options.scratch_limit;
+    findings.extend(local("scratch", move || place(&dir, limit, looked.as_ref())).await);
+    findings
+}
+
+/// The domain; none if there is no use in asking on.
+async fn domain(
+    target: &Target,
+    options: &Options,
+    living: &[Header],
+    findings: &mut Vec<Finding>,
+) -> Option<Looked> {
+    if let Err(error) = load() {
+        findings.push(Finding::failed("library", &error, "apt install libvirt0"));
+        return None;
+    }
+    findings.push(Finding::ok("library", "libvirt.so.0 can be loaded"));
+    let examiner = Examiner::new(target.clone());
+    let versions = match limited("libvirt", examiner.versions()).await {
+        Ok(versions) => versions,
+        Err(error) => {
+            findings.extend(unreachable(target, &error));
+            return None;
+        }
+    };
+    findings.push(Finding::ok("libvirt", format!("{} answers at {}", versions.libvirt, target.uri)));
+    findings.push(Finding::ok("qemu", format!("{}, keeps points in time by fleece=backing", versions.qemu)));
+    let doing = found(findings, "domain", limited("the domain", examiner.doing()).await)?;
+    findings.push(describe(&target.domain, doing));
+    if doing == Doing::Nothing {
+        return None;
+    }
+    let busy = found(findings, "others", limited("others", examiner.busy()).await)?;
+    findings.push(others(busy.as_ref(), &target.domain, living));
+    let looked = limited("disks", examiner.look(&versions, options.disks.as_ref())).await;
+    let looked = found(findings, "disks", looked)?;
+    findings.extend(disks(&looked.inventory, looked.refused.as_ref()));
+    findings.extend(checkpoints(&looked.inventory));
+    findings.push(agent(looked.around.agent, &target.domain));
+    Some(looked)
+}
+
+/// What was asked for; else a finding that it was not told.
+fn found<T>(findings: &mut Vec<Finding>, check: &'static str, asked: Result<T>) -> Option<T> {
+    asked.map_err(|error| findings.push(Finding::failed(check, &error, HANGS))).ok()
+}
+
+fn unreachable(target: &Target, error: &Error) -> Vec<Finding> {
+    let Target { domain, uri } = target;
+    let words = chain(error);
+    let cure = match error.kind() {
+        Kind::NotFound => {
+            let there = Finding::ok("libvirt", format!("it answers at {uri}"));
+            let cure = format!("virsh -c '{uri}' list --all shows those that there are");
+            return vec![there, Finding::wrong("domain", words, cure)];
+        }
+        Kind::Denied => "adduser USER libvirt and log in again, or run it as root (polkit decides who may)".to_owned(),
+        Kind::Timeout => HANGS.to_owned(),
+        Kind::Gone => format!(
+            "systemctl start libvirtd (or virtqemud), or name the right one with -o uri=; a socket that this user may not \
+             open takes the group libvirt, or root; then virsh -c '{uri}' dominfo {domain} works, too"
+        ),
+        _ => format!("see whether virsh -c '{uri}' dominfo {domain} works"),
+    };
+    vec![Finding::wrong("libvirt", words, cure)]
+}
+
+fn describe(domain: &str, doing: Doing) -> Finding {
+    match doing {
+        Doing::Runs => Finding::ok("domain", format!("{domain} runs")),
+        Doing::Paused => Finding::ok("domain", format!("{domain} is paused, and can be backed up")),
+        Doing::Nothing => {
+            let cure = format!("virsh start {domain}; disks of a domain that is off are read with qemu-nbd");
+            Finding::wrong("domain", format!("{domain} does not run"), cure)
+        }
+    }
+}
+
+fn others(busy: Option<&Busy>, domain: &str, living: &[Header]) -> Finding {
+    const CHECK: &str = "others";
+    match busy {
+        None => Finding::ok(CHECK, "no other backup is in the way"),
+        Some(Busy::OurBackup) => {
+            let cure = mounted(living).unwrap_or_else(|| format!("pullfs recover libvirt:{domain} if no mount has it"));
+            Finding::wrong(CHECK, "the domain has the backup of a mount of pullfs, and can have one", cure)
+        }
+        Some(Busy::Backup) => {
+            let cure = format!("let it finish, or virsh domjobabort {domain}");
+            Finding::wrong(CHECK, "the domain has a backup already, and can have one", cure)
+        }
+        Some(Busy::Job) => {
+            let cure = format!("let it finish (virsh domjobinfo {domain})");
+            Finding::wrong(CHECK, "another job is going on in the domain", cure)
+        }
+    }
+}
+
+fn agent(agent: Agent, domain: &str) -> Finding {
+    const CHECK: &str = "agent";
+    match agent {
+        Agent::Connected => Finding::ok(CHECK, "the guest agent has its channel open"),
+        Agent::Disconnected => {
+            let cure = "to freeze file systems for the instant: start qemu-guest-agent in the guest";
+            Finding::hint(CHECK, "the guest agent does not run in the guest", cure)
+        }
+        Agent::Missing => {
+            let cure = format!(
+                "to freeze file systems for the instant: a channel org.qemu.guest_agent.0 (virsh edit {domain}), and \
+                 qemu-guest-agent in the guest"
+            );
+            Finding::hint(CHECK, "the domain has no channel for a guest agent", cure)
+        }
+    }
+}
+
+/// The scratch directory, where scratch images and the socket of the NBD server go.
+fn place(dir: &Path, limit: Option<u64>, looked: Option<&Looked>) -> Vec<Finding> {
+    if let Err(unusable) = scratch::usable(dir) {
+        return vec![unusable];
+    }
+    let shown = dir.display();
+    let Some(looked) = looked else {
+        return vec![Finding::ok("scratch", format!("{shown} can be written"))];
+    };
+    let sizes: Vec<u64> = looked.inventory.disks.iter().map(|disk| disk.size).collect();
+    let user = looked.user.map(|(user, _)| user);
+    let mut findings = vec![match try_place(dir, user) {
+        Ok(()) => Finding::ok("scratch", format!("{shown} takes scratch files for QEMU's user")),
+        Err(error) => {
+            let cure = "name a directory of ext4, xfs, btrfs or tmpfs with -o scratch=DIR that this user may write";
+            Finding::failed("scratch", &error, cure)
+        }
+    }];
+    findings.push(scratch::space(dir, limit, &sizes));
+    match looked.user {
+        Some((uid, gid)) => findings.push(scratch::reachable(dir, &User::new(uid, gid))),
+        None => findings.push(Finding::hint(
+            "scratch-reach",
+            "libvirt does not say which user QEMU runs as",
+            format!("see that it gets to {shown} (user= in /etc/libvirt/qemu.conf)"),
+        )),
+    }
+    if let Some(label) = &looked.around.apparmor {
+        let read = |name: &str| std::fs::read_to_string(Path::new(PROFILES).join(name)).unwrap_or_default();
+        let more = std::fs::read_dir(Path::new(PROFILES).join(ADDITIONS)).into_iter().flatten().flatten();
+        let more = more.filter_map(|entry| std::fs::read_to_string(entry.path()).ok());
+        let additions: Vec<String> = more.chain([read(LOCAL)]).collect();
+        findings.push(apparmor(label, dir, &read(ABSTRACTION), &additions));
+    }
+    findings
+}
+
+/// Whether an AppArmor profile of libvirt's lets QEMU make the socket in the scratch directory: libvirt adds the scratch
+/// images to it, and no socket.
+fn apparmor(label: &str, dir: &Path, abstraction: &str, additions: &[String]) -> Finding {
+    const CHECK: &str = "apparmor";
+    let place = format!("{}/pullfs-", dir.display());
+    let rule = format!("{place}*.libvirt/** rwk,");
+    let has = |text: &String| {
+        text.lines().map(str::trim_start).any(|line| !line.starts_with('#') && line.contains(place.as_str()))
+    };
+    let additional = additions.iter().any(has);
+    if additional {
+        return Finding::ok(CHECK, format!("the local additions to the profiles of libvirt name {place}"));
+    }
+    let file = if abstraction.contains(ADDITIONS) { format!("{ADDITIONS}/pullfs") } else { LOCAL.to_owned() };
+    let cure = format!(
+        "add the line  {rule}  to {PROFILES}/{file}, then apparmor_parser -r {PROFILES}/libvirt/{label}, or start the \
+         domain anew"
+    );
+    Finding::wrong(CHECK, format!("AppArmor's profile {label} keeps QEMU from making a socket in {}", dir.display()), cure)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::State;
+    use super::*;
+
+    #[test]
+    fn apparmors_line_goes_where_this_libvirt_reads_it() {
+        let dir = Path::new("/var/tmp");
+        let of = |abstraction, additions: &[&str]| {
+            let additions: Vec<String> = additions.iter().map(|&text| text.to_owned()).collect();
+            apparmor("libvirt-1", dir, abstraction, &additions)
+        };
+        let old = of("#include <local/abstractions/libvirt-qemu>", &[""]);
+        let cure = old.cure.unwrap();
+        assert!(cure.contains("/var/tmp/pullfs-*.libvirt/** rwk,") && cure.contains("apparmor.d/libvirt/libvirt-1"));
+        assert!(cure.contains("/etc/apparmor.d/local/abstractions/libvirt-qemu,"), "{cure}");
+        let new = of("include if exists <abstractions/libvirt-qemu.d>", &["# /var/tmp/pullfs-*.libvirt/** rwk,"]);
+        assert!(new.cure.unwrap().contains("/etc/apparmor.d/abstractions/libvirt-qemu.d/pullfs,"));
+        assert_eq!(of("", &["", "  /var/tmp/pullfs-*.libvirt/** rwk,\n"]).state, State::Ok);
+        assert_eq!(of("", &["/srv/pullfs-*.libvirt/** rwk,"]).state, State::Wrong, "another directory");
+    }
+
+    #[test]
+    fn why_libvirt_is_not_reached_is_told_with_what_helps() {
+        let target = Target { domain: "vm1".to_owned(), uri: "qemu:///system".to_owned() };
+        let of = |kind| unreachable(&target, &Error::new(kind, "no"));
+        assert!(of(Kind::Denied)[0].cure.as_ref().unwrap().contains("adduser USER libvirt"));
+        assert!(of(Kind::Gone)[0].cure.as_ref().unwrap().contains("systemctl start libvirtd"));
+        assert_eq!(of(Kind::Timeout)[0].cure.as_deref(), Some(HANGS));
+        let none = of(Kind::NotFound);
+        assert_eq!((none[0].state, none[1].check, none[1].state), (State::Ok, "domain", State::Wrong));
+    }
+
+    #[test]
+    fn what_the_domain_does_decides() {
+        assert_eq!(describe("vm1", Doing::Runs).state, State::Ok);
+        assert_eq!(describe("vm1", Doing::Paused).state, State::Ok);
+        assert_eq!(describe("vm1", Doing::Nothing).state, State::Wrong);
+        assert_eq!(others(None, "vm1", &[]).state, State::Ok);
+        for busy in [Busy::OurBackup, Busy::Backup, Busy::Job] {
+            assert_eq!(others(Some(&busy), "vm1", &[]).state, State::Wrong, "{busy:?}");
+        }
+        assert_eq!(agent(Agent::Connected, "vm1").state, State::Ok);
+        assert_eq!(agent(Agent::Missing, "vm1").state, State::Hint);
+    }
+}
