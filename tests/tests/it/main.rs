@@ -28,6 +28,7 @@ mod config;
 mod confined;
 mod cookbook;
 mod dependencies;
+mod doctor;
 mod fstab;
 mod guest_first;
 mod handles;
