@@ -29,7 +29,11 @@ pub(super) fn check(allow_other: bool) -> Vec<Finding> {
     findings.push(if HELPERS.iter().any(|path| Path::new(path).exists()) {
         Finding::ok("mount-helper", "mount -t pullfs and fstab find mount.pullfs")
     } else {
-        Finding::hint("mount-helper", "/sbin/mount.pullfs is not there", "for fstab install the package, or make install")
+        Finding::hint(
+            "mount-helper",
+            "/sbin/mount.pullfs is not there",
+            "for fstab install the package, or make install",
+        )
     });
     findings.push(kernel(&rustix::system::uname().release().to_string_lossy()));
     findings.extend(std::fs::read_to_string("/sys/kernel/security/lsm").ok().map(|modules| landlock(&modules)));
@@ -69,9 +73,11 @@ fn setuid_helper(program: Option<&Path>) -> Finding {
     };
     let shown = program.display();
     match std::fs::metadata(program) {
-        Ok(found) if found.permissions().mode() & 0o4000 == 0 || found.uid() != 0 => {
-            Finding::wrong(CHECK, format!("{shown} is not setuid root"), "apt install --reinstall fuse3, or mount as root")
-        }
+        Ok(found) if found.permissions().mode() & 0o4000 == 0 || found.uid() != 0 => Finding::wrong(
+            CHECK,
+            format!("{shown} is not setuid root"),
+            "apt install --reinstall fuse3, or mount as root",
+        ),
         Ok(_) => Finding::ok(CHECK, format!("{shown} mounts for users")),
         Err(error) => Finding::wrong(CHECK, format!("{shown}: {error}"), "apt install fuse3, or mount as root"),
     }

@@ -33,12 +33,7 @@ pub(super) async fn check(target: &Target, options: &Options, living: &[Header])
 }
 
 /// The domain; none if there is no use in asking on.
-async fn domain(
-    target: &Target,
-    options: &Options,
-    living: &[Header],
-    findings: &mut Vec<Finding>,
-) -> Option<Looked> {
+async fn domain(target: &Target, options: &Options, living: &[Header], findings: &mut Vec<Finding>) -> Option<Looked> {
     if let Err(error) = load() {
         findings.push(Finding::failed("library", &error, "apt install libvirt0"));
         return None;
@@ -53,7 +48,8 @@ async fn domain(
         }
     };
     findings.push(Finding::ok("libvirt", format!("{} answers at {}", versions.libvirt, target.uri)));
-    findings.push(Finding::ok("qemu", format!("{}, keeps points in time by fleece=backing", versions.qemu)));
+    let qemu = format!("this host's is {}; points in time are kept by fleece=backing", versions.qemu);
+    findings.push(Finding::ok("qemu", qemu));
     let doing = found(findings, "domain", limited("the domain", examiner.doing()).await)?;
     findings.push(describe(&target.domain, doing));
     if doing == Doing::Nothing {
@@ -64,6 +60,16 @@ async fn domain(
     let looked = limited("disks", examiner.look(&versions, options.disks.as_ref())).await;
     let looked = found(findings, "disks", looked)?;
     findings.extend(disks(&looked.inventory, looked.refused.as_ref()));
+    if looked.iothreads && looked.refused.is_none() {
+        let cure = format!(
+            "make sure of its version: virsh qemu-monitor-command {} '{{\"execute\":\"query-version\"}}'; a domain that was \
+             started before an update runs in the old one until it is started anew",
+            target.domain
+        );
+        let what =
+            "an iothread serves disks, which QEMU before 8.2.3 may not survive; libvirt tells the host's version alone";
+        findings.push(Finding::hint("disks", what, cure));
+    }
     findings.extend(checkpoints(&looked.inventory));
     findings.push(agent(looked.around.agent, &target.domain));
     Some(looked)
@@ -197,7 +203,11 @@ fn apparmor(label: &str, dir: &Path, abstraction: &str, additions: &[String]) ->
         "add the line  {rule}  to {PROFILES}/{file}, then apparmor_parser -r {PROFILES}/libvirt/{label}, or start the \
          domain anew"
     );
-    Finding::wrong(CHECK, format!("AppArmor's profile {label} keeps QEMU from making a socket in {}", dir.display()), cure)
+    Finding::wrong(
+        CHECK,
+        format!("AppArmor's profile {label} keeps QEMU from making a socket in {}", dir.display()),
+        cure,
+    )
 }
 
 #[cfg(test)]

@@ -22,8 +22,11 @@ pub(super) fn disks(inventory: &Inventory, refused: Option<&Error>) -> Vec<Findi
         let cure = "leave such disks out with -o disks=, or change the machine";
         findings.push(Finding::wrong("disks", chain(error), cure));
     } else {
-        let names: Vec<String> =
-            inventory.disks.iter().map(|disk| format!("{} ({}, {})", disk.name, disk.format, size(disk.size))).collect();
+        let names: Vec<String> = inventory
+            .disks
+            .iter()
+            .map(|disk| format!("{} ({}, {})", disk.name, disk.format, size(disk.size)))
+            .collect();
         findings.push(Finding::ok("disks", names.join(", ")));
     }
     for skipped in &inventory.skipped {

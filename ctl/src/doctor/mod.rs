@@ -89,7 +89,9 @@ fn configured(source: &Source, given: &[String]) -> (Vec<Finding>, Option<(Optio
 /// Does something that may take its time on this computer, such as looking at a directory of a server that is away.
 async fn local(check: &'static str, work: impl FnOnce() -> Vec<Finding> + Send + 'static) -> Vec<Finding> {
     let found = local_result(check, move || Ok(work())).await;
-    found.unwrap_or_else(|error| vec![Finding::failed(check, &error, "look for a disk or a server that does not answer")])
+    found.unwrap_or_else(|error| {
+        vec![Finding::failed(check, &error, "look for a disk or a server that does not answer")]
+    })
 }
 
 async fn local_result<T: Send + 'static>(

@@ -22,7 +22,7 @@ pub struct Examiner(Link);
 pub struct Versions {
     /// The daemon's.
     pub libvirt: String,
-    /// That of the host's QEMU.
+    /// That of the host's QEMU; a domain may run in another one.
     pub qemu: String,
     number: u64,
 }
@@ -58,6 +58,8 @@ pub struct Looked {
     pub refused: Option<Error>,
     /// The user and group that QEMU runs as, where libvirt says so.
     pub user: Option<(u32, u32)>,
+    /// Whether a thread of QEMU's own may serve a disk: [`Looked::refused`] knows the host's QEMU, not the domain's.
+    pub iothreads: bool,
     /// What is said of it beside.
     pub around: Around,
 }
@@ -104,7 +106,7 @@ impl Examiner {
     /// # Errors
     /// When libvirt does not answer. The same goes for all that follow.
     pub async fn doing(&self) -> Result<Doing> {
-        Ok(match self.0.call("tell the domain's state", LIMIT, libvirt::Domain::state).await? {
+        Ok(match self.0.call("describe the domain", LIMIT, libvirt::Domain::state).await? {
             State::Running => Doing::Runs,
             State::Paused(_) => Doing::Paused,
             State::Other => Doing::Nothing,
@@ -140,6 +142,7 @@ impl Examiner {
         Ok(Looked {
             refused: check(only, versions.number, &found).err(),
             user: found.domain.user,
+            iothreads: found.domain.iothreads,
             inventory: found.inventory,
             around: around(&described)?,
         })
