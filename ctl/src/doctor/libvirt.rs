@@ -21,7 +21,8 @@ const ABSTRACTION: &str = "abstractions/libvirt-qemu";
 const ADDITIONS: &str = "abstractions/libvirt-qemu.d";
 const LOCAL: &str = "local/abstractions/libvirt-qemu";
 
-const HANGS: &str = "see journalctl -u libvirtd, and restart it if it hangs: domains go on";
+const HANGS: &str =
+    "see journalctl -u libvirtd whether it, or the domain's QEMU, hangs; to restart it leaves domains running";
 
 pub(super) async fn check(target: &Target, options: &Options, living: &[Header]) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -185,7 +186,7 @@ fn place(dir: &Path, limit: Option<u64>, looked: Option<&Looked>) -> Vec<Finding
     findings
 }
 
-/// Whether an AppArmor profile of libvirt's lets QEMU make the socket in the scratch directory: libvirt adds the scratch
+/// Whether an `AppArmor` profile of libvirt's lets QEMU make the socket in the scratch directory: libvirt adds the scratch
 /// images to it, and no socket.
 fn apparmor(label: &str, dir: &Path, abstraction: &str, additions: &[String]) -> Finding {
     const CHECK: &str = "apparmor";

@@ -44,14 +44,16 @@ pub(crate) fn run(arguments: &Doctor) -> Outcome {
     match report.count(State::Wrong) {
         0 => Ok(()),
         1 => Err(Failure::message(Code::System, format!("{source} cannot be mounted as it is: 1 thing is wrong"))),
-        many => Err(Failure::message(Code::System, format!("{source} cannot be mounted as it is: {many} are wrong"))),
+        many => {
+            Err(Failure::message(Code::System, format!("{source} cannot be mounted as it is: {many} things are wrong")))
+        }
     }
 }
 
 async fn examine(source: &Source, given: &[String]) -> Vec<Finding> {
     let (mut findings, reach) = configured(source, given);
     let allow_other = reach.as_ref().is_some_and(|(options, _)| options.allow_other);
-    findings.extend(local("this host", move || host::check(allow_other)).await);
+    findings.extend(local("host", move || host::check(allow_other)).await);
     let Some((options, reach)) = reach else { return findings };
     let of = source.to_string();
     let living = match local_result("mounts", move || recovery::headers(&recovery::state_dir(), &of)).await {

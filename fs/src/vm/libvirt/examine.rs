@@ -67,7 +67,7 @@ pub struct Looked {
 /// What of a domain's description matters to backups beside its disks.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Around {
-    /// The AppArmor profile that confines its QEMU.
+    /// The `AppArmor` profile that confines its QEMU.
     pub apparmor: Option<String>,
     /// Whether the guest agent has a channel.
     pub agent: Agent,
