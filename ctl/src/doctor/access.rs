@@ -90,13 +90,11 @@ fn parse(list: &[u8]) -> Vec<Entry> {
     if version != 2_u32.to_le_bytes() {
         return Vec::new();
     }
-    let entry = |bytes: &[u8]| match *bytes {
-        [a, b, c, d, e, f, g, h] => Some(Entry {
-            tag: u16::from_le_bytes([a, b]),
-            rights: u16::from_le_bytes([c, d]),
-            id: u32::from_le_bytes([e, f, g, h]),
-        }),
-        _ => None,
+    let entry = |bytes: &[u8]| {
+        let (tag, bytes) = bytes.split_first_chunk()?;
+        let (rights, bytes) = bytes.split_first_chunk()?;
+        let id = bytes.first_chunk()?;
+        Some(Entry { tag: u16::from_le_bytes(*tag), rights: u16::from_le_bytes(*rights), id: u32::from_le_bytes(*id) })
     };
     entries.chunks(8).filter_map(entry).collect()
 }

@@ -1,6 +1,6 @@
 //! What is found of a machine's disks and mounts, whoever runs it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use pullfs_fs::error::{Error, chain};
 use pullfs_fs::point::journal::Header;
@@ -42,10 +42,10 @@ pub(super) fn disks(inventory: &Inventory, refused: Option<&Error>) -> Vec<Findi
 /// Checkpoints of which nobody can tell what changed since.
 pub(super) fn checkpoints(inventory: &Inventory) -> Vec<Finding> {
     let mut broken: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-    let mut count = BTreeMap::<&str, ()>::new();
+    let mut all = BTreeSet::new();
     for disk in &inventory.disks {
         for (name, bitmap) in &disk.bitmaps {
-            count.insert(name, ());
+            all.insert(name);
             if let Some(why) = &bitmap.unusable {
                 broken.entry(name).or_default().push(format!("{}: {why}", disk.name));
             }
@@ -57,7 +57,7 @@ pub(super) fn checkpoints(inventory: &Inventory) -> Vec<Finding> {
         Finding::hint("checkpoints", what, cure)
     };
     if broken.is_empty() {
-        return vec![Finding::ok("checkpoints", format!("{}, none broken", count.len()))];
+        return vec![Finding::ok("checkpoints", format!("{}, none broken", all.len()))];
     }
     broken.into_iter().map(told).collect()
 }

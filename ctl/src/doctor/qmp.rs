@@ -24,14 +24,14 @@ pub(super) async fn check(monitor: &Monitor, options: &Options, living: &[Header
     let (dir, limit) = (options.scratch.clone(), options.scratch_limit);
     let place = monitor.endpoint().clone();
     findings.extend(
-        local("scratch", move || match scratch::usable(&dir) {
-            Err(unusable) => vec![unusable],
-            Ok(()) => {
-                let own = rustix::process::geteuid().as_raw();
-                let reached = by_path.then(|| by_its_path(user_of(&place), own));
-                let usable = Finding::ok("scratch", format!("{} can be written", dir.display()));
-                [usable, scratch::space(&dir, limit, &sizes)].into_iter().chain(reached).collect()
+        local("scratch", move || {
+            if let Err(unusable) = scratch::usable(&dir) {
+                return vec![unusable];
             }
+            let own = rustix::process::geteuid().as_raw();
+            let reached = by_path.then(|| by_its_path(user_of(&place), own));
+            let usable = Finding::ok("scratch", format!("{} can be written", dir.display()));
+            [usable, scratch::space(&dir, limit, &sizes)].into_iter().chain(reached).collect()
         })
         .await,
     );
