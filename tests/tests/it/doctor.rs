@@ -52,7 +52,8 @@ fn wrong(source: &str, options: &str, check: &str) -> String {
     let wrong: Vec<&Value> = findings.iter().filter(|finding| finding["state"] == "wrong").collect();
     assert!(wrong.iter().all(|finding| finding["check"] == check && finding["do"].is_string()), "{finished}");
     assert!(!wrong.is_empty(), "{finished}");
-    wrong.iter().map(|finding| format!("{}; {}\n", finding["what"], finding["do"])).collect()
+    let words: Vec<String> = wrong.iter().map(|finding| format!("{}; {}", finding["what"], finding["do"])).collect();
+    words.join("\n")
 }
 
 #[track_caller]
