@@ -51,6 +51,10 @@ impl Connection {
         Ok(Self(Arc::new(Inner { api, connect })))
     }
 
+    pub(crate) fn pointer(&self) -> *mut sys::Connect {
+        self.0.connect
+    }
+
     pub(crate) fn api(&self) -> &'static Api {
         self.0.api
     }

@@ -282,6 +282,17 @@ impl Domain {
         }
     }
 
+    /// How many checkpoints it has; nothing in the domain is waited for.
+    ///
+    /// # Errors
+    /// As [`Domain::xml`].
+    pub fn checkpoint_count(&self) -> Result<usize> {
+        let api = self.connection.api();
+        // SAFETY: a live domain; without a place for a list they are only counted.
+        let count = unsafe { (api.virDomainListAllCheckpoints)(self.domain, ptr::null_mut(), 0) };
+        usize::try_from(count).map_err(|_| Error::last(api))
+    }
+
     /// The checkpoint of that name.
     ///
     /// # Errors

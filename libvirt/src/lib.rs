@@ -13,12 +13,14 @@ mod connection;
 mod domain;
 mod error;
 mod event;
+mod stats;
 mod sys;
 
 pub use connection::{Connection, Subscription};
 pub use domain::{BlockInfo, Checkpoint, Domain, JobStats, PauseReason, State};
 pub use error::{Code, Error, Result};
 pub use event::{Event, Lifecycle};
+pub use stats::{BlockStats, DomainStats};
 
 /// Loads libvirt, unless that was done before. It opens files: whoever gives up the right to do so calls this first.
 ///

@@ -67,6 +67,14 @@ pub(crate) union TypedValue {
     pub(crate) string: *mut c_char,
 }
 
+/// `struct _virDomainStatsRecord`
+#[repr(C)]
+pub(crate) struct DomainStatsRecord {
+    pub(crate) domain: *mut Domain,
+    pub(crate) params: *mut TypedParameter,
+    pub(crate) count: c_int,
+}
+
 pub(crate) type FreeCallback = unsafe extern "C" fn(*mut c_void);
 pub(crate) type ErrorFunc = unsafe extern "C" fn(*mut c_void, *mut VirError);
 pub(crate) type CloseFunc = unsafe extern "C" fn(*mut Connect, c_int, *mut c_void);
@@ -90,6 +98,8 @@ pub(crate) type BlockThresholdCallback = unsafe extern "C" fn(
 pub(crate) mod constants {
     use std::ffi::{c_int, c_uint};
 
+    pub(crate) const VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE: c_uint = 1;
+    pub(crate) const VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT: c_uint = 1 << 29;
     pub(crate) const VIR_CONNECT_LIST_DOMAINS_ACTIVE: c_uint = 1;
     pub(crate) const VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL: c_uint = 1;
     pub(crate) const VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE: c_uint = 1;
@@ -112,8 +122,10 @@ pub(crate) mod constants {
     pub(crate) const VIR_DOMAIN_PAUSED_IOERROR: c_int = 5;
     pub(crate) const VIR_DOMAIN_JOB_NONE: c_int = 0;
     pub(crate) const VIR_DOMAIN_JOB_OPERATION_BACKUP: c_int = 9;
+    pub(crate) const VIR_DOMAIN_STATS_BLOCK: c_uint = 1 << 5;
     pub(crate) const VIR_TYPED_PARAM_INT: c_int = 1;
     pub(crate) const VIR_TYPED_PARAM_ULLONG: c_int = 4;
+    pub(crate) const VIR_TYPED_PARAM_STRING: c_int = 7;
     pub(crate) const VIR_UUID_STRING_BUFLEN: usize = 37;
     pub(crate) const VIR_FROM_RPC: c_int = 7;
     pub(crate) const VIR_FROM_REMOTE: c_int = 13;
@@ -166,6 +178,7 @@ functions! {
     virConnectDomainEventDeregisterAny: fn(*mut Connect, c_int) -> c_int;
     virConnectDomainEventRegisterAny:
         fn(*mut Connect, *mut Domain, c_int, GenericCallback, *mut c_void, Option<FreeCallback>) -> c_int;
+    virConnectGetAllDomainStats: fn(*mut Connect, c_uint, *mut *mut *mut DomainStatsRecord, c_uint) -> c_int;
     virConnectGetLibVersion: fn(*mut Connect, *mut c_ulong) -> c_int;
     virConnectGetVersion: fn(*mut Connect, *mut c_ulong) -> c_int;
     virConnectIsAlive: fn(*mut Connect) -> c_int;
@@ -197,6 +210,7 @@ functions! {
     virDomainRef: fn(*mut Domain) -> c_int;
     virDomainResume: fn(*mut Domain) -> c_int;
     virDomainSetBlockThreshold: fn(*mut Domain, *const c_char, c_ulonglong, c_uint) -> c_int;
+    virDomainStatsRecordListFree: fn(*mut *mut DomainStatsRecord);
     virEventRegisterDefaultImpl: fn() -> c_int;
     virEventRunDefaultImpl: fn() -> c_int;
     virGetLastError: fn() -> *mut VirError;

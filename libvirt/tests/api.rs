@@ -66,6 +66,38 @@ fn checkpoints_are_made_listed_and_deleted() {
     assert_eq!(second.delete().unwrap_err().code(), Code::NoCheckpoint);
 }
 
+/// A host with so many domains, as a file for libvirt's driver for tests.
+fn host(domains: usize) -> tempfile::NamedTempFile {
+    use std::fmt::Write as _;
+    let mut xml = String::from("<node>");
+    for number in 0..domains {
+        write!(
+            xml,
+            "<domain type='test'><name>vm{number}</name><memory>1024</memory><os><type>hvm</type></os><devices>\
+             <disk type='file' device='disk'><source file='/{number}'/><target dev='vda'/></disk></devices></domain>"
+        )
+        .unwrap();
+    }
+    xml.push_str("</node>");
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), xml).unwrap();
+    file
+}
+
+#[test]
+fn all_domains_are_told_of_in_one_call() {
+    let host = host(300);
+    let connection = Connection::open(Some(&format!("test://{}", host.path().display()))).unwrap();
+    let domains = connection.running_stats().unwrap();
+    assert_eq!(domains.len(), 300);
+    let names: std::collections::BTreeSet<String> = domains.iter().map(|stats| stats.domain.name()).collect();
+    assert!(names.len() == 300 && names.contains("vm299"), "{names:?}");
+    drop(connection);
+    let first = &domains[0].domain;
+    assert_eq!(first.uuid().unwrap().len(), 36, "they keep their connection");
+    assert_eq!(first.checkpoint_count().unwrap(), 0);
+}
+
 #[test]
 fn a_subscription_takes_what_it_was_given_along() {
     let connection = connection();

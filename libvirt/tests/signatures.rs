@@ -23,6 +23,8 @@ fn in_c(rust: &str) -> &'static str {
         "*mut Checkpoint" => "virDomainCheckpointPtr",
         "*mut *mut *mut Checkpoint" => "virDomainCheckpointPtr **",
         "*mut DomainBlockInfo" => "virDomainBlockInfoPtr",
+        "*mut *mut DomainStatsRecord" => "virDomainStatsRecordPtr *",
+        "*mut *mut *mut DomainStatsRecord" => "virDomainStatsRecordPtr **",
         "*mut TypedParameter" => "virTypedParameterPtr",
         "*mut *mut TypedParameter" => "virTypedParameterPtr *",
         "*mut VirError" => "virErrorPtr",
@@ -100,6 +102,9 @@ fn they_are_those_of_the_headers() {
         "offsetof(virTypedParameter, value) == 88",
         "sizeof(virDomainBlockInfo) == 24",
         "offsetof(virDomainBlockInfo, allocation) == 8",
+        "sizeof(virDomainStatsRecord) == 24",
+        "offsetof(virDomainStatsRecord, params) == 8",
+        "offsetof(virDomainStatsRecord, nparams) == 16",
     ] {
         writeln!(c, "_Static_assert({layout}, \"{layout}\");").unwrap();
     }
