@@ -182,6 +182,12 @@ pub fn headers(base: &Path, source: &str) -> Result<(Vec<Header>, Vec<Header>)> 
     Ok(headers.filter(|header| header.source == source).partition(|header| has_ended(header.pid)))
 }
 
+/// What is known of all mounts in `base`, whether they live or died. What cannot be read is passed over.
+pub fn all_headers(base: &Path) -> Vec<Header> {
+    let entries = std::fs::read_dir(base).into_iter().flatten().flatten();
+    entries.filter_map(|entry| Journal::header_in(&entry.path())).collect()
+}
+
 fn look(base: &Path, source: &str) -> Result<(Vec<Dead>, Vec<Header>)> {
     let (mut dead, mut living) = (Vec::new(), Vec::new());
     for dir in dirs(base)? {
@@ -263,6 +269,7 @@ mod tests {
         assert_eq!(alive, [living.header().clone()]);
         let (ended, alive) = headers(base.path(), "qmp:/a").unwrap();
         assert_eq!((ended.len(), alive.len()), (0, 2), "their daemon is this process");
+        assert_eq!((all_headers(base.path()).len(), all_headers(&none).len()), (3, 0), "all that have a journal");
         for dead in dead {
             dead.bury().await.unwrap();
         }

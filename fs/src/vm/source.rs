@@ -79,16 +79,7 @@ impl Reach {
             Source::Qmp(endpoint) => Monitor::new(endpoint.clone(), tls, insecure).map(Self::Qmp),
             #[cfg(feature = "libvirt")]
             Source::Libvirt(domain) => {
-                let named = || std::env::var("LIBVIRT_DEFAULT_URI").ok().filter(|uri| !uri.is_empty());
-                let uri = uri.map(str::to_owned).or_else(named).unwrap_or_else(|| SYSTEM.to_owned());
-                if let Some(host) = other_host(&uri) {
-                    return Err(Error::new(
-                        Kind::Unsupported,
-                        format!(
-                            "uri={uri}: the NBD server and the scratch space of a backup are on {host}; mount it there"
-                        ),
-                    ));
-                }
+                let uri = libvirt_of(uri)?;
                 Ok(Self::Libvirt(Target { domain: domain.clone(), uri }))
             }
         }
@@ -147,6 +138,23 @@ impl Reach {
             #[cfg(feature = "libvirt")]
             Self::Libvirt(target) => Some(&target.uri),
         }
+    }
+}
+
+/// The URI of the libvirt that is meant: what is given, else what `LIBVIRT_DEFAULT_URI` says, else the system's.
+///
+/// # Errors
+/// [`Kind::Unsupported`] for a libvirt of another host.
+#[cfg(feature = "libvirt")]
+pub fn libvirt_of(uri: Option<&str>) -> Result<String> {
+    let named = || std::env::var("LIBVIRT_DEFAULT_URI").ok().filter(|uri| !uri.is_empty());
+    let uri = uri.map(str::to_owned).or_else(named).unwrap_or_else(|| SYSTEM.to_owned());
+    match other_host(&uri) {
+        Some(host) => Err(Error::new(
+            Kind::Unsupported,
+            format!("uri={uri}: the NBD server and the scratch space of a backup are on {host}; mount it there"),
+        )),
+        None => Ok(uri),
     }
 }
 

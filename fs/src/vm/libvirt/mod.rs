@@ -2,12 +2,14 @@
 //!
 //! [`link`] has the connection; [`xml`] reads and writes libvirt's descriptions; `inventory` says what there is; `undo` has
 //! the steps of a point in time and what they leave; `place` is where QEMU's user reaches scratch images and the socket;
-//! `watch` says whether the point in time is kept; [`recover`] undoes what a mount that died has left.
+//! `watch` says whether the point in time is kept; [`recover`] undoes what a mount that died has left;
+//! [`host`] lists the domains that there are.
 //!
 //! A domain has one backup at a time, and a backup tells of each disk the changes since one checkpoint. Those since a newer
 //! one are among them: they are told roughly. For an older one another point in time is needed ([`Base::One`]).
 
 pub mod examine;
+pub mod host;
 mod inventory;
 pub mod link;
 mod place;
