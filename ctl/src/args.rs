@@ -38,6 +38,11 @@ const STATUS: &str = "\
 --watch ends with Ctrl-C, or when the mount goes away (exit code 3). On a terminal it redraws in place; elsewhere it prints \
 one block, with --json one line, for each reading. Rates are between two readings.";
 
+const LIST: &str = "\
+One line for each running domain: what pullfs mount takes, the UUID, disks (drives with a medium among them) and their sizes \
+together, checkpoints, whether it has a backup now, and where it is mounted. Nothing is waited for that goes on in a domain: \
+what it would take for that is not told. Machines that libvirt does not know are not found.";
+
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 wrong usage; 2 the system or the machine failed; 3 nothing held, or not found; 4 busy; \
 32 mount failed.";
@@ -61,6 +66,9 @@ pub(crate) enum Command {
     /// Show the machine, its disks and checkpoints, and the point in time; without MNT, all mounts
     #[command(after_help = STATUS)]
     Status(Status),
+    /// List the machines of libvirt that can be mounted
+    #[command(after_help = LIST)]
+    List(List),
     /// Take a point in time of all disks now
     Begin(Begin),
     /// Let go of the point in time; files still open on it become stale
@@ -188,6 +196,16 @@ pub(crate) struct Status {
     /// When to use colours; `auto`: on a terminal, unless `NO_COLOR` or `TERM=dumb` is set
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     pub(crate) color: clap::ColorChoice,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct List {
+    /// The mount option uri=, which libvirt
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    pub(crate) options: Vec<String>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Debug, Args)]

@@ -13,6 +13,7 @@ mod doctor;
 mod failure;
 mod guardian;
 mod harden;
+mod list;
 mod log;
 mod machine;
 mod map;
@@ -49,6 +50,7 @@ fn main() -> ExitCode {
         Command::Mount(arguments) => mount::run(&arguments),
         Command::Umount(arguments) => umount::run(&arguments.mount_point),
         Command::Status(arguments) => status::run(&arguments),
+        Command::List(arguments) => list::run(&arguments),
         Command::Begin(arguments) => {
             let args::Begin { mount_point, checkpoint, since, quiesce } = arguments;
             let named = match (&checkpoint, &since) {

@@ -69,7 +69,9 @@ unsafe fn blocks(params: *const sys::TypedParameter, count: c_int) -> Vec<BlockS
         unsafe {
             let param = &*params.add(index);
             let field = CStr::from_ptr(param.field.as_ptr()).to_string_lossy();
-            let Some((number, what)) = field.strip_prefix("block.").and_then(|rest| rest.split_once('.')) else { continue };
+            let Some((number, what)) = field.strip_prefix("block.").and_then(|rest| rest.split_once('.')) else {
+                continue;
+            };
             let Ok(number) = number.parse() else { continue };
             match (what, param.kind) {
                 ("name", c::VIR_TYPED_PARAM_STRING) if !param.value.string.is_null() => {

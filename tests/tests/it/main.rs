@@ -41,6 +41,7 @@ mod killed;
 mod lazy;
 mod leaves_nothing;
 mod libvirt;
+mod list;
 mod live_guest;
 mod map;
 mod maps;

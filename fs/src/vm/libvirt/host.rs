@@ -4,7 +4,7 @@
 //! on in its domain. Two short questions to each domain follow, which libvirt answers by itself. One whose QEMU does not
 //! answer holds nobody up: what is not told within [`LIMIT`] is not known.
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use libvirt::{BlockStats, Code, Connection, Domain};
@@ -84,10 +84,7 @@ fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 
     let (tell, told) = channel();
     // Nobody may be waiting any more.
     std::thread::spawn(move || tell.send(work()).ok());
-    match told.recv_timeout(limit) {
-        Ok(done) => Some(done),
-        Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-    }
+    told.recv_timeout(limit).ok()
 }
 
 /// Asks one domain after the other, in their order, for the number of its checkpoints and whether it has a backup.
@@ -158,6 +155,10 @@ mod tests {
         assert_eq!(disks(Vec::new()), Some(Vec::new()), "it has none");
         assert_eq!(disks(vec![block("vda", None)]), None, "busy");
         let vda = RunningDisk { name: "vda".to_owned(), size: 512 };
-        assert_eq!(disks(vec![block("vda", Some(512)), block("sda", None)]), Some(vec![vda]), "a drive without a medium");
+        assert_eq!(
+            disks(vec![block("vda", Some(512)), block("sda", None)]),
+            Some(vec![vda]),
+            "a drive without a medium"
+        );
     }
 }
