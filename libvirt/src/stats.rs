@@ -24,6 +24,8 @@ pub struct BlockStats {
     pub target: String,
     /// What the guest sees, in bytes. None of a drive without a medium, and where something else is going on in the domain.
     pub capacity: Option<u64>,
+    /// Images that it has: its own, those that this one stands on, and that of a copy or a backup that is under way.
+    pub images: usize,
 }
 
 impl Connection {
@@ -34,7 +36,9 @@ impl Connection {
     pub fn running_stats(&self) -> Result<Vec<DomainStats>> {
         let api = self.api();
         let mut list: *mut *mut sys::DomainStatsRecord = ptr::null_mut();
-        let flags = c::VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE | c::VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT;
+        let flags = c::VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE
+            | c::VIR_CONNECT_GET_ALL_DOMAINS_STATS_BACKING
+            | c::VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT;
         // SAFETY: a live connection, and a place for the list.
         let count = unsafe {
             (api.virConnectGetAllDomainStats)(self.pointer(), c::VIR_DOMAIN_STATS_BLOCK, &raw mut list, flags)
@@ -83,5 +87,14 @@ unsafe fn blocks(params: *const sys::TypedParameter, count: c_int) -> Vec<BlockS
             }
         }
     }
-    found.into_values().filter_map(|(target, capacity)| Some(BlockStats { target: target?, capacity })).collect()
+    let mut blocks: Vec<BlockStats> = Vec::new();
+    for (target, capacity) in found.into_values() {
+        let Some(target) = target else { continue };
+        // The image that the guest has comes first.
+        match blocks.iter_mut().find(|block| block.target == target) {
+            Some(block) => block.images += 1,
+            None => blocks.push(BlockStats { target, capacity, images: 1 }),
+        }
+    }
+    blocks
 }

@@ -99,6 +99,7 @@ pub(crate) mod constants {
     use std::ffi::{c_int, c_uint};
 
     pub(crate) const VIR_CONNECT_GET_ALL_DOMAINS_STATS_ACTIVE: c_uint = 1;
+    pub(crate) const VIR_CONNECT_GET_ALL_DOMAINS_STATS_BACKING: c_uint = 1 << 30;
     pub(crate) const VIR_CONNECT_GET_ALL_DOMAINS_STATS_NOWAIT: c_uint = 1 << 29;
     pub(crate) const VIR_CONNECT_LIST_DOMAINS_ACTIVE: c_uint = 1;
     pub(crate) const VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL: c_uint = 1;

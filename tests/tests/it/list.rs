@@ -60,19 +60,19 @@ fn running_domains_are_listed(flavor: Flavor) {
     mount.command(&["release"]).success();
 
     // A machine whose QEMU hangs holds nobody up.
-    let hanging = other.domain().name();
+    let hanging = other.domain().name().to_owned();
     let pid = other.server().pid();
     signal_pid(pid, Signal::STOP);
     let begun = Instant::now();
-    let told = find(hanging).expect("it is listed");
+    let told = find(&hanging).expect("it is listed");
     let took = begun.elapsed();
     signal_pid(pid, Signal::CONT);
     assert_eq!((&told["disks"], &told["mounts"]), (&Value::Null, &json!([])));
     assert!(took < Duration::from_secs(10), "{took:?}");
-    wait_until("an answer of all", LIMIT, || find(hanging).is_some_and(|told| told["disks"][0]["size"] == 2 * MIB));
+    wait_until("an answer of all", LIMIT, || find(&hanging).is_some_and(|told| told["disks"][0]["size"] == 2 * MIB));
 
     other.domain().virsh("destroy", &[]).success();
-    assert!(has_ended(pid) && find(hanging).is_none(), "a domain that does not run cannot be mounted");
+    assert!(has_ended(pid) && find(&hanging).is_none(), "a domain that does not run cannot be mounted");
     let said = libvirtd.said();
     eprintln!("SAID {said}");
 }

@@ -1,7 +1,7 @@
 //! The domains of a libvirt that run, for those who choose what to mount.
 //!
 //! One call tells of all domains and the sizes of their disks; libvirt asks each QEMU for it, unless something else is going
-//! on in its domain. Two short questions to each domain follow, which libvirt answers by itself. One whose QEMU does not
+//! on in its domain. A short question or two to each domain follow, which libvirt answers by itself. One whose QEMU does not
 //! answer holds nobody up: what is not told within [`LIMIT`] is not known.
 
 use std::sync::mpsc::{Receiver, channel};
@@ -57,8 +57,8 @@ pub fn running(uri: &str) -> Result<Vec<Running>> {
     let opened = uri.to_owned();
     let connection = within(LIMIT, move || Connection::open(Some(&opened))).ok_or_else(slow)?.map_err(failed)?;
     let asked = connection.clone();
-    let told: Vec<(Domain, Option<Vec<RunningDisk>>)> = match within(SIZES_LIMIT, move || asked.running_stats()) {
-        Some(Ok(told)) => told.into_iter().map(|stats| (stats.domain, disks(stats.blocks))).collect(),
+    let told: Vec<(Domain, Option<Vec<BlockStats>>)> = match within(SIZES_LIMIT, move || asked.running_stats()) {
+        Some(Ok(told)) => told.into_iter().map(|stats| (stats.domain, Some(stats.blocks))).collect(),
         Some(Err(error)) if error.code() != Code::Unsupported => return Err(failed(error)),
         // A QEMU that hangs, or a driver that has no such call.
         _ => {
@@ -66,15 +66,18 @@ pub fn running(uri: &str) -> Result<Vec<Running>> {
             domains.into_iter().map(|domain| (domain, None)).collect()
         }
     };
-    let details = ask_each(told.iter().map(|(domain, _)| domain.clone()).collect());
+    let details =
+        ask_each(told.iter().map(|(domain, blocks)| (domain.clone(), may_have_backup(blocks.as_deref()))).collect());
     let deadline = Instant::now() + DETAILS_LIMIT;
     let mut running = Vec::with_capacity(told.len());
-    for (domain, disks) in told {
+    for (domain, blocks) in told {
         let left = deadline.saturating_duration_since(Instant::now());
         let (checkpoints, backup) = details.recv_timeout(left).unwrap_or_default();
         let uuid = domain.uuid().map_err(failed)?;
-        running.push(Running { name: domain.name(), uuid, disks, checkpoints, backup });
+        running.push(Running { name: domain.name(), uuid, disks: blocks.and_then(disks), checkpoints, backup });
     }
+    // The thread has let go of them all: the last one takes leave of libvirt.
+    details.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok();
     running.sort_by(|one, other| one.name.cmp(&other.name));
     Ok(running)
 }
@@ -87,15 +90,21 @@ fn within<T: Send + 'static>(limit: Duration, work: impl FnOnce() -> T + Send + 
     told.recv_timeout(limit).ok()
 }
 
-/// Asks one domain after the other, in their order, for the number of its checkpoints and whether it has a backup.
-fn ask_each(domains: Vec<Domain>) -> Receiver<(Option<usize>, Option<bool>)> {
+/// Whether a domain may have a backup, which is an image more than the disk has; none if that is not told. libvirt answers the
+/// question itself with an error where there is none, and writes a line of its log.
+fn may_have_backup(blocks: Option<&[BlockStats]>) -> Option<bool> {
+    blocks.map(|blocks| blocks.iter().any(|block| block.images > 1))
+}
+
+/// Asks one domain after the other, in their order, for the number of its checkpoints, and, where it may have one, for its
+/// backup.
+fn ask_each(domains: Vec<(Domain, Option<bool>)>) -> Receiver<(Option<usize>, Option<bool>)> {
     let (tell, told) = channel();
     std::thread::spawn(move || {
-        for domain in domains {
-            let backup = match domain.backup_xml() {
-                Ok(_) => Some(true),
-                Err(error) if error.code() == Code::NoBackup => Some(false),
-                Err(_) => None,
+        for (domain, may_have_backup) in domains {
+            let backup = match may_have_backup {
+                Some(true) => has_backup(&domain),
+                other => other,
             };
             if tell.send((domain.checkpoint_count().ok(), backup)).is_err() {
                 return;
@@ -105,13 +114,18 @@ fn ask_each(domains: Vec<Domain>) -> Receiver<(Option<usize>, Option<bool>)> {
     told
 }
 
+fn has_backup(domain: &Domain) -> Option<bool> {
+    match domain.backup_xml() {
+        Ok(_) => Some(true),
+        Err(error) => (error.code() == Code::NoBackup).then_some(false),
+    }
+}
+
 /// Those that have a size; none if there are some, and none of them has.
 fn disks(blocks: Vec<BlockStats>) -> Option<Vec<RunningDisk>> {
     let untold = !blocks.is_empty();
-    let with_sizes = blocks.into_iter().filter_map(|block| {
-        let BlockStats { target, capacity } = block;
-        Some(RunningDisk { name: target, size: capacity? })
-    });
+    let with_sizes =
+        blocks.into_iter().filter_map(|block| Some(RunningDisk { size: block.capacity?, name: block.target }));
     let disks: Vec<RunningDisk> = with_sizes.collect();
     (!(untold && disks.is_empty())).then_some(disks)
 }
@@ -139,7 +153,7 @@ mod tests {
         let listed = running(&format!("test://{}", file.path().display())).unwrap();
         assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
         assert_eq!((listed.len(), &*listed[0].name, &*listed[399].name), (400, "vm000", "vm399"));
-        assert_eq!((listed[0].checkpoints, listed[0].backup), (Some(0), None), "this driver knows no backups");
+        assert_eq!((listed[0].checkpoints, listed[0].backup), (Some(0), Some(false)));
     }
 
     #[test]
@@ -151,7 +165,7 @@ mod tests {
 
     #[test]
     fn sizes_that_are_not_told_are_not_known() {
-        let block = |target: &str, capacity| BlockStats { target: target.to_owned(), capacity };
+        let block = |target: &str, capacity| BlockStats { target: target.to_owned(), capacity, images: 1 };
         assert_eq!(disks(Vec::new()), Some(Vec::new()), "it has none");
         assert_eq!(disks(vec![block("vda", None)]), None, "busy");
         let vda = RunningDisk { name: "vda".to_owned(), size: 512 };
