@@ -2,7 +2,7 @@
 //!
 //! One call tells of all domains and the sizes of their disks; libvirt asks each QEMU for it, unless something else is going
 //! on in its domain. A short question or two to each domain follow, which libvirt answers by itself. One whose QEMU does not
-//! answer holds nobody up: what is not told within [`LIMIT`] is not known.
+//! answer holds nobody up: what is not told in time is not known.
 
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -168,6 +168,10 @@ mod tests {
         let block = |target: &str, capacity| BlockStats { target: target.to_owned(), capacity, images: 1 };
         assert_eq!(disks(Vec::new()), Some(Vec::new()), "it has none");
         assert_eq!(disks(vec![block("vda", None)]), None, "busy");
+        assert_eq!(may_have_backup(None), None);
+        assert_eq!(may_have_backup(Some(&[block("vda", None)])), Some(false), "nobody is asked");
+        let two = BlockStats { images: 2, ..block("vdb", None) };
+        assert_eq!(may_have_backup(Some(&[block("vda", None), two])), Some(true));
         let vda = RunningDisk { name: "vda".to_owned(), size: 512 };
         assert_eq!(
             disks(vec![block("vda", Some(512)), block("sda", None)]),
