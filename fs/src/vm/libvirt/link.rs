@@ -99,7 +99,6 @@ impl Link {
         limit: Duration,
         call: impl FnOnce(&Domain) -> libvirt::Result<T> + Send + 'static,
     ) -> Result<T> {
-        let mut called = None;
         let run = async {
             let (reply, answer) = oneshot::channel();
             let ended = || Error::new(Kind::Gone, "the connection to libvirt is ending");
@@ -107,23 +106,31 @@ impl Link {
             let line = answer.await.map_err(|_| ended())??;
             let turn = line.turn.clone().lock_owned().await;
             let permit = self.calls.clone().acquire_owned().await.map_err(|_| ended())?;
-            called = Some(line.clone());
+            let mut awaited = Awaited(Some(line.clone()));
             let outcome = spawn_blocking(move || {
                 let outcome = call(&line.domain);
                 drop((turn, permit));
                 outcome
             });
-            let outcome =
-                outcome.await.map_err(|error| Error::with_source(Kind::Io, "a call of libvirt panicked", error))?;
+            let outcome = outcome.await;
+            awaited.0 = None;
+            let outcome = outcome.map_err(|error| Error::with_source(Kind::Io, "a call of libvirt panicked", error))?;
             outcome.map_err(|error| explain(&format!("libvirt cannot {what}"), error))
         };
-        let outcome = timeout(limit, run).await;
-        outcome.unwrap_or_else(|_| {
-            if let Some(line) = called {
-                line.hangs.store(true, Ordering::Relaxed);
-            }
-            Err(Error::new(Kind::Timeout, format!("libvirt did not {what} within {} s", limit.as_secs())))
-        })
+        let slow = || Error::new(Kind::Timeout, format!("libvirt did not {what} within {} s", limit.as_secs()));
+        timeout(limit, run).await.unwrap_or_else(|_| Err(slow()))
+    }
+}
+
+/// A call that somebody waits for. When nobody does any more and it has not ended, the next calls must not wait for it: a
+/// guest may have to be thawed.
+struct Awaited(Option<Arc<Line>>);
+
+impl Drop for Awaited {
+    fn drop(&mut self) {
+        if let Some(line) = &self.0 {
+            line.hangs.store(true, Ordering::Relaxed);
+        }
     }
 }
 
