@@ -14,7 +14,7 @@ pub(crate) fn begin(mount_point: &Path, quiesce: bool, named: Option<(&str, &str
         line.push_str(" quiesce");
     }
     if let Some((word, name)) = named {
-        line.push_str(&format!(" {word}={}", one_line(name)?));
+        line = format!("{line} {word}={}", one_line(name)?);
     }
     command(mount_point, "begin", &line)
 }

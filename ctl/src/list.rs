@@ -33,7 +33,7 @@ mod domains {
         let options = config::resolve(None, &arguments.options)?.options;
         let uri = libvirt_of(options.uri.as_deref())?;
         let domains = waiting("waiting for libvirt", || running(&uri))?;
-        let mounts = Mounts { all: mount::all()?, known: recovery::headers(&recovery::state_dir()), uri };
+        let mounts = Mounts { all: mount::all()?, known: recovery::all_headers(&recovery::state_dir()), uri };
         if arguments.json {
             let all: Vec<Value> = domains.iter().map(|domain| document(domain, &mounts.of(domain))).collect();
             return print(&format!("{:#}\n", Value::Array(all)));

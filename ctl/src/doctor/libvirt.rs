@@ -58,19 +58,9 @@ async fn domain(target: &Target, options: &Options, living: &[Header], findings:
     }
     let busy = found(findings, "others", limited("others", examiner.busy()).await)?;
     findings.push(others(busy.as_ref(), &target.domain, living));
-    let looked = limited("disks", examiner.look(&versions, options.disks.as_ref())).await;
+    let looked = limited("disks", examiner.look(options.disks.as_ref())).await;
     let looked = found(findings, "disks", looked)?;
     findings.extend(disks(&looked.inventory, looked.refused.as_ref()));
-    if looked.iothreads && looked.refused.is_none() {
-        let cure = format!(
-            "make sure of its version: virsh qemu-monitor-command {} '{{\"execute\":\"query-version\"}}'; a domain that was \
-             started before an update runs in the old one until it is started anew",
-            target.domain
-        );
-        let what =
-            "an iothread serves disks, which QEMU before 8.2.3 may not survive; libvirt tells the host's version alone";
-        findings.push(Finding::hint("disks", what, cure));
-    }
     findings.extend(checkpoints(&looked.inventory));
     findings.push(agent(looked.around.agent, &target.domain));
     Some(looked)

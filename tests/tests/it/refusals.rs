@@ -81,6 +81,15 @@ fn an_unsafe_iothread(flavor: Flavor) {
     assert_eq!(Leftovers::of(&machine), nothing);
 }
 
+on!(an_iothread_of_a_domain: libvirt_old = LibvirtOld);
+fn an_iothread_of_a_domain(flavor: Flavor) {
+    let machine = Machine::build(flavor).disk(Disk::qcow2("vda", MIB)).iothread().start();
+    let point = MountPoint::new();
+    let refused = mount::mount(&machine.source(), &point.mnt(), &machine.options(&point.scratch()));
+    assert_eq!(refused.code, Some(32), "{refused}");
+    says(&refused.stderr, &["iothread", "8.2.3", "machine type"]);
+}
+
 on!(a_safe_iothread: new = New);
 fn a_safe_iothread(flavor: Flavor) {
     let machine = Machine::build(flavor).disk(Disk::qcow2("vda", MIB).filled(&[(0, 65536)])).iothread().start();

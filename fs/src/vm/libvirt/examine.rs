@@ -58,8 +58,6 @@ pub struct Looked {
     pub refused: Option<Error>,
     /// The user and group that QEMU runs as, where libvirt says so.
     pub user: Option<(u32, u32)>,
-    /// Whether a thread of QEMU's own may serve a disk: [`Looked::refused`] knows the host's QEMU, not the domain's.
-    pub iothreads: bool,
     /// What is said of it beside.
     pub around: Around,
 }
@@ -136,13 +134,12 @@ impl Examiner {
     ///
     /// # Errors
     /// As [`Examiner::doing`].
-    pub async fn look(&self, versions: &Versions, only: Option<&BTreeSet<String>>) -> Result<Looked> {
+    pub async fn look(&self, only: Option<&BTreeSet<String>>) -> Result<Looked> {
         let found = inventory::query(&self.0, only).await?;
         let described = self.0.call("describe the domain", LIMIT, libvirt::Domain::xml).await?;
         Ok(Looked {
-            refused: check(only, versions.number, &found).err(),
+            refused: check(only, &found).err(),
             user: found.domain.user,
-            iothreads: found.domain.iothreads,
             inventory: found.inventory,
             around: around(&described)?,
         })

@@ -218,6 +218,7 @@ mod tests {
                 ],
                 user: None,
                 iothreads: false,
+                least: None,
             },
             sizes: ["vda", "vdb"].map(|target| (target.to_owned(), Ok(info))).into(),
             checkpoints: vec![

@@ -77,7 +77,7 @@ const LOOK_PAUSE: Duration = Duration::from_millis(40);
 const CLUSTER: u64 = 65536;
 
 /// From this QEMU on, a disk that a thread of its own serves can be backed up without danger to the guest.
-const THREADS_SAFE: u64 = 8_002_003;
+const THREADS_SAFE: (u32, u32) = (9, 0);
 
 /// What a libvirt source needs to know.
 #[derive(Debug, Clone)]
@@ -104,7 +104,6 @@ pub struct Settings {
 pub struct LibvirtVm {
     settings: Settings,
     machine: Machine,
-    qemu: u64,
     context: Arc<Context>,
     ledger: Ledger<Leftover>,
     held: Shared,
@@ -158,7 +157,6 @@ impl LibvirtVm {
                 fleece: Fleece::Backing,
             },
             settings,
-            qemu,
             context,
             ledger: Ledger::new(journal),
             held,
@@ -176,7 +174,7 @@ impl LibvirtVm {
     }
 
     fn check(&self, found: &Found) -> Result<()> {
-        check(self.settings.disks.as_ref(), self.qemu, found)
+        check(self.settings.disks.as_ref(), found)
     }
 
     /// Refuses at once what libvirt would have wait for half a minute, and then refuse.
@@ -198,6 +196,11 @@ impl LibvirtVm {
             && !found.lineage.iter().any(|(name, _)| name == since)
         {
             return Err(Error::new(Kind::NotFound, format!("there is no checkpoint {since}")));
+        }
+        if let Some(since) = &wanted.since
+            && !found.is_usable(since)
+        {
+            return Err(Error::new(Kind::Io, format!("checkpoint {since} cannot be read on any disk")));
         }
         let Some(name) = &wanted.checkpoint else { return Ok(()) };
         check_checkpoint(name, &found.inventory)?;
@@ -307,7 +310,7 @@ impl LibvirtVm {
 }
 
 /// Refuses a domain without disks, names in `disks=` that it does not have, and what a backup would be a danger to.
-fn check(only: Option<&BTreeSet<String>>, qemu: u64, found: &Found) -> Result<()> {
+fn check(only: Option<&BTreeSet<String>>, found: &Found) -> Result<()> {
     let Inventory { disks, skipped } = &found.inventory;
     let known = |name: &String| disks.iter().any(|disk| *disk.name == **name);
     if let Some(name) = only.into_iter().flatten().find(|name| !known(name)) {
@@ -318,14 +321,12 @@ fn check(only: Option<&BTreeSet<String>>, qemu: u64, found: &Found) -> Result<()
     if disks.is_empty() {
         return Err(Error::new(Kind::NotFound, "this machine has no disk that could be read"));
     }
-    if found.domain.iothreads && qemu < THREADS_SAFE {
+    if found.domain.iothreads && found.domain.least.is_none_or(|least| least < THREADS_SAFE) {
         return Err(Error::new(
             Kind::Unsupported,
-            format!(
-                "QEMU {} may end, and the guest with it, when a disk that an iothread serves is backed up; QEMU 8.2.3 \
-                 and later do not",
-                version(qemu)
-            ),
+            "an iothread serves a disk of the domain, and the QEMU that it runs in may be older than 8.2.3: such a one can end, and \
+             the guest with it, when the backup does. libvirt tells no more of it than the machine type, which has to be of 9.0 \
+             or later; or mount its monitor, qmp:PATH",
         ));
     }
     Ok(())

@@ -25,6 +25,8 @@ pub(super) struct Domain {
     pub(super) user: Option<(u32, u32)>,
     /// Whether a thread of QEMU's other than the main one may serve a disk.
     pub(super) iothreads: bool,
+    /// The QEMU that its machine type came with, major and minor number, where that tells: it runs in that or a later one.
+    pub(super) least: Option<(u32, u32)>,
 }
 
 /// A disk of a domain.
@@ -120,7 +122,17 @@ pub(super) fn domain(xml: &str) -> Result<Domain> {
         disks: disks.into_iter().filter_map(disk).collect(),
         user: user(root),
         iothreads: threads,
+        least: child(root, "os")
+            .and_then(|os| child(os, "type"))
+            .and_then(|kind| kind.attribute("machine"))
+            .and_then(least),
     })
+}
+
+/// The version in a machine type, such as `pc-q35-9.1`. Distributions' own, such as `pc-q35-rhel9.6.0`, count otherwise.
+fn least(machine: &str) -> Option<(u32, u32)> {
+    let (major, minor) = machine.rsplit('-').next()?.split_once('.')?;
+    Some((major.parse().ok()?, minor.parse().ok()?))
 }
 
 /// What QEMU runs as, by the label of libvirt's own security driver, such as `+64055:+64055`.
@@ -298,6 +310,15 @@ mod tests {
         let domain = domain(DOMAIN).unwrap();
         assert_eq!((&*domain.name, &*domain.uuid, domain.user), ("vm & 1", "u-1", Some((64055, 107))));
         assert!(!domain.iothreads);
+        for (machine, version) in [
+            ("pc-i440fx-7.2", Some((7, 2))),
+            ("pc-q35-10.0", Some((10, 0))),
+            ("pc-q35-rhel9.6.0", None),
+            ("virt", None),
+        ] {
+            let xml = DOMAIN.replace("<devices>", &format!("<os><type machine='{machine}'>hvm</type></os><devices>"));
+            assert_eq!(super::domain(&xml).unwrap().least, version, "{machine}");
+        }
         let told: Vec<_> =
             domain.disks.iter().map(|disk| (&*disk.target, &*disk.format, disk.refused.is_some())).collect();
         let raw = |name| (name, "raw", true);
