@@ -195,8 +195,10 @@ impl plan::Undo for Leftover {
         let Some(first) = these.first() else { return Ok(()) };
         match first {
             Self::Place { dir } => {
-                // Old data of the guest takes no room any more, whoever has the files open.
-                for file in context.files().drain(..) {
+                // Old data of the guest takes no room any more, whoever has the files open. Not where a backup may still write
+                // there: the guest's writes would fail.
+                let ended = context.settled.load(Ordering::Relaxed);
+                for file in context.files().drain(..).filter(|_| ended) {
                     file.set_len(0).ok();
                 }
                 place::remove(dir)
