@@ -92,6 +92,7 @@ mod tests {
                 "SIZE" => "64K",
                 "TIME" => "2h",
                 "DIR" | "PATH" => "/tmp",
+                "URI" => "qemu:///system",
                 "N" => "7",
                 words => words.split('|').next().unwrap_or(words),
             });
