@@ -88,7 +88,7 @@ fn a_healthy_machine(flavor: Flavor) {
         assert!(finding["state"] == "ok" || may, "{finding}");
     }
     let text = doctor(&machine.source(), &options, &[]).success();
-    says(&text, &["vda (qcow2, 8.0 MiB), vdb (raw, 4.0 MiB)", "checkpoints", flavor.fleece()]);
+    says(&text, &["vda (qcow2, 8.0 MiB), vdb (", ", 4.0 MiB)", "checkpoints", flavor.fleece()]);
     assert!(!text.contains('\x1b'), "colours are for terminals");
     assert_eq!(Leftovers::of(&machine), nothing);
     assert!(is_empty(&scratch));
