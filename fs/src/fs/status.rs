@@ -112,7 +112,6 @@ struct PointStatus {
     /// Whether the guest's file systems were frozen for the instant.
     quiesced: bool,
     /// The checkpoint since which it has the changes, where it has those since one alone.
-    #[serde(skip_serializing_if = "Option::is_none")]
     base: Option<String>,
     /// The disks it has, by name: one that was plugged in since is not among them.
     disks: Vec<String>,
