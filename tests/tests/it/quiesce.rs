@@ -73,7 +73,7 @@ fn a_frozen_guest_stands_still(flavor: Flavor) {
     let frozen = freeze(&runtime, &guest).expect("a frozen guest");
     let freezing = frozen.freezing();
     let told = runtime.block_on(frozen.thaw()).expect("a thawed guest");
-    assert!(told < freezing + Duration::from_secs(2), "{told:?}, of which freezing took {freezing:?}");
+    assert!(told < freezing + Duration::from_secs(1), "{told:?}, of which freezing took {freezing:?}");
     guest.wait_past(guest.counter());
 }
 
