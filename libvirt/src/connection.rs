@@ -140,7 +140,7 @@ impl Connection {
     ) -> Result<Subscription> {
         let sink: Sink = Arc::new(sink);
         let mut subscription =
-            Subscription { connection: self.clone(), callbacks: Vec::new(), close: false, sink: Arc::clone(&sink) };
+            Subscription { connection: self.clone(), callbacks: Vec::new(), close: false, _sink: Arc::clone(&sink) };
         // SAFETY: each callback has the arguments of its event (libvirt-domain.h), which is what the generic type, by
         // libvirt's design, does not say.
         let callbacks: [(c_int, sys::GenericCallback); 4] = unsafe {
@@ -241,8 +241,7 @@ pub struct Subscription {
     callbacks: Vec<c_int>,
     close: bool,
     /// libvirt has no more than a weak reference.
-    #[allow(dead_code)]
-    sink: Sink,
+    _sink: Sink,
 }
 
 impl Drop for Subscription {
