@@ -361,3 +361,28 @@ fn kept_out(error: Error, socket: &Path, user: Option<u32>) -> Error {
 
 /// How long the guest's agent may take to freeze its file systems, of which libvirt's own limit knows nothing.
 const FREEZE_LIMIT: Duration = Duration::from_secs(15);
+
+#[cfg(test)]
+mod tests {
+    use super::super::link::Target;
+    use super::*;
+    use crate::point::plan::Undo;
+
+    #[tokio::test]
+    async fn scratch_images_are_emptied_only_when_the_backup_has_surely_ended() {
+        let base = tempfile::tempdir().unwrap();
+        let target = Target { domain: "vm".to_owned(), uri: "test:///default".to_owned() };
+        let context = Context::new(Link::start(target, Box::new(|_| {})));
+        let dir = place::dir(base.path(), "pullfs-0a1b2c");
+        for (ended, left) in [(false, 100), (true, 0)] {
+            std::fs::create_dir(&dir).unwrap();
+            let file = tempfile::tempfile().unwrap();
+            file.set_len(100).unwrap();
+            context.files().push(file.try_clone().unwrap());
+            context.settle(ended);
+            Leftover::undo(&[Leftover::Place { dir: dir.clone() }], &context).await.unwrap();
+            assert_eq!(file.metadata().unwrap().len(), left, "the backup has ended: {ended}");
+            assert!(!dir.exists());
+        }
+    }
+}
