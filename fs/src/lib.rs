@@ -19,6 +19,7 @@ pub mod fuse;
 #[cfg(any(test, feature = "testing"))]
 pub mod fuzz;
 pub mod guardian;
+pub mod guest;
 pub mod image;
 mod lines;
 pub mod metrics;

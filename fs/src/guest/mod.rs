@@ -1,0 +1,97 @@
+//! What is inside the guest's disks: partitions and the guest's own files.
+//!
+//! The guest's blocks are never parsed in this process: whoever implements [`Readers`] does that where it can do no harm. This
+//! process gives blocks of the frozen disk, gets told where a file's data is, and reads that by itself, through the cache.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use inside::table::Table;
+use inside::{Attributes, Extent, FileKind, Id, Summary, Xattr};
+
+use crate::error::Result;
+
+/// Blocks of a frozen disk, or of a part of one.
+#[async_trait]
+pub trait Blocks: Send + Sync {
+    /// Size, in bytes.
+    fn size(&self) -> u64;
+
+    /// The bytes of a range that lies within the size, at most [`MAX_BLOCKS`].
+    ///
+    /// # Errors
+    /// When the point in time has ended, or the disk cannot be read.
+    async fn read(&self, range: Range<u64>) -> Result<Bytes>;
+}
+
+/// Most that is read from [`Blocks`] at once, in bytes.
+pub const MAX_BLOCKS: u64 = 1 << 20;
+
+/// Most names or pieces of a file in one answer.
+pub const MAX_ANSWERS: usize = 1024;
+
+/// A name in a guest's directory.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// The name: not empty, without `/` and NUL, neither `.` nor `..`.
+    pub name: Vec<u8>,
+    /// The file.
+    pub id: Id,
+    /// What it is, if the directory tells.
+    pub kind: Option<FileKind>,
+    /// Where to go on after it.
+    pub next: u64,
+}
+
+/// A guest's file system that is open: [`inside::FileSystem`], from afar. All of it can be called at once. Every call ends within a
+/// limit of time.
+///
+/// Errors of all methods: [`crate::error::Kind::Io`] when the disk is not right, or the reader died of it (another is had by
+/// opening it again); [`crate::error::Kind::Unsupported`] for what is not read here; what [`Blocks`] failed with.
+#[async_trait]
+pub trait Reader: Send + Sync {
+    /// What it says of itself.
+    fn summary(&self) -> &Summary;
+
+    /// Its root directory.
+    fn root(&self) -> Id;
+
+    /// What stat(2) tells of a file.
+    async fn attributes(&self, file: Id) -> Result<Attributes>;
+
+    /// The file of that name in a directory, none if there is none.
+    async fn lookup(&self, directory: Id, name: &[u8]) -> Result<Option<(Id, Attributes)>>;
+
+    /// At most [`MAX_ANSWERS`] names from `from` on; none at the end.
+    async fn list(&self, directory: Id, from: u64) -> Result<Vec<Listed>>;
+
+    /// The parent of a directory.
+    async fn parent(&self, directory: Id) -> Result<Id>;
+
+    /// The target of a symbolic link.
+    async fn link_target(&self, file: Id) -> Result<Vec<u8>>;
+
+    /// Extended attributes.
+    async fn xattrs(&self, file: Id) -> Result<Vec<Xattr>>;
+
+    /// At most [`MAX_ANSWERS`] pieces of a regular file from `from` on, in bytes; none at or after its end.
+    async fn extents(&self, file: Id, from: u64) -> Result<Vec<Extent>>;
+}
+
+/// Who reads what is inside of disks.
+#[async_trait]
+pub trait Readers: Send + Sync {
+    /// What a disk is divided into.
+    ///
+    /// # Errors
+    /// As those of [`Reader`].
+    async fn table(&self, disk: Arc<dyn Blocks>) -> Result<Table>;
+
+    /// Opens the file system on a partition.
+    ///
+    /// # Errors
+    /// As those of [`Reader`].
+    async fn open(&self, partition: Arc<dyn Blocks>) -> Result<Arc<dyn Reader>>;
+}
