@@ -10,6 +10,7 @@
 
 mod disk;
 mod error;
+pub mod ext;
 mod reader;
 pub mod table;
 
