@@ -30,6 +30,9 @@ pub(crate) struct Takes {
     pub(crate) later: Option<&'static str>,
 }
 
+/// What ext4 takes.
+pub(crate) const EXT4: Takes = Takes { longest: 8 << 40, names: 2000, value: 3000, allocates: true, later: None };
+
 pub(crate) fn fill(root: &Path, takes: Takes) {
     names(root);
     files(root, takes);

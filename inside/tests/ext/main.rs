@@ -1,16 +1,17 @@
 //! ext2, ext3 and ext4 as they are read here against the kernel's mount of the same image, byte for byte.
 
 mod compare;
+mod dirty;
 mod fill;
+mod hostile;
 mod image;
+mod peer;
 
-use fill::{Takes, fill};
+use fill::{EXT4, Takes, fill};
 use image::Image;
 use inside::FileSystem;
 
 const GIB: u64 = 1 << 30;
-
-const EXT4: Takes = Takes { longest: 8 << 40, names: 2000, value: 3000, allocates: true, later: None };
 
 /// Fills what `mkfs` makes through the kernel, and compares.
 fn same(mkfs: &str, arguments: &[&str], takes: Takes) {
