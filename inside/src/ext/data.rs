@@ -103,8 +103,11 @@ pub(super) fn inline(inode: &Inode) -> Result<Vec<u8>> {
 
 pub(super) fn refuse_encrypted(inode: &Inode) -> Result<()> {
     if inode.has(flags::ENCRYPTED) {
-        let what = if inode.kind == FileKind::Directory { "names of directory" } else { "data of inode" };
-        return Err(Error::unsupported(format!("the {what} {} are encrypted", inode.number)));
+        let number = inode.number;
+        return Err(Error::unsupported(match inode.kind {
+            FileKind::Directory => format!("the names in directory {number} are encrypted"),
+            _ => format!("the data of inode {number} is encrypted"),
+        }));
     }
     Ok(())
 }

@@ -84,7 +84,7 @@ impl Superblock {
         let high = |at| if wide { le32(bytes, at).map(u64::from) } else { Ok(0) };
         let log_block_size = le32(bytes, 0x18)?;
         if log_block_size > 6 {
-            return Err(wrong("block size"));
+            return Err(wrong("s_log_block_size"));
         }
         let log_cluster = le32(bytes, 0x1c)?;
         let clusters = features.has_read_only(read_only::BIGALLOC);
@@ -97,7 +97,7 @@ impl Superblock {
             free_inodes: le32(bytes, 0x10)?,
             first_data_block: le32(bytes, 0x14)?,
             blocks_per_group: le32(bytes, 0x20)?,
-            cluster: 1 << cluster.ok_or_else(|| wrong("cluster size"))?,
+            cluster: 1 << cluster.ok_or_else(|| wrong("s_log_cluster_size"))?,
             inodes_per_group: le32(bytes, 0x28)?,
             groups: 0,
             inode_size: if revision == 0 { 128 } else { le16(bytes, 0x58)? },
@@ -124,27 +124,27 @@ impl Superblock {
     fn check(&self) -> Result<u32> {
         let bits = self.block_size * 8;
         if !self.inode_size.is_power_of_two() || self.inode_size < 128 || u32::from(self.inode_size) > self.block_size {
-            return Err(wrong("inode size"));
+            return Err(wrong("s_inode_size"));
         }
         let wide = self.features.has(incompatible::SIXTY_FOUR_BIT);
         if wide && !(self.descriptor_size.is_power_of_two() && (64..=1024).contains(&self.descriptor_size)) {
-            return Err(wrong("size of group descriptors"));
+            return Err(wrong("s_desc_size"));
         }
         if self.blocks_per_group < 8 || u64::from(self.blocks_per_group) > u64::from(bits) * u64::from(self.cluster) {
-            return Err(wrong("number of blocks in a group"));
+            return Err(wrong("s_blocks_per_group"));
         }
         if self.inodes_per_group == 0 || self.inodes_per_group > bits {
-            return Err(wrong("number of inodes in a group"));
+            return Err(wrong("s_inodes_per_group"));
         }
         let data = self.blocks.checked_sub(u64::from(self.first_data_block)).filter(|data| *data > 0);
         if data.is_none() || self.first_data_block > 1 || self.blocks.checked_mul(self.block_size.into()).is_none() {
-            return Err(wrong("number of blocks"));
+            return Err(wrong("s_blocks_count"));
         }
         let groups = data.unwrap_or(0).div_ceil(self.blocks_per_group.into());
         if groups.checked_mul(self.inodes_per_group.into()) != Some(self.inodes.into()) {
-            return Err(wrong("number of inodes"));
+            return Err(wrong("s_inodes_count"));
         }
-        u32::try_from(groups).map_err(|_| wrong("number of groups"))
+        u32::try_from(groups).map_err(|_| wrong("s_blocks_per_group"))
     }
 
     /// Everything else has checksums.
@@ -176,6 +176,6 @@ impl Superblock {
     }
 }
 
-fn wrong(what: &str) -> Error {
-    Error::corrupt(format!("the ext4 superblock has an impossible {what}"))
+fn wrong(field: &str) -> Error {
+    Error::corrupt(format!("the ext4 superblock has an impossible {field}"))
 }
