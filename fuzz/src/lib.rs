@@ -7,8 +7,10 @@
 //! A target takes any bytes and panics where a promise is broken. What broke one stays in its corpus for ever, in a file
 //! whose name begins with `regression-`.
 
+mod ext;
 mod map;
 pub mod mutation;
+mod walk;
 
 use nbd_pool::testing::fuzz as nbd;
 use pullfs_fs::image::qcow2::fuzz as qcow2;
@@ -24,7 +26,7 @@ pub struct Target {
 }
 
 /// All that is fuzzed.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 13] = [
     Target { name: "nbd_handshake", run: nbd::handshake },
     Target { name: "nbd_replies", run: nbd::replies },
     Target { name: "qmp_lines", run: qmp::lines },
@@ -37,6 +39,7 @@ pub const TARGETS: [Target; 12] = [
     Target { name: "control", run: text::control },
     Target { name: "mountinfo", run: text::mountinfo },
     Target { name: "printable", run: text::printed },
+    Target { name: "ext", run: ext::run },
 ];
 
 /// The target of that name.
