@@ -8,7 +8,8 @@
 //! Written from the kernel's documentation of the format. What is told is what a kernel would mount: where the journal has to be
 //! replayed, every block is looked for in it first ([`blocks::Blocks`]); its bytes stay where they are on the disk. Checksums are
 //! checked wherever the file system has them. Files that nobody has a name for any more, which a kernel would delete at that
-//! mount, are found by nobody; of one that is just being made shorter, `allocated` still tells the length before.
+//! mount, are found by nobody; one that was just being made shorter has its new size, and the times and the `allocated` that it
+//! had, where a kernel gives it those of the mount.
 
 mod acl;
 mod blocks;

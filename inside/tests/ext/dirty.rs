@@ -3,9 +3,9 @@
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use inside::{FileSystem, Kind};
 
@@ -15,6 +15,9 @@ use crate::image::{Image, Mount, run};
 
 /// What a journal's commit blocks begin with.
 const COMMIT: [u8; 8] = [0xc0, 0x3b, 0x39, 0x98, 0, 0, 0, 2];
+
+/// Each copy gets a name of its own: a loop device outlives its mount by a moment, and remembers another image.
+static COPIES: AtomicU32 = AtomicU32::new(0);
 
 /// What is there after a sync, and more that was only in part made to last: nothing of it goes to the disk by itself for a while.
 fn write_and_cut(image: &Image, options: &str) -> Image {
@@ -47,7 +50,7 @@ fn work(root: &Path, number: usize) {
     for tooth in 0..50 {
         file.write_all_at(&[7; 10], (u64::try_from(number).unwrap() * 50 + tooth) * 9000).unwrap();
     }
-    if number % 4 == 0 {
+    if number.is_multiple_of(4) {
         file.set_len(u64::try_from(number).unwrap() * 1000).unwrap();
         file.sync_all().unwrap();
         sync(&directory);
@@ -63,10 +66,13 @@ fn same(cut: &Image) {
     assert!(needs_recovery(cut), "nothing to replay");
     let ours = cut.open().unwrap();
     assert_eq!(ours.summary().unclean, None);
-    let theirs = cut.copy("theirs");
+    let theirs = cut.copy(&format!("theirs {}", COPIES.fetch_add(1, Ordering::Relaxed)));
+    // Times are in whole seconds: nothing of before the mount must count as of after it.
+    thread::sleep(Duration::from_millis(1100));
+    let mounted = SystemTime::now();
     // Not read-only: mount(8) would make the loop device so as well, and the kernel could not replay.
     let mount = theirs.mount("loop,noatime");
-    compare(&ours, cut, &mount.0);
+    compare(&ours, cut, &mount.0, mounted);
 }
 
 fn needs_recovery(image: &Image) -> bool {

@@ -5,6 +5,8 @@ use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
 
 use inside::Disk;
 use inside::ext::{Ext, open};
@@ -98,9 +100,14 @@ pub(crate) struct Mount(pub(crate) PathBuf);
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        let unmounted = Command::new("umount").arg(&self.0).status();
-        if !unmounted.is_ok_and(|status| status.success()) {
-            let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+        // Another test that starts a program has all files open for a moment.
+        for _ in 0..100 {
+            let unmounted = Command::new("umount").arg(&self.0).stderr(Stdio::null()).status();
+            if unmounted.is_ok_and(|status| status.success()) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(50));
         }
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
     }
 }

@@ -7,6 +7,8 @@ mod hostile;
 mod image;
 mod peer;
 
+use std::time::{Duration, SystemTime};
+
 use fill::{EXT4, Takes, fill};
 use image::Image;
 use inside::FileSystem;
@@ -27,7 +29,7 @@ fn same(mkfs: &str, arguments: &[&str], takes: Takes) {
     }
     let ours = image.open().unwrap();
     let mount = image.mount("loop,ro,noatime");
-    let counts = compare::compare(&ours, &image, &mount.0);
+    let counts = compare::compare(&ours, &image, &mount.0, SystemTime::now() + Duration::from_secs(9));
     assert!(counts.files > takes.names * 6 / 7 && counts.xattrs > 20 && counts.bytes > 4_000_000, "{counts:?}");
     let theirs = rustix::fs::statvfs(&mount.0).unwrap();
     let summary = ours.summary();
@@ -39,12 +41,12 @@ fn same(mkfs: &str, arguments: &[&str], takes: Takes) {
 }
 
 #[test]
-fn ext4_with_twenty_thousand_names() {
-    same("mkfs.ext4", &["-N", "40000"], Takes { names: 20_000, ..EXT4 });
+fn ext4() {
+    same("mkfs.ext4", &[], EXT4);
 }
 
 #[test]
-fn ext4_of_1_kib_blocks_with_a_deep_tree_of_names() {
+fn ext4_of_1_kib_blocks_with_twenty_thousand_names_in_a_directory() {
     same("mkfs.ext4", &["-b", "1024", "-N", "40000"], Takes { names: 20_000, longest: 2 << 40, value: 900, ..EXT4 });
 }
 
