@@ -27,6 +27,12 @@ fn write_and_cut(image: &Image, options: &str) -> Image {
     for number in 0..40 {
         work(&mount.0, number);
     }
+    // With data=journal, these bytes are nowhere else.
+    let journaled = File::create(mount.0.join("in the journal")).unwrap();
+    let mut bytes = pattern(90_000);
+    bytes[8192..8196].copy_from_slice(&COMMIT[..4]);
+    journaled.write_all_at(&bytes, 12_345).unwrap();
+    journaled.sync_all().unwrap();
     fs::write(mount.0.join("never synced"), pattern(10_000)).unwrap();
     image.copy("cut")
 }
