@@ -3,6 +3,7 @@
 mod compare;
 mod dirty;
 mod fill;
+mod hashes;
 mod hostile;
 mod image;
 mod peer;
