@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use inside::{FileSystem, Kind};
+use inside::{FileSystem, Kind, Place};
 
 use crate::compare::compare;
 use crate::fill::{EXT4, Takes, fill, pattern};
-use crate::image::{Image, Mount, run};
+use crate::image::{Image, Mount, debugfs, run};
 
 /// What a journal's commit blocks begin with.
 const COMMIT: [u8; 8] = [0xc0, 0x3b, 0x39, 0x98, 0, 0, 0, 2];
@@ -99,6 +99,7 @@ fn ext4_that_was_cut_off() {
 #[test]
 fn ext4_of_1_kib_blocks_without_checksums_that_was_cut_off() {
     cut_and_compare("mkfs.ext4", &["-b", "1024", "-O", "^metadata_csum,^64bit"], "journal_checksum");
+    cut_and_compare("mkfs.ext4", &["-b", "1024", "-O", "^metadata_csum,^64bit"], "journal_async_commit,data=writeback");
 }
 
 #[test]
@@ -116,6 +117,44 @@ fn ext3_that_was_cut_off() {
     }
     sync(&mount.0);
     same(&image.copy("cut"));
+}
+
+/// Journals as debugfs writes them: with the checksums of old kernels too, and blocks of both widths that are revoked again.
+#[test]
+fn journals_that_kernels_write_no_more() {
+    let directory = tempfile::tempdir().unwrap();
+    let data = directory.path().join("data");
+    for (number, (version, features)) in
+        [(2, "64bit"), (2, "^64bit,metadata_csum"), (3, "64bit"), (3, "^64bit,metadata_csum")].into_iter().enumerate()
+    {
+        let path = directory.path().join(number.to_string());
+        fs::create_dir(&path).unwrap();
+        let image = Image::make(&path, "mkfs.ext4", &["-b", "4096", "-O", features], 64);
+        let mount = image.mount("loop");
+        fs::write(mount.0.join("file"), pattern(80_000)).unwrap();
+        drop(mount);
+        let ours = image.open().unwrap();
+        let file = ours.lookup(ours.root(), b"file").unwrap().unwrap();
+        let Place::Disk(at) = ours.extents(file, 0, 1).unwrap()[0].place else { panic!("it is on the disk") };
+        let first = at / 4096;
+        let mut bytes = pattern(5 * 4096);
+        bytes[4096..4100].copy_from_slice(&COMMIT[..4]);
+        fs::write(&data, bytes).unwrap();
+        let name = data.to_str().unwrap();
+        let blocks = |from: u64| (0..5).map(|block| (first + from + block).to_string()).collect::<Vec<_>>().join(",");
+        debugfs(
+            &image,
+            &format!(
+                "journal_open -c -v {version}\njournal_write -b {} {name}\njournal_write -r {}\njournal_write -b {} {name}\n\
+                 journal_close\n",
+                blocks(0),
+                blocks(3),
+                blocks(6),
+            ),
+        );
+        assert!(image.open().unwrap().extents(file, 0, 9).unwrap().len() > 2, "some of it is in the journal");
+        same(&image);
+    }
 }
 
 /// As if the last transaction had not been brought to its end; and as if its end were damaged.
