@@ -232,6 +232,20 @@ fn every_instant_of_a_file_system_that_is_written_to() {
 }
 
 #[test]
+fn a_file_system_that_grew_before_it_was_cut_off_is_refused() {
+    let directory = tempfile::tempdir().unwrap();
+    let image = Image::make(directory.path(), "mkfs.ext4", &["-b", "1024", "-O", "^metadata_csum"], 32);
+    let mut superblock = image.read(1024, 1024);
+    superblock[0x60] |= 4;
+    superblock[5] -= 1;
+    let block = directory.path().join("superblock");
+    fs::write(&block, superblock).unwrap();
+    debugfs(&image, &format!("journal_open\njournal_write -b 1 {}\njournal_close\n", block.to_str().unwrap()));
+    let error = image.open().unwrap_err();
+    assert_eq!((error.kind(), error.to_string().contains("resized")), (Kind::Unclean, true), "{error}");
+}
+
+#[test]
 fn a_journal_that_is_elsewhere_or_has_fast_commits_is_refused() {
     let directory = tempfile::tempdir().unwrap();
     let image = Image::make(directory.path(), "mkfs.ext4", &["-b", "4096", "-O", "fast_commit,^metadata_csum"], 128);
