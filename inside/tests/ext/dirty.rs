@@ -16,7 +16,7 @@ use crate::image::{Image, Mount, debugfs, run};
 /// What a journal's commit blocks begin with.
 const COMMIT: [u8; 8] = [0xc0, 0x3b, 0x39, 0x98, 0, 0, 0, 2];
 
-/// Each copy gets a name of its own: a loop device outlives its mount by a moment, and remembers another image.
+/// Each copy is a file of its own, which is mounted once.
 static COPIES: AtomicU32 = AtomicU32::new(0);
 
 /// What is there after a sync, and more that was only in part made to last: nothing of it goes to the disk by itself for a while.

@@ -55,6 +55,7 @@ impl Image {
         Self::at(path)
     }
 
+    /// An image is mounted once: its loop device outlives the mount by a moment, and remembers what it read.
     pub(crate) fn mount(&self, options: &str) -> Mount {
         let point = self.1.with_extension("mounted");
         std::fs::create_dir_all(&point).unwrap();
@@ -100,14 +101,22 @@ pub(crate) struct Mount(pub(crate) PathBuf);
 
 impl Drop for Mount {
     fn drop(&mut self) {
-        // Another test that starts a program has all files open for a moment.
-        for _ in 0..100 {
-            let unmounted = Command::new("umount").arg(&self.0).stderr(Stdio::null()).status();
-            if unmounted.is_ok_and(|status| status.success()) {
-                return;
-            }
+        // Whoever made itself a namespace meanwhile has this mount too, and the file system stays: so it is clean before.
+        attempt("mount", &["-o", "remount,ro"], &self.0);
+        if !attempt("umount", &[], &self.0) {
+            attempt("umount", &["-l"], &self.0);
+        }
+    }
+}
+
+/// Again and again for some seconds: another test that starts a program has all files open for a moment.
+fn attempt(program: &str, arguments: &[&str], path: &Path) -> bool {
+    (0..100).any(|_| {
+        let status = Command::new(program).args(arguments).arg(path).stderr(Stdio::null()).status();
+        let done = status.is_ok_and(|status| status.success());
+        if !done {
             thread::sleep(Duration::from_millis(50));
         }
-        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
-    }
+        done
+    })
 }
