@@ -11,9 +11,16 @@
 mod disk;
 mod error;
 pub mod ext;
+pub mod lvm;
+mod open;
+mod probe;
+pub mod raid;
+mod raw;
 mod reader;
 pub mod table;
 
 pub use disk::{Disk, Part};
 pub use error::{Error, Kind, Result};
+pub use open::open;
+pub use probe::probe;
 pub use reader::{Attributes, Entry, Extent, FileKind, FileSystem, Id, Place, Summary, Time, Xattr};

@@ -1,4 +1,21 @@
 //! What a disk is divided into.
+//!
+//! ```text
+//! first sector: protective ─▶ gpt (primary, else backup)
+//!               partitions ─▶ mbr ─▶ chain of logical partitions
+//!               else       ─▶ a file system on the whole disk, or nothing
+//! ```
+//! Linux is who made the table and who reads it in the machine, so where two readings are possible its is taken. A partition
+//! that cannot be all that the table says is listed with a [`Partition::problem`], and nobody opens it.
+
+mod gpt;
+mod mbr;
+mod types;
+
+use self::mbr::Record;
+use crate::probe::probe;
+use crate::raw::read as piece;
+use crate::{Disk, Error, Part, Result};
 
 /// How a disk is divided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +48,114 @@ impl Table {
     pub const MAX_PARTITIONS: usize = 256;
 }
 
+/// What a disk is divided into, and what is in each part.
+///
+/// # Errors
+/// [`crate::Kind::Corrupt`] if there is a GUID partition table of which no copy can be used, so that the disk cannot be taken for an
+/// empty one; what the disk fails with.
+pub fn read<D: Disk>(disk: &D) -> Result<Table> {
+    let record = piece(disk, 0, 512)?.and_then(|sector| Record::parse(&sector));
+    let whole = probe(disk)?;
+    if let Some(record) = record.filter(Record::is_protective) {
+        let mut table = gpt::table(disk)?.map_err(|why| {
+            Error::corrupt(format!(
+                "the first sector says that the disk has a GUID partition table, and neither copy of that can be used: {why}; \
+                 repair it in the machine (gdisk)"
+            ))
+        })?;
+        if record.is_hybrid() {
+            table.problems.push(
+                "the master boot record is a hybrid one, with partitions of its own: the GUID partition table was taken"
+                    .to_owned(),
+            );
+        }
+        return table.filled(disk);
+    }
+    if let Some(record) = record.filter(|record| !record.is_code() && !record.is_empty()) {
+        let mut table = Table::of(&record, disk)?;
+        // mkfs.vfat writes a table of one partition into its boot sector, which begins where the disk does.
+        let boot_sector = whole.as_ref().filter(|content| BOOT_SECTORS.contains(&content.kind));
+        let real = table.partitions.iter().all(|partition| partition.offset > 0 && partition.cannot_be().is_none());
+        if boot_sector.is_none() || real {
+            if let Some(content) = boot_sector {
+                table.problems.push(format!("the first sector is also that of a file system, {}, which is not shown", content.kind));
+            }
+            if gpt::is_there(disk)? {
+                table.problems.push(
+                    "there is a GUID partition table too, of which the master boot record knows nothing: Linux takes no notice of it"
+                        .to_owned(),
+                );
+            }
+            return Ok(table);
+        }
+    }
+    if whole.is_none() && let Ok(mut table) = gpt::table(disk)? {
+        table.problems.push(
+            "the first sector does not say that there is a GUID partition table (no protective master boot record): Linux takes \
+             no notice of it"
+                .to_owned(),
+        );
+        return table.filled(disk);
+    }
+    let empty = record.filter(|record| !record.is_code() && whole.is_none());
+    let partitions = whole.map(|content| Partition::whole(disk.size(), content)).into_iter().collect();
+    let scheme = if empty.is_some() { Scheme::Mbr } else { Scheme::Whole };
+    Ok(Table { scheme, sector_size: 512, id: empty.and_then(|record| record.id()), problems: Vec::new(), partitions })
+}
+
+/// File systems whose first sector can be taken for a master boot record.
+const BOOT_SECTORS: [&str; 5] = ["vfat", "ntfs", "exfat", "ReFS", "BitLocker"];
+
+fn past_the_end(first: u64, last: u64, sectors: u64) -> String {
+    format!("it reaches past the end of the disk: it goes from sector {first} to {last}, and the disk has {sectors} sectors")
+}
+
+impl Table {
+    /// That of a master boot record, which does not say how large its sectors are: 512 bytes, unless more that is known is found
+    /// where sectors of 4096 bytes have it.
+    fn of<D: Disk>(record: &Record, disk: &D) -> Result<Self> {
+        let with = |sector_size| {
+            let (partitions, problems) = record.partitions(disk, sector_size)?;
+            Self { scheme: Scheme::Mbr, sector_size, id: record.id(), problems, partitions }.filled(disk)
+        };
+        let known = |table: &Self| {
+            let logical = table.partitions.iter().filter(|partition| partition.number > 4);
+            table.partitions.iter().filter(|partition| partition.content.is_some()).count() + logical.count()
+        };
+        let small = with(512)?;
+        if disk.size() % 4096 != 0 {
+            return Ok(small);
+        }
+        let large = with(4096)?;
+        let whole = large.partitions.iter().all(|partition| partition.cannot_be().is_none());
+        Ok(if whole && known(&large) > known(&small) { large } else { small })
+    }
+
+    /// With what overlaps marked and what is in the others.
+    fn filled<D: Disk>(mut self, disk: &D) -> Result<Self> {
+        let ranges: Vec<_> = self.partitions.iter().map(|one| (one.number, one.offset, one.size, mbr::is_extended(one))).collect();
+        for partition in &mut self.partitions {
+            let extended = mbr::is_extended(partition);
+            let other = ranges.iter().find(|&&(number, offset, size, container)| {
+                let holds = (container && partition.number > 4) || (extended && number > 4);
+                number != partition.number
+                    && !holds
+                    && offset < partition.offset.saturating_add(partition.size)
+                    && partition.offset < offset.saturating_add(size)
+            });
+            if let Some((number, ..)) = other
+                && partition.cannot_be().is_none()
+            {
+                partition.problem = Some(format!("it overlaps partition {number}"));
+            }
+            if partition.problem.is_none() {
+                partition.content = probe(&Part::new(disk, partition.offset, partition.size))?;
+            }
+        }
+        Ok(self)
+    }
+}
+
 /// One of them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Partition {
@@ -48,8 +173,26 @@ pub struct Partition {
     pub name: Option<String>,
     /// What is in it.
     pub content: Option<Content>,
-    /// Why it cannot be read as the table says: it reaches past the end of the disk, it overlaps another. A sentence.
+    /// Why it cannot be read as the table says: it reaches past the end of the disk, it overlaps another, it is an extended one,
+    /// which only holds others. A sentence. Its size is then what of it is on the disk, which may be nothing.
     pub problem: Option<String>,
+}
+
+impl Partition {
+    /// What its type is called; none if it is not known here.
+    pub fn type_name(&self) -> Option<&'static str> {
+        types::name(self.type_id.as_deref()?)
+    }
+
+    fn whole(size: u64, content: Content) -> Self {
+        let (type_id, id, name, problem) = (None, None, None, None);
+        Self { number: 0, offset: 0, size, type_id, id, name, content: Some(content), problem }
+    }
+
+    /// Its problem, unless it is that it is an extended partition, which is nothing that is wrong.
+    fn cannot_be(&self) -> Option<&str> {
+        self.problem.as_deref().filter(|_| self.size == 0 || !mbr::is_extended(self))
+    }
 }
 
 /// What a partition holds.

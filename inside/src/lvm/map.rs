@@ -1,0 +1,89 @@
+//! Where the bytes of a logical volume are.
+
+/// A logical volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Volume {
+    /// Its name: letters, digits and `+_.-`, neither `.` nor `..`.
+    pub name: String,
+    /// Its UUID, as LVM2 writes it.
+    pub id: String,
+    /// Its size, in bytes.
+    pub size: u64,
+    /// Its segments, in order and without gaps; or why it cannot be read: a sentence.
+    pub segments: Result<Vec<Segment>, String>,
+}
+
+/// A piece of a logical volume, on one physical volume or striped over several.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    /// Where it begins in the volume, in bytes.
+    pub offset: u64,
+    /// Its length, in bytes: a multiple of `stripe_size` times the number of stripes.
+    pub length: u64,
+    /// How much is on one physical volume before the next one's turn, in bytes, at least 512; the whole length if there is but one.
+    pub stripe_size: u64,
+    /// Where it is, at least one.
+    pub stripes: Vec<Stripe>,
+}
+
+/// A place on a physical volume, from which a stripe goes on without gaps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Stripe {
+    /// Which disk, by its place among those that were looked at.
+    pub disk: usize,
+    /// Where on it, in bytes.
+    pub offset: u64,
+}
+
+/// Bytes that are together on a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// Which disk, by its place among those that were looked at.
+    pub disk: usize,
+    /// Where on it, in bytes.
+    pub offset: u64,
+    /// How many, at least 1.
+    pub length: u64,
+}
+
+impl Volume {
+    /// Where the byte at `offset` is, with as many after it as are together; none past the end, and if it cannot be read.
+    pub fn piece(&self, offset: u64) -> Option<Piece> {
+        let segments = self.segments.as_ref().ok()?;
+        let after = segments.partition_point(|segment| segment.offset <= offset);
+        segments.get(after.checked_sub(1)?)?.piece(offset)
+    }
+}
+
+impl Segment {
+    fn piece(&self, offset: u64) -> Option<Piece> {
+        let within = offset.checked_sub(self.offset).filter(|&within| within < self.length)?;
+        let (turn, rest) = (within.checked_div(self.stripe_size)?, within % self.stripe_size);
+        let count = u64::try_from(self.stripes.len()).ok()?;
+        let stripe = self.stripes.get(usize::try_from(turn.checked_rem(count)?).ok()?)?;
+        let offset = stripe.offset + turn / count * self.stripe_size + rest;
+        Some(Piece { disk: stripe.disk, offset, length: self.stripe_size - rest })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stripes_take_turns() {
+        let stripes = vec![Stripe { disk: 0, offset: 1000 }, Stripe { disk: 2, offset: 50 }];
+        let linear = Segment { offset: 0, length: 10, stripe_size: 10, stripes: vec![Stripe { disk: 1, offset: 7 }] };
+        let striped = Segment { offset: 10, length: 16, stripe_size: 4, stripes };
+        let (name, id) = ("lv".to_owned(), "id".to_owned());
+        let volume = Volume { name, id, size: 26, segments: Ok(vec![linear, striped]) };
+        let piece = |disk, offset, length| Some(Piece { disk, offset, length });
+        assert_eq!(volume.piece(0), piece(1, 7, 10));
+        assert_eq!(volume.piece(9), piece(1, 16, 1));
+        assert_eq!(volume.piece(10), piece(0, 1000, 4));
+        assert_eq!(volume.piece(15), piece(2, 51, 3));
+        assert_eq!(volume.piece(18), piece(0, 1004, 4));
+        assert_eq!(volume.piece(25), piece(2, 57, 1));
+        assert_eq!(volume.piece(26), None);
+    }
+}
