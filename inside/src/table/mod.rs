@@ -133,7 +133,9 @@ impl Table {
 
     /// With what overlaps marked and what is in the others.
     fn filled<D: Disk>(mut self, disk: &D) -> Result<Self> {
-        let ranges: Vec<_> = self.partitions.iter().map(|one| (one.number, one.offset, one.size, mbr::is_extended(one))).collect();
+        // One that reaches past the end has a wrong size, which is nothing that others can help.
+        let sound = self.partitions.iter().filter(|one| one.cannot_be().is_none());
+        let ranges: Vec<_> = sound.map(|one| (one.number, one.offset, one.size, mbr::is_extended(one))).collect();
         for partition in &mut self.partitions {
             let extended = mbr::is_extended(partition);
             let other = ranges.iter().find(|&&(number, offset, size, container)| {
