@@ -12,6 +12,8 @@ PACKAGES_TEST += rclone python3-pip python3-boto3 python3-flask python3-flask-co
 PACKAGES_TEST += libnfs-utils smbclient
 # File systems that are looked into, and what they are filled with.
 PACKAGES_TEST += acl xfsprogs
+# What makes the disks that are looked into.
+PACKAGES_TEST += fdisk gdisk mtools dosfstools exfatprogs ntfs-3g xfsprogs btrfs-progs f2fs-tools squashfs-tools genisoimage bcache-tools cryptsetup-bin
 # Unpacked: installed, its daemons would run for the whole computer.
 PACKAGES_BACULA = bacula-director bacula-director-sqlite3 bacula-sd bacula-fd bacula-console bacula-common bacula-common-sqlite3
 # Not libvirt-daemon-system, which would start a libvirtd for the whole computer.
@@ -171,6 +173,7 @@ setup: ## as root: Debian's packages, QEMU 7.2 beside 10, two libvirts, the gues
 	tests/setup/guest.sh $(SETUP)/guest
 	tests/setup/clean-root.sh $(SETUP)/clean-root.tar
 	tests/setup/unpacked.sh $(SETUP)/plocate plocate
+	tests/setup/unpacked.sh $(SETUP)/lvm2 lvm2 mdadm
 	tests/setup/s3-server.sh $(SETUP)/s3-server
 	set -e; for server in nfs-ganesha nfs-ganesha-vfs samba; do tests/setup/unpacked.sh $(SETUP)/$$server $$server; done
 	tests/setup/unpacked.sh $(SETUP)/bacula $(PACKAGES_BACULA)

@@ -30,7 +30,8 @@ pub(super) fn parse(text: &[u8], places: &BTreeMap<String, Option<usize>>, sizes
     let mut group = Group { name, id, sequence, physical: Vec::new(), volumes: Vec::new() };
     let parser = Parser { physical: &physical, extent, sizes, snapshots: snapshots(section) };
     for (name, volume) in section.section("logical_volumes").into_iter().flat_map(Section::sections) {
-        if volume.has("status", "VISIBLE") {
+        // The store of a snapshot is not marked as visible, but LVM2 shows it: by its name it is the snapshot.
+        if volume.has("status", "VISIBLE") || parser.snapshots.contains_key(name) {
             group.volumes.push(parser.volume(name, volume).ok_or("a logical volume has no name, UUID or size")?);
         }
     }
