@@ -7,6 +7,7 @@
 //! A target takes any bytes and panics where a promise is broken. What broke one stays in its corpus for ever, in a file
 //! whose name begins with `regression-`.
 
+mod disks;
 mod ext;
 mod map;
 pub mod mutation;
@@ -26,7 +27,7 @@ pub struct Target {
 }
 
 /// All that is fuzzed.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 15] = [
     Target { name: "nbd_handshake", run: nbd::handshake },
     Target { name: "nbd_replies", run: nbd::replies },
     Target { name: "qmp_lines", run: qmp::lines },
@@ -40,6 +41,8 @@ pub const TARGETS: [Target; 13] = [
     Target { name: "mountinfo", run: text::mountinfo },
     Target { name: "printable", run: text::printed },
     Target { name: "ext", run: ext::run },
+    Target { name: "table", run: disks::table },
+    Target { name: "lvm", run: disks::lvm },
 ];
 
 /// The target of that name.

@@ -84,6 +84,11 @@ pub(super) fn zfs(look: &Look<'_>) -> Result<Option<Content>> {
     let end = look.disk.size() & !(LABEL - 1);
     let places = [Some(0), Some(LABEL), end.checked_sub(2 * LABEL), end.checked_sub(LABEL)];
     for place in places.into_iter().flatten() {
+        // A list in XDR begins so; only behind one there is more to read.
+        let Some(begin) = read(look.disk, place + LIST, 8)? else { continue };
+        if begin[0] != 1 || begin[2..] != [0; 6] {
+            continue;
+        }
         let Some(bytes) = read(look.disk, place + UBERBLOCKS, 128 << 10)? else { continue };
         let marked = |block: &&[u8]| le64(block, 0) == Some(UBERBLOCK) || be64(block, 0) == Some(UBERBLOCK);
         if bytes.chunks_exact(1024).filter(marked).count() < LEAST {
