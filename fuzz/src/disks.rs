@@ -122,7 +122,8 @@ impl Sparse {
         let devices = self.number(place + 220, 4)?.min(1920);
         self.pieces.push((place + 216, vec![0; 4]));
         let bytes = self.get(place, usize::try_from(256 + 2 * devices).ok()?)?;
-        let sum: u64 = bytes.chunks(4).map(|word| word.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte))).sum();
+        let sum: u64 =
+            bytes.chunks(4).map(|word| word.iter().rev().fold(0, |sum, byte| sum << 8 | u64::from(*byte))).sum();
         let sum = ((sum & 0xffff_ffff) + (sum >> 32)) & 0xffff_ffff;
         self.pieces.push((place + 216, sum.to_le_bytes()[..4].to_vec()));
         Some(())

@@ -75,7 +75,8 @@ impl FileSystem for Mirrored {
         let mut extents = self.inner.extents(file, from, limit)?;
         for extent in &mut extents {
             if let Place::Disk(offset) = &mut extent.place {
-                *offset = offset.checked_add(self.start).ok_or_else(|| Error::corrupt("a file's data is past the end"))?;
+                *offset =
+                    offset.checked_add(self.start).ok_or_else(|| Error::corrupt("a file's data is past the end"))?;
             }
         }
         Ok(extents)

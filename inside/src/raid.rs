@@ -66,6 +66,11 @@ pub fn outdated(members: &[Member]) -> Vec<usize> {
     members.iter().enumerate().filter_map(old).collect()
 }
 
+/// A sum of words as md keeps it.
+fn folded(sum: u64) -> u64 {
+    ((sum & 0xffff_ffff) + (sum >> 32)) & 0xffff_ffff
+}
+
 fn level_problem(level: i32) -> Option<String> {
     let name = match level {
         1 => return None,
@@ -77,7 +82,8 @@ fn level_problem(level: i32) -> Option<String> {
     Some(format!("it is a member of an md array of {name}, whose bytes are on several disks: only RAID1 is read"))
 }
 
-const NOT_FIRST: &str = "the array is active, and this mirror may still be copied to from another: look at the first one";
+const NOT_FIRST: &str =
+    "the array is active, and this mirror may still be copied to from another: look at the first one";
 
 /// A superblock of version 0.90: words in the byte order of the machine that wrote it, nearly always least byte first.
 fn old(bytes: &[u8], offset: u64) -> Option<Member> {
@@ -90,7 +96,7 @@ fn old(bytes: &[u8], offset: u64) -> Option<Member> {
     for index in (0..OLD / 4).filter(|&index| index != 38) {
         sum += u64::from(word(index)?);
     }
-    if (sum & 0xffff_ffff) + (sum >> 32) & 0xffff_ffff != u64::from(word(38)?) {
+    if folded(sum) != u64::from(word(38)?) {
         return None;
     }
     let mut identity = [0; 16];
@@ -103,7 +109,11 @@ fn old(bytes: &[u8], offset: u64) -> Option<Member> {
     let data = match level_problem(level) {
         Some(problem) => Err(problem),
         None => old_state(&word).unwrap_or(Ok(())).and_then(|()| {
-            if size == 0 || size > offset { Err("its superblock tells an impossible size".to_owned()) } else { Ok(0..size) }
+            if size == 0 || size > offset {
+                Err("its superblock tells an impossible size".to_owned())
+            } else {
+                Ok(0..size)
+            }
         }),
     };
     let events = u64::from(high) << 32 | u64::from(low);
@@ -151,7 +161,7 @@ fn new(bytes: &[u8], version: &'static str, place: u64, size: u64) -> Option<Mem
     for at in (0..covered.len()).step_by(4).filter(|&at| at != 216) {
         sum += le32(covered, at).or_else(|| le16(covered, at).map(u32::from)).map_or(0, u64::from);
     }
-    if (sum & 0xffff_ffff) + (sum >> 32) & 0xffff_ffff != u64::from(le32(bytes, 216)?) {
+    if folded(sum) != u64::from(le32(bytes, 216)?) {
         return None;
     }
     let level = le32(bytes, 72)?.cast_signed();

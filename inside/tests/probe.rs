@@ -150,7 +150,9 @@ fn what_is_only_named() {
     let (files, path) = (directory.to_str().unwrap(), image.path.to_str().unwrap());
     run("mksquashfs", &[files, path, "-noappend", "-quiet", "-no-progress"], "");
     assert_eq!(same(&image).kind, "squashfs");
-    for joliet in [&["-V", "A VOLUME_1"][..], &["-J", "-V", "Volume name"], &["-J", "-V", "A NAME OF THIRTY CHARACTERS_ABCD"]] {
+    for joliet in
+        [&["-V", "A VOLUME_1"][..], &["-J", "-V", "Volume name"], &["-J", "-V", "A NAME OF THIRTY CHARACTERS_ABCD"]]
+    {
         run("genisoimage", &[&["-quiet", "-o", path], joliet, &[files]].concat(), "");
         assert_eq!(same(&image).kind, "iso9660");
     }
@@ -170,7 +172,11 @@ fn zfs_by_its_labels() {
         [&size[..], &size[..], &body].concat()
     };
     let name = [&4_u32.to_be_bytes()[..], b"tank"].concat();
-    let list = [&[1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1][..], &pair("version", 8, &5000_u64.to_be_bytes()), &pair("name", 9, &name)];
+    let list = [
+        &[1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1][..],
+        &pair("version", 8, &5000_u64.to_be_bytes()),
+        &pair("name", 9, &name),
+    ];
     let list = [&list.concat()[..], &pair("pool_guid", 8, &12_345_678_901_u64.to_be_bytes()), &[0; 8]].concat();
     for label in [0, 256 << 10, 63 * MIB + (512 << 10), 63 * MIB + (768 << 10)] {
         image.write(label + (16 << 10), &list);

@@ -106,7 +106,11 @@ fn sectors_of_4096_bytes_are_found_out() {
     assert_eq!((backup.sector_size, &backup.partitions), (4096, &gpt.partitions));
     assert!(backup.problems[0].contains("its backup in sector 4095 was"), "{:?}", backup.problems);
     // An MBR does not say how large its sectors are; the contents do.
-    run("sfdisk", &["-q", "--wipe", "always", &device.0], "label: dos\nstart=256, size=1024, type=83\nstart=2080,type=83\n");
+    run(
+        "sfdisk",
+        &["-q", "--wipe", "always", &device.0],
+        "label: dos\nstart=256, size=1024, type=83\nstart=2080,type=83\n",
+    );
     drop(device);
     let unknown = table(&image);
     assert_eq!((unknown.scheme, unknown.sector_size, unknown.partitions[0].offset), (Scheme::Mbr, 512, 256 * 512));

@@ -180,7 +180,18 @@ mod tests {
 
     #[test]
     fn what_is_no_text_is_refused() {
-        for text in ["a", "a = ", "a = \"b", "a {", "a { } }", "= 1", "a = [1", "a = [1 2]", "a = 99999999999999999999", "a = -1"] {
+        for text in [
+            "a",
+            "a = ",
+            "a = \"b",
+            "a {",
+            "a { } }",
+            "= 1",
+            "a = [1",
+            "a = [1 2]",
+            "a = 99999999999999999999",
+            "a = -1",
+        ] {
             assert_eq!(Section::parse(text.as_bytes()), None, "{text}");
         }
         let deep = "a {".repeat(100_000);

@@ -17,7 +17,11 @@ struct Physical {
 }
 
 /// Parses a text. `places` has which disk has a physical volume, `sizes` the disks' sizes.
-pub(super) fn parse(text: &[u8], places: &BTreeMap<String, Option<usize>>, sizes: &[u64]) -> Result<Group, &'static str> {
+pub(super) fn parse(
+    text: &[u8],
+    places: &BTreeMap<String, Option<usize>>,
+    sizes: &[u64],
+) -> Result<Group, &'static str> {
     let root = Section::parse(text).ok_or("it is no text of LVM2")?;
     let mut groups = root.sections().filter(|(_, section)| section.number("extent_size").is_some());
     let (name, section) = groups.next().ok_or("it has no volume group")?;
@@ -141,7 +145,7 @@ impl Parser<'_> {
             _ if number == 1 => length,
             size => size.and_then(|size| size.checked_mul(SECTOR)).filter(|&size| size > 0).ok_or_else(damaged)?,
         };
-        if count % number != 0 || length / number % stripe_size != 0 {
+        if !count.is_multiple_of(number) || !(length / number).is_multiple_of(stripe_size) {
             return Err("its stripes are not all of one length".to_owned());
         }
         let stripes = stripes.into_iter().map(|(name, extent)| self.stripe(name, extent, count / number));

@@ -92,7 +92,9 @@ fn text<D: Disk>(disk: &D, offset: u64, size: u64) -> Result<std::result::Result
         return Ok(Err("its header is of another version or area"));
     }
     let place = (le64(&header, 40), le64(&header, 48), le32(&header, 56), le32(&header, 60));
-    let (Some(start), Some(length), Some(checksum), Some(flags)) = place else { return Ok(Err("its header is cut off")) };
+    let (Some(start), Some(length), Some(checksum), Some(flags)) = place else {
+        return Ok(Err("its header is cut off"));
+    };
     if start == 0 || length == 0 || flags & IGNORED != 0 {
         return Ok(Ok(None));
     }

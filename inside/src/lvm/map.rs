@@ -68,13 +68,18 @@ impl Segment {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
     fn stripes_take_turns() {
-        let stripes = vec![Stripe { disk: 0, offset: 1000 }, Stripe { disk: 2, offset: 50 }];
+        let two = vec![Stripe { disk: 0, offset: 1000 }, Stripe { disk: 2, offset: 50 }];
         let linear = Segment { offset: 0, length: 10, stripe_size: 10, stripes: vec![Stripe { disk: 1, offset: 7 }] };
-        let striped = Segment { offset: 10, length: 16, stripe_size: 4, stripes };
+        let striped = Segment { offset: 10, length: 16, stripe_size: 4, stripes: two };
         let (name, id) = ("lv".to_owned(), "id".to_owned());
         let volume = Volume { name, id, size: 26, segments: Ok(vec![linear, striped]) };
         let piece = |disk, offset, length| Some(Piece { disk, offset, length });
@@ -85,5 +90,33 @@ mod tests {
         assert_eq!(volume.piece(18), piece(0, 1004, 4));
         assert_eq!(volume.piece(25), piece(2, 57, 1));
         assert_eq!(volume.piece(26), None);
+    }
+    proptest! {
+        /// Every byte of a volume has a place of its own, and pieces go on where the last ended.
+        #[test]
+        fn no_two_bytes_are_in_one_place(shapes in vec((1_u64..4, 1_u64..5, 1_usize..4), 1..5)) {
+            let (mut segments, mut size) = (Vec::new(), 0);
+            for (at, (stripe_size, turns, count)) in (0_u64..).zip(shapes) {
+                let stripes: Vec<_> = (0..count).map(|disk| Stripe { disk, offset: 1000 * at + 7 }).collect();
+                let length = stripe_size * turns * u64::try_from(count).unwrap();
+                let stripe_size = if count == 1 { length } else { stripe_size };
+                segments.push(Segment { offset: size, length, stripe_size, stripes });
+                size += length;
+            }
+            let volume = Volume { name: "lv".to_owned(), id: "id".to_owned(), size, segments: Ok(segments) };
+            let mut seen = BTreeSet::new();
+            let mut next = 0;
+            while next < size {
+                let piece = volume.piece(next).unwrap();
+                for byte in 0..piece.length {
+                    prop_assert!(seen.insert((piece.disk, piece.offset + byte)), "byte {} of the volume", next + byte);
+                    let one = volume.piece(next + byte).unwrap();
+                    prop_assert_eq!((one.disk, one.offset), (piece.disk, piece.offset + byte));
+                }
+                next += piece.length;
+            }
+            prop_assert_eq!(next, size);
+            prop_assert_eq!(volume.piece(size), None);
+        }
     }
 }

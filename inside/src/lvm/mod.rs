@@ -62,7 +62,9 @@ pub fn read<D: Disk>(disks: &[D]) -> Result<Found> {
         found.problems.extend(physical.problems);
         let place = places.entry(physical.id.clone()).and_modify(|place| *place = None).or_insert(Some(at));
         if place.is_none() {
-            found.problems.push(format!("more than one disk is physical volume {}: none of them is taken", physical.id));
+            found
+                .problems
+                .push(format!("more than one disk is physical volume {}: none of them is taken", physical.id));
         }
         texts.extend(physical.texts.into_iter().map(|text| (physical.id.clone(), text)));
     }
@@ -86,7 +88,9 @@ pub fn read<D: Disk>(disks: &[D]) -> Result<Found> {
     found.groups = newest.into_values().collect();
     found.groups.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
     for pair in found.groups.windows(2).filter(|pair| pair[0].name == pair[1].name) {
-        found.problems.push(format!("two volume groups have the name {}: {} and {}", pair[0].name, pair[0].id, pair[1].id));
+        found
+            .problems
+            .push(format!("two volume groups have the name {}: {} and {}", pair[0].name, pair[0].id, pair[1].id));
     }
     Ok(found)
 }

@@ -1,9 +1,7 @@
 //! ext2, ext3 and ext4, told apart by the features that each of them knows.
 
-use super::Look;
 use crate::raw::{Crc, array, has, label, le32, uuid};
 use crate::table::Content;
-use crate::Result;
 
 const SUPERBLOCK: std::ops::Range<usize> = 1024..2048;
 
@@ -15,11 +13,8 @@ const EXT_COMPATIBLE: u32 = 0x7;
 const EXT2_INCOMPATIBLE: u32 = 0x12;
 const EXT3_INCOMPATIBLE: u32 = 0x16;
 
-pub(super) fn ext(look: &Look<'_>) -> Result<Option<Content>> {
-    Ok(look.front.get(SUPERBLOCK).and_then(superblock))
-}
-
-fn superblock(bytes: &[u8]) -> Option<Content> {
+pub(super) fn ext(front: &[u8]) -> Option<Content> {
+    let bytes = front.get(SUPERBLOCK)?;
     if !has(bytes, 0x38, &[0x53, 0xef]) {
         return None;
     }

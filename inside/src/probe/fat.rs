@@ -1,5 +1,7 @@
 //! FAT12, FAT16, FAT32 and exFAT. A FAT volume's label is an entry of its root directory.
 
+use std::ops::ControlFlow;
+
 use super::{Look, serial, text_label};
 use crate::raw::{array, byte, has, label, le16, le32, read, utf16};
 use crate::table::Content;
@@ -89,14 +91,14 @@ impl Geometry {
         let after_fats = (self.reserved + self.fat_size) * self.sector;
         let Some(mut cluster) = self.root else {
             let entries = read(disk, after_fats, usize::from(self.directory_entries) * 32)?;
-            return Ok(entries.and_then(|entries| volume_label(&entries).flatten()));
+            return Ok(entries.and_then(|entries| volume_label(&entries).break_value().flatten()));
         };
         let size = self.cluster * self.sector;
         for _ in 0..MAX_CLUSTERS {
             let Some(index) = cluster.checked_sub(2) else { break };
             let offset = after_fats + u64::from(index) * size;
             let Some(entries) = read(disk, offset, usize::try_from(size).unwrap_or(0))? else { break };
-            if let Some(found) = volume_label(&entries) {
+            if let ControlFlow::Break(found) = volume_label(&entries) {
                 return Ok(found);
             }
             let next = self.reserved * self.sector + u64::from(cluster) * 4;
@@ -110,67 +112,77 @@ impl Geometry {
     }
 }
 
-/// The label among entries of a directory; `Some(None)` if the directory ends and has none.
-fn volume_label(entries: &[u8]) -> Option<Option<Vec<u8>>> {
+/// The label among entries of a directory; goes on if the directory does.
+fn volume_label(entries: &[u8]) -> ControlFlow<Option<Vec<u8>>> {
     const VOLUME_OR_DIRECTORY: u8 = 0x18;
     const VOLUME: u8 = 0x08;
     const LONG_NAME: u8 = 0x0f;
     for entry in entries.chunks_exact(32) {
-        let (attributes, cluster) = (entry[11], (le16(entry, 20)?, le16(entry, 26)?));
+        let (attributes, cluster) = (entry[11], (le16(entry, 20), le16(entry, 26)));
         if entry[0] == 0 {
-            return Some(None);
+            return ControlFlow::Break(None);
         }
-        if entry[0] == 0xe5 || cluster != (0, 0) || attributes & 0x3f == LONG_NAME {
+        if entry[0] == 0xe5 || cluster != (Some(0), Some(0)) || attributes & 0x3f == LONG_NAME {
             continue;
         }
         if attributes & VOLUME_OR_DIRECTORY == VOLUME {
-            let mut name: [u8; 11] = array(entry, 0)?;
-            if name[0] == 0x05 {
-                name[0] = 0xe5;
-            }
-            return Some(label(&name));
+            let name = array(entry, 0).map(|[first, rest @ ..]: [u8; 11]| {
+                let first = if first == 0x05 { 0xe5 } else { first };
+                [&[first][..], &rest].concat()
+            });
+            return ControlFlow::Break(name.and_then(|name| label(&name)));
         }
     }
-    None
+    ControlFlow::Continue(())
+}
+
+/// What a boot sector of exFAT tells of where things are: sizes as powers of two, places in sectors.
+struct Exfat {
+    sector: u32,
+    cluster: u32,
+    fat: u32,
+    heap: u32,
+    root: u32,
+    id: [u8; 4],
 }
 
 pub(super) fn exfat(look: &Look<'_>) -> Result<Option<Content>> {
-    let bytes = &look.front;
-    if !has(bytes, 3, b"EXFAT   ") || !has(bytes, 0x1fe, &[0x55, 0xaa]) {
-        return Ok(None);
-    }
-    let (Some(id), Some(name)) = (array(bytes, 100), exfat_label(look)?) else { return Ok(None) };
-    Ok(Some(Content::not_read("exfat", name, serial(id))))
+    let Some(found) = Exfat::parse(&look.front) else { return Ok(None) };
+    Ok(Some(Content::not_read("exfat", found.label(look.disk)?, serial(found.id))))
 }
 
-/// The label of an exFAT volume; none if its boot sector cannot be right.
-fn exfat_label(look: &Look<'_>) -> Result<Option<Option<Vec<u8>>>> {
-    const LABEL: u8 = 0x83;
-    let bytes = &look.front;
-    let numbers = || {
-        let (sector, cluster) = (u32::from(byte(bytes, 108)?), u32::from(byte(bytes, 109)?));
-        let fine = (9..=12).contains(&sector) && sector + cluster <= 25;
-        fine.then_some((sector, cluster, le32(bytes, 80)?, le32(bytes, 88)?, le32(bytes, 96)?))
-    };
-    let Some((sector, cluster, fat, heap, mut here)) = numbers() else { return Ok(None) };
-    let size = 1_usize << (sector + cluster);
-    let mut seen = 0;
-    while let Some(index) = here.checked_sub(2).filter(|_| here < 0xffff_fff7 && seen < MAX_DIRECTORY) {
-        let offset = (u64::from(heap) << sector) + (u64::from(index) << (sector + cluster));
-        let Some(entries) = read(look.disk, offset, size.min(MAX_DIRECTORY))? else { break };
-        for entry in entries.chunks_exact(32) {
-            if entry[0] == 0 {
-                return Ok(Some(None));
-            }
-            if entry[0] == LABEL {
-                let length = 2 * usize::from(entry[1]).min(11);
-                return Ok(Some(text_label(&utf16(&entry[2..2 + length], u16::from_le_bytes))));
-            }
+impl Exfat {
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        if !has(bytes, 3, b"EXFAT   ") || !has(bytes, 0x1fe, &[0x55, 0xaa]) {
+            return None;
         }
-        seen += size;
-        let next = (u64::from(fat) << sector) + 4 * u64::from(here);
-        let Some(next) = read(look.disk, next, 4)?.and_then(|next| le32(&next, 0)) else { break };
-        here = next;
+        let (sector, cluster) = (u32::from(byte(bytes, 108)?), u32::from(byte(bytes, 109)?));
+        let (fat, heap, root) = (le32(bytes, 80)?, le32(bytes, 88)?, le32(bytes, 96)?);
+        let fine = (9..=12).contains(&sector) && sector + cluster <= 25;
+        fine.then_some(Self { sector, cluster, fat, heap, root, id: array(bytes, 100)? })
     }
-    Ok(Some(None))
+
+    fn label(&self, disk: &dyn Disk) -> Result<Option<Vec<u8>>> {
+        const LABEL: u8 = 0x83;
+        let size = 1_usize << (self.sector + self.cluster);
+        let (mut here, mut seen) = (self.root, 0);
+        while let Some(index) = here.checked_sub(2).filter(|_| here < 0xffff_fff7 && seen < MAX_DIRECTORY) {
+            let offset = (u64::from(self.heap) << self.sector) + (u64::from(index) << (self.sector + self.cluster));
+            let Some(entries) = read(disk, offset, size.min(MAX_DIRECTORY))? else { break };
+            for entry in entries.chunks_exact(32) {
+                if entry[0] == 0 {
+                    return Ok(None);
+                }
+                if entry[0] == LABEL {
+                    let length = 2 * usize::from(entry[1]).min(11);
+                    return Ok(text_label(&utf16(&entry[2..2 + length], u16::from_le_bytes)));
+                }
+            }
+            seen += size;
+            let next = (u64::from(self.fat) << self.sector) + 4 * u64::from(here);
+            let Some(next) = read(disk, next, 4)?.and_then(|next| le32(&next, 0)) else { break };
+            here = next;
+        }
+        Ok(None)
+    }
 }

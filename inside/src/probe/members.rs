@@ -20,21 +20,19 @@ pub(super) fn raid(look: &Look<'_>) -> Result<Option<Content>> {
     Ok(Some(Content { kind: "linux_raid_member", label: member.name, uuid: member.array, refused }))
 }
 
-pub(super) fn bcache(look: &Look<'_>) -> Result<Option<Content>> {
-    const MAGIC: [u8; 16] = [0xc6, 0x85, 0x73, 0xf6, 0x4e, 0x1a, 0x45, 0xca, 0x82, 0x65, 0xf5, 0x7f, 0x48, 0xba, 0x6d, 0x81];
-    let found = |bytes: &[u8]| {
-        // It says in which sector it is itself.
-        let fine = has(bytes, 24, &MAGIC) && le64(bytes, 8)? == 8;
-        let why = "it is a part of a bcache, whose newest blocks may be on another disk";
-        fine.then_some(Content::refused("bcache", label(bytes.get(72..104)?), uuid(array(bytes, 40)?), why))
-    };
-    Ok(look.front.get(4096..).and_then(found))
+pub(super) fn bcache(front: &[u8]) -> Option<Content> {
+    const MAGIC: [u8; 16] =
+        [0xc6, 0x85, 0x73, 0xf6, 0x4e, 0x1a, 0x45, 0xca, 0x82, 0x65, 0xf5, 0x7f, 0x48, 0xba, 0x6d, 0x81];
+    let bytes = front.get(4096..)?;
+    // It says in which sector it is itself.
+    let fine = has(bytes, 24, &MAGIC) && le64(bytes, 8)? == 8;
+    let why = "it is a part of a bcache, whose newest blocks may be on another disk";
+    fine.then_some(Content::refused("bcache", label(bytes.get(72..104)?), uuid(array(bytes, 40)?), why))
 }
 
-pub(super) fn lvm2(look: &Look<'_>) -> Result<Option<Content>> {
+pub(super) fn lvm2(front: &[u8]) -> Option<Content> {
     let why = "it is a physical volume of LVM2: its files are those of its volume group's logical volumes";
-    let found = lvm::label_of(&look.front);
-    Ok(found.map(|id| Content::refused("LVM2_member", None, Some(id), why)))
+    lvm::label_of(front).map(|id| Content::refused("LVM2_member", None, Some(id), why))
 }
 
 /// What a header has as text.
@@ -43,24 +41,20 @@ fn text(bytes: &[u8]) -> Option<String> {
     text.chars().all(|one| one.is_ascii_graphic()).then_some(text)
 }
 
-pub(super) fn luks(look: &Look<'_>) -> Result<Option<Content>> {
-    let bytes = &look.front;
-    let found = || {
-        let version = be16(bytes, 6).filter(|_| has(bytes, 0, b"LUKS\xba\xbe"))?;
-        let name = if version == 2 { label(bytes.get(24..72)?) } else { None };
-        let why = format!("encrypted: LUKS{version} gives nothing without its key; back it up as blocks");
-        Some(Content::refused("crypto_LUKS", name, text(bytes.get(168..208)?), why))
-    };
-    Ok(found())
+pub(super) fn luks(front: &[u8]) -> Option<Content> {
+    let version = be16(front, 6).filter(|_| has(front, 0, b"LUKS\xba\xbe"))?;
+    let name = if version == 2 { label(front.get(24..72)?) } else { None };
+    let why = format!("encrypted: LUKS{version} gives nothing without its key; back it up as blocks");
+    Some(Content::refused("crypto_LUKS", name, text(front.get(168..208)?), why))
 }
 
-pub(super) fn bitlocker(look: &Look<'_>) -> Result<Option<Content>> {
-    /// What marks BitLocker To Go, whose first sector is that of a FAT file system with the program that unlocks it.
-    const TO_GO: [u8; 16] = [0x3b, 0xd6, 0x67, 0x49, 0x29, 0x2e, 0xd8, 0x4a, 0x83, 0x99, 0xf6, 0xa3, 0x39, 0xe3, 0xd0, 0x01];
-    let bytes = &look.front;
-    let found = has(bytes, 3, b"-FVE-FS-") || (has(bytes, 3, b"MSWIN4.1") && has(bytes, 424, &TO_GO));
+pub(super) fn bitlocker(front: &[u8]) -> Option<Content> {
+    /// What marks `BitLocker` To Go, whose first sector is that of a FAT file system with the program that unlocks it.
+    const TO_GO: [u8; 16] =
+        [0x3b, 0xd6, 0x67, 0x49, 0x29, 0x2e, 0xd8, 0x4a, 0x83, 0x99, 0xf6, 0xa3, 0x39, 0xe3, 0xd0, 0x01];
+    let found = has(front, 3, b"-FVE-FS-") || (has(front, 3, b"MSWIN4.1") && has(front, 424, &TO_GO));
     let why = "encrypted: BitLocker gives nothing without its key; back it up as blocks";
-    Ok(found.then(|| Content::refused("BitLocker", None, None, why)))
+    found.then(|| Content::refused("BitLocker", None, None, why))
 }
 
 pub(super) fn drbd(look: &Look<'_>) -> Result<Option<Content>> {

@@ -32,28 +32,34 @@ enum Mark {
     Tolerant,
 }
 
-type Probe = fn(&Look<'_>) -> Result<Option<Content>>;
+/// One look.
+enum Probe {
+    /// At the beginning only.
+    Front(fn(&[u8]) -> Option<Content>),
+    /// Elsewhere too.
+    Disk(fn(&Look<'_>) -> Result<Option<Content>>),
+}
 
 const PROBES: [(Probe, Mark); 19] = [
-    (members::raid, Mark::Last),
-    (members::bcache, Mark::One),
-    (members::drbd, Mark::Last),
-    (members::lvm2, Mark::Last),
-    (members::luks, Mark::Last),
-    (members::bitlocker, Mark::Last),
-    (fat::vfat, Mark::Tolerant),
-    (others::swap, Mark::One),
-    (others::xfs, Mark::One),
-    (ext::ext, Mark::One),
-    (others::iso9660, Mark::Tolerant),
-    (members::zfs, Mark::Last),
-    (ntfs::ntfs, Mark::One),
-    (others::refs, Mark::One),
-    (others::squashfs, Mark::One),
-    (others::btrfs, Mark::One),
-    (fat::exfat, Mark::One),
-    (others::f2fs, Mark::One),
-    (others::named, Mark::One),
+    (Probe::Disk(members::raid), Mark::Last),
+    (Probe::Front(members::bcache), Mark::One),
+    (Probe::Disk(members::drbd), Mark::Last),
+    (Probe::Front(members::lvm2), Mark::Last),
+    (Probe::Front(members::luks), Mark::Last),
+    (Probe::Front(members::bitlocker), Mark::Last),
+    (Probe::Disk(fat::vfat), Mark::Tolerant),
+    (Probe::Front(others::swap), Mark::One),
+    (Probe::Front(others::xfs), Mark::One),
+    (Probe::Front(ext::ext), Mark::One),
+    (Probe::Front(others::iso9660), Mark::Tolerant),
+    (Probe::Disk(members::zfs), Mark::Last),
+    (Probe::Disk(ntfs::ntfs), Mark::One),
+    (Probe::Front(others::refs), Mark::One),
+    (Probe::Front(others::squashfs), Mark::One),
+    (Probe::Front(others::btrfs), Mark::One),
+    (Probe::Disk(fat::exfat), Mark::One),
+    (Probe::Front(others::f2fs), Mark::One),
+    (Probe::Front(others::named), Mark::One),
 ];
 
 /// What a disk or a partition holds; none if it is nothing that is known here.
@@ -76,7 +82,11 @@ fn search(disk: &dyn Disk, probes: &[(Probe, Mark)]) -> Result<Option<Content>> 
     let mut found: Option<Content> = None;
     let mut strict = 0;
     for (one, mark) in probes {
-        let Some(content) = one(&look)? else { continue };
+        let content = match one {
+            Probe::Front(probe) => probe(&look.front),
+            Probe::Disk(probe) => probe(&look)?,
+        };
+        let Some(content) = content else { continue };
         strict += usize::from(!matches!(mark, Mark::Tolerant));
         match &mut found {
             None => found = Some(content),

@@ -1,9 +1,9 @@
 //! NTFS. Its label is an attribute of the file `$Volume`, the fourth record of its master file table.
 
 use super::{Look, text_label};
+use crate::Result;
 use crate::raw::{byte, has, le16, le32, le64, read, utf16};
 use crate::table::Content;
-use crate::Result;
 
 /// The number of `$Volume`'s record.
 const VOLUME: u64 = 3;
@@ -55,7 +55,8 @@ fn boot_sector(bytes: &[u8]) -> Option<(Geometry, u64)> {
     }
     let clusters = byte(bytes, 13)?;
     let per_cluster = if clusters > 0x80 { size_of(clusters, 1)? } else { u64::from(clusters) };
-    let cluster = per_cluster.checked_mul(sector.into()).filter(|&size| per_cluster.is_power_of_two() && size <= 2 << 20)?;
+    let cluster =
+        per_cluster.checked_mul(sector.into()).filter(|&size| per_cluster.is_power_of_two() && size <= 2 << 20)?;
     let record = size_of(byte(bytes, 0x40)?, cluster).filter(|size| (256..=MAX_RECORD).contains(size))?;
     let table = le64(bytes, 0x30)?.checked_mul(cluster)?;
     Some((Geometry { sector: sector.into(), table, record }, le64(bytes, 0x48)?))

@@ -109,7 +109,9 @@ fn backup_problem<D: Disk>(disk: &D, primary: &Header) -> Result<Option<String>>
             if last_sector(disk, primary.sector_size) == Some(primary.other) {
                 return Ok(None);
             }
-            return Ok(Some("the backup of the GUID partition table is not at the end of the disk, which grew".to_owned()));
+            return Ok(Some(
+                "the backup of the GUID partition table is not at the end of the disk, which grew".to_owned(),
+            ));
         }
         Found::Good(_) => "it tells other partitions than the primary one".to_owned(),
         Found::Damaged(why, _) => why,

@@ -150,11 +150,13 @@ impl Found {
                 return Ok(());
             }
             let Some(sector) = read(disk, here * self.sector, 512)? else {
-                self.problems.push(format!("the chain of logical partitions leads past the end of the disk, to sector {here}"));
+                self.problems
+                    .push(format!("the chain of logical partitions leads past the end of the disk, to sector {here}"));
                 return Ok(());
             };
             let Some(record) = Record::parse(&sector) else {
-                self.problems.push(format!("the chain of logical partitions leads to sector {here}, which is no part of it"));
+                self.problems
+                    .push(format!("the chain of logical partitions leads to sector {here}, which is no part of it"));
                 return Ok(());
             };
             for (slot, entry) in record.used().filter(|(_, entry)| !entry.is_extended()) {

@@ -12,6 +12,9 @@ mod gpt;
 mod mbr;
 mod types;
 
+#[cfg(test)]
+mod tests;
+
 use self::mbr::Record;
 use crate::probe::probe;
 use crate::raw::read as piece;
@@ -78,7 +81,10 @@ pub fn read<D: Disk>(disk: &D) -> Result<Table> {
         let real = table.partitions.iter().all(|partition| partition.offset > 0 && partition.cannot_be().is_none());
         if boot_sector.is_none() || real {
             if let Some(content) = boot_sector {
-                table.problems.push(format!("the first sector is also that of a file system, {}, which is not shown", content.kind));
+                table.problems.push(format!(
+                    "the first sector is also that of a file system, {}, which is not shown",
+                    content.kind
+                ));
             }
             if gpt::is_there(disk)? {
                 table.problems.push(
@@ -89,7 +95,9 @@ pub fn read<D: Disk>(disk: &D) -> Result<Table> {
             return Ok(table);
         }
     }
-    if whole.is_none() && let Ok(mut table) = gpt::table(disk)? {
+    if whole.is_none()
+        && let Ok(mut table) = gpt::table(disk)?
+    {
         table.problems.push(
             "the first sector does not say that there is a GUID partition table (no protective master boot record): Linux takes \
              no notice of it"
@@ -107,7 +115,9 @@ pub fn read<D: Disk>(disk: &D) -> Result<Table> {
 const BOOT_SECTORS: [&str; 5] = ["vfat", "ntfs", "exfat", "ReFS", "BitLocker"];
 
 fn past_the_end(first: u64, last: u64, sectors: u64) -> String {
-    format!("it reaches past the end of the disk: it goes from sector {first} to {last}, and the disk has {sectors} sectors")
+    format!(
+        "it reaches past the end of the disk: it goes from sector {first} to {last}, and the disk has {sectors} sectors"
+    )
 }
 
 impl Table {
@@ -123,7 +133,7 @@ impl Table {
             table.partitions.iter().filter(|partition| partition.content.is_some()).count() + logical.count()
         };
         let small = with(512)?;
-        if disk.size() % 4096 != 0 {
+        if !disk.size().is_multiple_of(4096) {
             return Ok(small);
         }
         let large = with(4096)?;

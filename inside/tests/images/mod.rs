@@ -72,7 +72,8 @@ pub(crate) fn run(tool: impl AsRef<OsStr>, arguments: &[&str], input: &str) -> S
     stdin.write_all_at(input.as_bytes(), 0).expect("written");
     let mut command = Command::new(tool);
     let output = command.args(arguments).stdin(stdin).env("LC_ALL", "C.UTF-8").output();
-    let output = output.unwrap_or_else(|error| panic!("{} (see PACKAGES_TEST in the Makefile): {error}", tool.display()));
+    let output =
+        output.unwrap_or_else(|error| panic!("{} (see PACKAGES_TEST in the Makefile): {error}", tool.display()));
     let said = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(
         output.status.success(),
