@@ -16,6 +16,9 @@ use tempfile::TempDir;
 
 const MIB: u64 = 1 << 20;
 
+/// A segment: its volume, offset and size, the size of a stripe, and for each stripe the disk and the offset on it.
+type Row = (String, u64, u64, u64, Vec<(usize, u64)>);
+
 /// Disks, and LVM2 with a configuration that lets it see nothing but them.
 struct Lvm {
     images: Vec<Image>,
@@ -86,8 +89,8 @@ impl Lvm {
         said["report"][0].as_object().and_then(|report| report.values().next()?.as_array().cloned()).expect("rows")
     }
 
-    /// Every stripe as LVM2 tells it: volume, offset and size of the segment, size of a stripe, disk, offset on it.
-    fn oracle(&self) -> Vec<(String, u64, u64, u64, Vec<(usize, u64)>)> {
+    /// Every segment as LVM2 tells it.
+    fn oracle(&self) -> Vec<Row> {
         let starts: BTreeMap<String, u64> = self
             .report("pvs", "pv_name,pe_start")
             .iter()
@@ -124,7 +127,7 @@ fn number(row: &Value, field: &str) -> u64 {
     text(row, field).parse().expect("a number")
 }
 
-fn ours(group: &Group) -> Vec<(String, u64, u64, u64, Vec<(usize, u64)>)> {
+fn ours(group: &Group) -> Vec<Row> {
     let mut segments = Vec::new();
     for volume in &group.volumes {
         for one in volume.segments.as_ref().expect("segments") {
@@ -178,15 +181,15 @@ fn linear_and_striped_volumes_are_where_lvm_says() {
     }
 
     // Written as dm-stripe would: a chunk on each disk in turn.
-    let striped = group.volumes.iter().find(|volume| volume.name == "striped").unwrap();
-    let stripes = &striped.segments.as_ref().unwrap()[0].stripes;
+    let volume = group.volumes.iter().find(|volume| volume.name == "striped").unwrap();
+    let stripes = &volume.segments.as_ref().unwrap()[0].stripes;
     for chunk in 0..12_u8 {
         let stripe = stripes[usize::from(chunk % 3)];
-        lvm.images[stripe.disk].write(stripe.offset + u64::from(chunk / 3) * 65536, &[chunk + 1; 65536]);
+        lvm.images[stripe.disk].write(stripe.offset + u64::from(chunk / 3) * 65536, &vec![chunk + 1; 65536]);
     }
-    let expected: Vec<u8> = (1..=12_u8).flat_map(|chunk| [chunk; 65536]).collect();
-    assert_eq!(bytes(striped, &lvm.images, 0, expected.len()), expected);
-    assert_eq!(bytes(striped, &lvm.images, 65530, 100_000), expected[65530..165_530]);
+    let expected: Vec<u8> = (1..=12_u8).flat_map(|chunk| vec![chunk; 65536]).collect();
+    assert_eq!(bytes(volume, &lvm.images, 0, expected.len()), expected);
+    assert_eq!(bytes(volume, &lvm.images, 65530, 100_000), expected[65530..165_530]);
 }
 
 #[test]

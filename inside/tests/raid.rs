@@ -1,5 +1,5 @@
-//! Superblocks of md, made by hand as the kernel lays them out (include/uapi/linux/raid/md_p.h): the driver is not there everywhere.
-//! What mdadm and blkid say of them is the oracle.
+//! Superblocks of md, made by hand as the kernel lays them out: the driver is not there everywhere. What mdadm and blkid say of
+//! them is the oracle.
 
 mod images;
 

@@ -11,12 +11,15 @@ use serde_json::Value;
 
 const MIB: u64 = 1 << 20;
 
+/// A partition: number, offset, size, type, GUID and name.
+type Row = (u32, u64, u64, String, Option<String>, Option<String>);
+
 fn table(image: &Image) -> Table {
     read(image).expect("a table")
 }
 
-/// What sfdisk says of a disk: its identifier, and of each partition number, offset, size, type, GUID and name.
-fn oracle(path: &str) -> (String, Vec<(u32, u64, u64, String, Option<String>, Option<String>)>) {
+/// What sfdisk says of a disk: its identifier and its partitions.
+fn oracle(path: &str) -> (String, Vec<Row>) {
     let said: Value = serde_json::from_str(&run("sfdisk", &["--json", path], "")).expect("JSON");
     let table = &said["partitiontable"];
     let sector = table["sectorsize"].as_u64().expect("a sector size");
@@ -131,7 +134,7 @@ fn a_damaged_primary_table_is_got_round() {
         (512 + 60, b"X", "its header has a wrong checksum"),
         (1024 + 128 * 20, b"X", "its entries have a wrong checksum"),
         (512, b"X", "there is none"),
-        (512, &[0; 33 * 512], "there is none"),
+        (512, &vec![0; 33 * 512], "there is none"),
     ];
     for (offset, bytes, why) in damages {
         let image = gpt();
@@ -349,11 +352,11 @@ fn a_file_system_on_the_whole_disk_is_partition_0() {
     whole(&image, "ext4");
     // With and without a table that has the whole disk as its one partition.
     for arguments in [["--mbr=y", "-F16"], ["--mbr=n", "-F16"], ["--mbr=y", "-F12"]] {
-        image.write(0, &[0; 65536]);
+        image.write(0, &vec![0; 65536]);
         image.run("mkfs.vfat", &arguments);
         whole(&image, "vfat");
     }
-    image.write(0, &[0; 65536]);
+    image.write(0, &vec![0; 65536]);
     image.run("mkfs.ntfs", &["-q", "-F"]);
     whole(&image, "ntfs");
     let tiny = Image::new(100);
