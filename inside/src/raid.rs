@@ -31,6 +31,9 @@ pub struct Member {
     /// How often the array's superblocks were written: the member with fewer of them than another has missed writes; see
     /// [`outdated`].
     pub events: u64,
+    /// How many other members it takes for whole. If there are, they may know better: a member that was dropped is the last to hear
+    /// of it.
+    pub others: usize,
     /// Where on the member the array's bytes are, in bytes; or why they cannot be read from it: a sentence.
     pub data: std::result::Result<Range<u64>, String>,
 }
@@ -117,14 +120,28 @@ fn old(bytes: &[u8], offset: u64) -> Option<Member> {
         }),
     };
     let events = u64::from(high) << 32 | u64::from(low);
-    Some(Member { version: "0.90", array: uuid(identity), name: None, level, events, data })
+    let others = old_mirrors(&word)?.iter().filter(|&&role| Some(role) != word(992 + 3)).count();
+    Some(Member { version: "0.90", array: uuid(identity), name: None, level, events, others, data })
+}
+
+/// The state of a device in a superblock of version 0.90.
+const FAULTY: u32 = 1;
+const IN_SYNC: u32 = 2 | 4;
+const WRITE_MOSTLY: u32 = 1 << 9;
+
+/// The roles of the devices that are in sync and are read from, by a superblock of version 0.90.
+fn old_mirrors(word: &dyn Fn(usize) -> Option<u32>) -> Option<Vec<u32>> {
+    let mut roles = Vec::new();
+    for place in (0..27).map(|slot| 128 + 32 * slot) {
+        if word(place + 4)? & (IN_SYNC | FAULTY | WRITE_MOSTLY) == IN_SYNC {
+            roles.push(word(place + 3)?);
+        }
+    }
+    Some(roles)
 }
 
 /// Whether a member by a superblock of version 0.90 has all of the array.
 fn old_state(word: &dyn Fn(usize) -> Option<u32>) -> Option<std::result::Result<(), String>> {
-    const FAULTY: u32 = 1;
-    const IN_SYNC: u32 = 2 | 4;
-    const WRITE_MOSTLY: u32 = 1 << 9;
     const CLEAN: u32 = 1;
     let reshaped = word(2)? > 90 && (word(44)?, word(45)?) != (u32::MAX, u32::MAX);
     let (role, state) = (word(992 + 3)?, word(992 + 4)?);
@@ -137,14 +154,8 @@ fn old_state(word: &dyn Fn(usize) -> Option<u32>) -> Option<std::result::Result<
     if state & IN_SYNC != IN_SYNC {
         return Some(Err("it is a spare of its array, or was not yet in sync".to_owned()));
     }
-    let mut first = role;
-    for slot in 0..27 {
-        let place = 128 + 32 * slot;
-        if word(place + 4)? & (IN_SYNC | FAULTY | WRITE_MOSTLY) == IN_SYNC {
-            first = first.min(word(place + 3)?);
-        }
-    }
-    if word(33)? & CLEAN == 0 && (first != role || state & WRITE_MOSTLY != 0) {
+    let first = old_mirrors(word)?.into_iter().min();
+    if word(33)? & CLEAN == 0 && (first != Some(role) || state & WRITE_MOSTLY != 0) {
         return Some(Err(NOT_FIRST.to_owned()));
     }
     Some(Ok(()))
@@ -169,21 +180,25 @@ fn new(bytes: &[u8], version: &'static str, place: u64, size: u64) -> Option<Mem
         Some(problem) => Err(problem),
         None => new_data(bytes, devices, size)?,
     };
+    let active = (0..devices).filter(|device| le16(bytes, 256 + 2 * device).is_some_and(|role| role <= LAST_ROLE));
+    let own = usize::try_from(le32(bytes, 160)?).ok()?;
     Some(Member {
         version,
         array: uuid(array(bytes, 16)?),
         name: label(bytes.get(32..64)?),
         level,
         events: le64(bytes, 200)?,
+        others: active.filter(|&device| device != own).count(),
         data,
     })
 }
 
+/// The last role of a device that is active; after it come those of spares, of faulty devices and of journals.
+const LAST_ROLE: u16 = 0xfeff;
+
 fn new_data(bytes: &[u8], devices: usize, disk: u64) -> Option<std::result::Result<Range<u64>, String>> {
-    /// The highest role of a device that is none of an active one: spare, faulty, journal.
     const SPARE: u16 = 0xffff;
     const FAULTY: u16 = 0xfffe;
-    const LAST_ROLE: u16 = 0xfeff;
     const RECOVERING: u32 = 2;
     const RESHAPING: u32 = 4 | 32 | 64;
     const BAD_BLOCKS: u32 = 8;

@@ -220,6 +220,11 @@ fn a_member_in_doubt_is_refused() {
 
 #[test]
 fn who_has_missed_writes_is_told() {
+    let others =
+        |roles: &[u16]| member(&New { roles: roles.to_vec(), ..New::default() }.image("1.2")).unwrap().unwrap().others;
+    assert_eq!([others(&[0, 1]), others(&[0, 0xfffe]), others(&[0, 1, 2, 0xffff])], [1, 0, 2]);
+    assert_eq!(member(&old(1, 0, [SYNC, SYNC], true, false)).unwrap().unwrap().others, 1);
+    assert_eq!(member(&old(1, 0, [SYNC, 1], true, false)).unwrap().unwrap().others, 0);
     let one = |events| member(&New { events, ..New::default() }.image("1.2")).unwrap().unwrap();
     assert_eq!(outdated(&[one(7), one(9), one(8)]), [0, 2]);
     assert_eq!(outdated(&[one(7), one(7)]), Vec::<usize>::new());

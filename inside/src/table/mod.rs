@@ -121,8 +121,8 @@ fn past_the_end(first: u64, last: u64, sectors: u64) -> String {
 }
 
 impl Table {
-    /// That of a master boot record, which does not say how large its sectors are: 512 bytes, unless more that is known is found
-    /// where sectors of 4096 bytes have it.
+    /// That of a master boot record, which does not say how large its sectors are: 512 bytes, as nearly always, unless nothing that
+    /// is known is found so, and something is where sectors of 4096 bytes have it.
     fn of<D: Disk>(record: &Record, disk: &D) -> Result<Self> {
         let with = |sector_size| {
             let (partitions, problems) = record.partitions(disk, sector_size)?;
@@ -138,7 +138,7 @@ impl Table {
         }
         let large = with(4096)?;
         let whole = large.partitions.iter().all(|partition| partition.cannot_be().is_none());
-        Ok(if whole && known(&large) > known(&small) { large } else { small })
+        Ok(if whole && known(&small) == 0 && known(&large) > 0 { large } else { small })
     }
 
     /// With what overlaps marked and what is in the others.
