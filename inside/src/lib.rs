@@ -18,6 +18,7 @@ pub mod raid;
 mod raw;
 mod reader;
 pub mod table;
+pub mod xfs;
 
 pub use disk::{Disk, Part};
 pub use error::{Error, Kind, Result};
