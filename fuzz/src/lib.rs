@@ -12,6 +12,7 @@ mod ext;
 mod map;
 pub mod mutation;
 mod walk;
+mod xfs;
 
 use nbd_pool::testing::fuzz as nbd;
 use pullfs_fs::image::qcow2::fuzz as qcow2;
@@ -27,7 +28,7 @@ pub struct Target {
 }
 
 /// All that is fuzzed.
-pub const TARGETS: [Target; 15] = [
+pub const TARGETS: [Target; 16] = [
     Target { name: "nbd_handshake", run: nbd::handshake },
     Target { name: "nbd_replies", run: nbd::replies },
     Target { name: "qmp_lines", run: qmp::lines },
@@ -43,6 +44,7 @@ pub const TARGETS: [Target; 15] = [
     Target { name: "ext", run: ext::run },
     Target { name: "table", run: disks::table },
     Target { name: "lvm", run: disks::lvm },
+    Target { name: "xfs", run: xfs::run },
 ];
 
 /// The target of that name.

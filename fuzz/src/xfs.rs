@@ -1,0 +1,63 @@
+//! An XFS file system, of which an input has the pieces that are not zeroes.
+
+use std::io;
+
+use inside::Disk;
+use inside::xfs::open_unchecked;
+
+use crate::walk::walk;
+
+/// Size of the disk, in bytes: the smallest that mkfs.xfs makes has to fit.
+const SIZE: u64 = 512 << 20;
+
+/// What a piece begins at a multiple of, and has a multiple of, in bytes.
+const UNIT: u64 = 64;
+
+/// Pieces of a disk; all between them is zeroes.
+struct Pieces<'a>(Vec<(u64, &'a [u8])>);
+
+impl<'a> Pieces<'a> {
+    /// For each piece where it begins (32 bits) and its length (16 bits), in units, the low byte first; then its bytes.
+    fn parse(mut input: &'a [u8]) -> Self {
+        let mut pieces = Vec::new();
+        while let Some(([a, b, c, d, e, f], rest)) = input.split_first_chunk() {
+            let start = u64::from(u32::from_le_bytes([*a, *b, *c, *d])) * UNIT;
+            let length = usize::from(u16::from_le_bytes([*e, *f])) * 64;
+            let (piece, rest) = rest.split_at(length.min(rest.len()));
+            pieces.push((start, piece));
+            input = rest;
+        }
+        pieces.sort_by_key(|(start, _)| *start);
+        Self(pieces)
+    }
+}
+
+impl Disk for Pieces<'_> {
+    fn size(&self) -> u64 {
+        SIZE
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        buffer.fill(0);
+        let length = u64::try_from(buffer.len()).unwrap_or(u64::MAX);
+        let end = offset.checked_add(length).filter(|end| *end <= SIZE).ok_or(io::ErrorKind::UnexpectedEof)?;
+        // None is longer than 4 MiB.
+        let first = self.0.partition_point(|(start, _)| start + (4 << 20) <= offset);
+        for (start, piece) in self.0[first..].iter().take_while(|(start, _)| *start < end) {
+            let (from, to) = (start.max(&offset), (start + u64::try_from(piece.len()).unwrap_or(u64::MAX)).min(end));
+            if *from < to {
+                let index = |at: u64| usize::try_from(at).unwrap_or(usize::MAX);
+                buffer[index(from - offset)..index(to - offset)]
+                    .copy_from_slice(&piece[index(from - start)..index(to - start)]);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Opens it, and looks at everything; checksums are not looked at, for hardly any change would get past them.
+pub(crate) fn run(input: &[u8]) {
+    if let Ok(system) = open_unchecked(Pieces::parse(input)) {
+        walk(&system, SIZE);
+    }
+}
