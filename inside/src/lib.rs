@@ -11,13 +11,17 @@
 mod disk;
 mod error;
 pub mod ext;
+pub mod fat;
+mod fields;
 pub mod lvm;
+pub mod ntfs;
 mod open;
 mod probe;
 pub mod raid;
 mod raw;
 mod reader;
 pub mod table;
+mod utf16;
 pub mod xfs;
 
 pub use disk::{Disk, Part};
