@@ -16,6 +16,8 @@ PACKAGES_TEST += acl xfsprogs
 PACKAGES_TEST += fdisk gdisk mtools dosfstools exfatprogs ntfs-3g xfsprogs btrfs-progs f2fs-tools squashfs-tools genisoimage bcache-tools cryptsetup-bin
 # File systems that are looked into.
 PACKAGES_TEST += xfsprogs acl
+# File systems of Windows that are looked into.
+PACKAGES_TEST += dosfstools mtools ntfs-3g
 # Unpacked: installed, its daemons would run for the whole computer.
 PACKAGES_BACULA = bacula-director bacula-director-sqlite3 bacula-sd bacula-fd bacula-console bacula-common bacula-common-sqlite3
 # Not libvirt-daemon-system, which would start a libvirtd for the whole computer.
