@@ -8,6 +8,8 @@
 #   daily   the above, and for each N a file /days/N on both disks, there for good before `counter=N`
 #   idle    mounted and silent
 #   list    mounts each disk there is, says `vda=N` for its files /days/N, and powers off
+#   fill    fills the FAT file system on each disk but the first, copies what it then shows to a directory of the disk's name
+#           on the ext4 on /dev/vda, and powers off
 #   stalls  mounts nothing, overwrites /dev/vda as stalls.c does, pullfs.passes=N times (for good), and powers off;
 #           pullfs.passes=times: with small writes, and tells how long they take
 # pullfs.agent starts qemu-guest-agent, and pullfs.agent=COMMAND,… one that does not allow these commands.
@@ -55,6 +57,45 @@ if [ "$mode" = list ]; then
             echo "guest: cannot mount $disk"
         fi
     done
+    exec poweroff -f
+fi
+
+# Everything that a directory of vfat can hold, as far as the shell can make it.
+fill() {
+    mkdir -p "$1/one/two/three/four" "$1/an empty directory" "$1/many" "$1/turns"
+    for name in UPPER.TXT lower.txt Mixed.Txt LOWER.ext UPPER.low two.dots.txt '+,;=[]' 'a b' ümläut ÜMLÄUT2 日本語 \
+        '😀 emoji 🎉' 'one/two/three/four/deep' 'ends in dots...' "$(printf '%0250d' 7)"; do
+        echo "this is $name" >"$1/$name" || echo "guest: cannot make $name"
+    done
+    i=0
+    while [ $i -lt 400 ]; do
+        i=$((i + 1))
+        echo $i >"$1/many/a file of some length, number $i" || echo "guest: cannot make $i"
+    done
+    rm "$1/many/"*[37]
+    i=0
+    while [ $i -lt 100 ]; do
+        i=$((i + 1))
+        printf '%03000d' $i >>"$1/turns/one"
+        printf '%03000d' $i >>"$1/turns/two"
+    done
+    dd if=/dev/urandom of="$1/large" bs=64k count=16 2>/dev/null
+    # What lies before is written with zeroes: FAT has no holes.
+    dd if=/dev/urandom of="$1/far" bs=1k count=1 seek=500 2>/dev/null
+    : >"$1/empty"
+    chmod a-w "$1/large"
+    touch -d '1980-01-02 03:04:06' "$1/UPPER.TXT"
+    touch -d '2038-02-03 04:05:08' "$1/lower.txt"
+    touch -d '2104-02-29 23:59:58' "$1/Mixed.Txt"
+    mv "$1/a b" "$1/one/two/moved and with a longer name"
+}
+if [ "$mode" = fill ]; then
+    mount -t ext4 /dev/vda /b || echo "guest: cannot mount /dev/vda"
+    for disk in /dev/vd[b-z]; do
+        mount -t vfat "$disk" /a && fill /a && umount /a || echo "guest: cannot fill $disk"
+        mount -t vfat -o ro "$disk" /a && cp -a /a "/b/${disk#/dev/}" && umount /a || echo "guest: cannot copy $disk"
+    done
+    umount /b && echo "guest: filled"
     exec poweroff -f
 fi
 

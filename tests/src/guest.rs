@@ -143,6 +143,24 @@ pub fn days(flavor: Flavor, copies: &[PathBuf]) -> Vec<BTreeSet<u64>> {
     names.iter().map(listed).collect()
 }
 
+/// Has Linux fill the FAT file systems on some images. Gives an ext4, in their directory, with what it then shows of them: `vdb`,
+/// `vdc`, ….
+#[track_caller]
+pub fn fill(flavor: Flavor, images: &[PathBuf]) -> PathBuf {
+    let dir = images.first().and_then(|image| image.parent()).expect("images in a directory");
+    let (serial, copies) = (dir.join("serial"), ext4(dir, "copies"));
+    let machine = Machine::build(flavor).arguments(&linux("pullfs.mode=fill", &serial));
+    let mut machine = machine.disk(Disk::raw("vda", 0).from_image(&copies));
+    for (letter, image) in ('b'..='z').zip(images) {
+        machine = machine.disk(Disk::raw(&format!("vd{letter}"), 0).from_image(image));
+    }
+    machine.start().server().wait(2 * BOOT_LIMIT);
+    let said = said(&serial);
+    untroubled(&said);
+    assert!(said.contains("guest: filled"), "the guest did not come to an end:\n{said}");
+    copies
+}
+
 /// The arguments that boot Linux, with a word on its kernel's command line.
 #[track_caller]
 pub(crate) fn linux(word: &str, serial: &Path) -> Vec<String> {

@@ -30,6 +30,7 @@ mod cookbook;
 mod dependencies;
 mod doctor;
 mod fstab;
+mod guest_fills;
 mod guest_first;
 mod handles;
 mod history;

@@ -1,0 +1,66 @@
+//! A FAT file system that a guest's Linux filled is read as that Linux shows it.
+
+#[path = "../../../inside/tests/oracle/mod.rs"]
+mod oracle;
+
+use std::fs::File;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use inside::{FileKind, FileSystem, Id, Time, fat};
+use pullfs_tests::guest;
+use pullfs_tests::process::ok;
+use pullfs_tests::tools::tool;
+
+use oracle::{Image, extents, same_tree};
+
+/// A mount of an ext4 by this computer's kernel.
+struct Loop<'a>(&'a Path);
+
+impl<'a> Loop<'a> {
+    fn new(image: &Path, at: &'a Path) -> Self {
+        std::fs::create_dir(at).expect("a mount point");
+        ok(tool("mount").args(["-t", "ext4", "-o", "loop,ro"]).arg(image).arg(at));
+        Self(at)
+    }
+}
+
+impl Drop for Loop<'_> {
+    fn drop(&mut self) {
+        ok(tool("umount").arg(self.0));
+    }
+}
+
+on!(what_linux_wrote_to_fat_is_read_as_linux_shows_it: new = New);
+fn what_linux_wrote_to_fat_is_read_as_linux_shows_it(flavor: pullfs_tests::flavor::Flavor) {
+    let dir = tempfile::Builder::new().prefix("pullfs-fat-").tempdir().expect("a temporary directory");
+    let images = [("12", "16", 30), ("16", "1", 30), ("32", "1", 64)].map(|(width, cluster, size)| {
+        let image = dir.path().join(width);
+        File::create(&image).and_then(|file| file.set_len(size << 20)).expect("an image");
+        ok(tool("mkfs.vfat").args(["-F", width, "-s", cluster, "-n", "LABEL"]).arg(&image));
+        image
+    });
+    let copies = guest::fill(flavor, &images);
+    let mount = dir.path().join("mnt");
+    let _mounted = Loop::new(&copies, &mount);
+    for (image, copy) in images.iter().zip(["vdb", "vdc", "vdd"]) {
+        ok(tool("fsck.vfat").arg("-n").arg(image));
+        let disk = Image::open(image);
+        let fs = fat::open(Image::open(image)).expect("a FAT file system");
+        assert_eq!(fs.summary().unclean, None);
+        let count = same_tree(&fs, &disk, fs.root(), &mount.join(copy), &|_, ours, path, theirs| {
+            let name = path.display();
+            let mode = u32::from(ours.mode);
+            assert_eq!((mode, ours.uid, ours.gid), (theirs.mode() & 0o7777, theirs.uid(), theirs.gid()), "{name}");
+            if ours.kind == FileKind::File {
+                assert_eq!(ours.modified, Time { seconds: theirs.mtime(), nanoseconds: 0 }, "{name}");
+            }
+        });
+        assert!(count > 300, "{count}");
+        let find =
+            |directory: Id, name: &str| fs.lookup(directory, name.as_bytes()).expect("a directory").expect("a file");
+        let one = find(find(fs.root(), "turns"), "one");
+        let pieces = extents(&fs, one, 300_000).len();
+        assert!(pieces > 15, "a file that grew in turns with another has {pieces} pieces");
+    }
+}
