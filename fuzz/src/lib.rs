@@ -12,6 +12,7 @@ mod ext;
 mod map;
 pub mod mutation;
 mod walk;
+mod windows;
 mod xfs;
 
 use nbd_pool::testing::fuzz as nbd;
@@ -28,7 +29,7 @@ pub struct Target {
 }
 
 /// All that is fuzzed.
-pub const TARGETS: [Target; 16] = [
+pub const TARGETS: [Target; 18] = [
     Target { name: "nbd_handshake", run: nbd::handshake },
     Target { name: "nbd_replies", run: nbd::replies },
     Target { name: "qmp_lines", run: qmp::lines },
@@ -45,6 +46,8 @@ pub const TARGETS: [Target; 16] = [
     Target { name: "table", run: disks::table },
     Target { name: "lvm", run: disks::lvm },
     Target { name: "xfs", run: xfs::run },
+    Target { name: "fat", run: windows::fat },
+    Target { name: "ntfs", run: windows::ntfs },
 ];
 
 /// The target of that name.
