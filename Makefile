@@ -10,14 +10,8 @@ PACKAGES_TEST += file gddrescue restic borgbackup p7zip-full sqlite3 libvirt-dev
 # rclone and what its S3 server needs; clients of NFS and Samba, whose servers are unpacked.
 PACKAGES_TEST += rclone python3-pip python3-boto3 python3-flask python3-flask-cors python3-responses python3-xmltodict
 PACKAGES_TEST += libnfs-utils smbclient
-# File systems that are looked into, and what they are filled with.
-PACKAGES_TEST += acl xfsprogs
-# What makes the disks that are looked into.
-PACKAGES_TEST += fdisk gdisk mtools dosfstools exfatprogs ntfs-3g xfsprogs btrfs-progs f2fs-tools squashfs-tools genisoimage bcache-tools cryptsetup-bin
-# File systems that are looked into.
-PACKAGES_TEST += xfsprogs acl
-# File systems of Windows that are looked into.
-PACKAGES_TEST += dosfstools mtools ntfs-3g
+# What makes and fills the disks that are looked into.
+PACKAGES_TEST += acl fdisk gdisk mtools dosfstools exfatprogs ntfs-3g xfsprogs btrfs-progs f2fs-tools squashfs-tools genisoimage bcache-tools cryptsetup-bin
 # Unpacked: installed, its daemons would run for the whole computer.
 PACKAGES_BACULA = bacula-director bacula-director-sqlite3 bacula-sd bacula-fd bacula-console bacula-common bacula-common-sqlite3
 # Not libvirt-daemon-system, which would start a libvirtd for the whole computer.

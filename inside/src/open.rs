@@ -2,7 +2,10 @@
 
 use std::ops::ControlFlow;
 
-use crate::{Attributes, Disk, Entry, Error, Extent, FileSystem, Id, Part, Place, Result, Summary, Xattr, probe, raid};
+use crate::{
+    Attributes, Disk, Entry, Error, Extent, FileSystem, Id, Part, Place, Result, Summary, Xattr, ext, fat, ntfs, probe,
+    raid, xfs,
+};
 
 /// Opens the file system on a disk or a partition, or on the array that it is a whole mirror of.
 ///
@@ -28,8 +31,13 @@ pub fn open<D: Disk + 'static>(disk: D) -> Result<Box<dyn FileSystem>> {
 
 /// The reader of a kind of file system.
 fn reader<D: Disk + 'static>(kind: &str, disk: D) -> Result<Box<dyn FileSystem>> {
-    drop(disk);
-    Err(Error::unsupported(format!("{kind} is not read")))
+    match kind {
+        "ext2" | "ext3" | "ext4" => Ok(Box::new(ext::open(disk)?)),
+        "xfs" => Ok(Box::new(xfs::open(disk)?)),
+        "vfat" => Ok(Box::new(fat::open(disk)?)),
+        "ntfs" => Ok(Box::new(ntfs::open(disk)?)),
+        _ => Err(Error::unsupported(format!("{kind} is not read"))),
+    }
 }
 
 /// A file system on an array that begins somewhere on this disk.
