@@ -13,6 +13,7 @@ mod map;
 pub mod mutation;
 mod walk;
 mod windows;
+mod wire;
 mod xfs;
 
 use nbd_pool::testing::fuzz as nbd;
@@ -29,7 +30,7 @@ pub struct Target {
 }
 
 /// All that is fuzzed.
-pub const TARGETS: [Target; 18] = [
+pub const TARGETS: [Target; 19] = [
     Target { name: "nbd_handshake", run: nbd::handshake },
     Target { name: "nbd_replies", run: nbd::replies },
     Target { name: "qmp_lines", run: qmp::lines },
@@ -48,6 +49,7 @@ pub const TARGETS: [Target; 18] = [
     Target { name: "xfs", run: xfs::run },
     Target { name: "fat", run: windows::fat },
     Target { name: "ntfs", run: windows::ntfs },
+    Target { name: "wire", run: wire::run },
 ];
 
 /// The target of that name.

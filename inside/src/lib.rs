@@ -20,8 +20,10 @@ mod probe;
 pub mod raid;
 mod raw;
 mod reader;
+pub mod serve;
 pub mod table;
 mod utf16;
+pub mod wire;
 pub mod xfs;
 
 pub use disk::{Disk, Part};

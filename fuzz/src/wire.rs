@@ -1,0 +1,85 @@
+//! What a reader of a guest's disk says, and what it is told: each side takes the other for hostile.
+
+use inside::wire::{Answer, Given, MAX_ANSWERS, Request, Said};
+use inside::{Id, Place};
+
+/// The size of the disk, in bytes.
+const SIZE: u64 = 1 << 20;
+
+/// The first byte chooses what was asked, the second where it begins; then a frame.
+pub(crate) fn run(input: &[u8]) {
+    let [which, from, frame @ ..] = input else { return };
+    heard(frame);
+    let (file, from) = (Id(1), u64::from(*from) << 9);
+    let request = match which % 9 {
+        0 => Request::Table { size: SIZE },
+        1 => Request::Open { size: SIZE },
+        2 => Request::Attributes(file),
+        3 => Request::Lookup(file, b"name".to_vec()),
+        4 => Request::List(file, from, MAX_ANSWERS),
+        5 => Request::Parent(file),
+        6 => Request::LinkTarget(file),
+        7 => Request::Xattrs(file),
+        _ => Request::Extents(file, from, MAX_ANSWERS),
+    };
+    let Ok(said) = Said::decode(frame, &request, SIZE) else { return };
+    match &said {
+        Said::Blocks(offset, length) => assert!(*length > 0 && *length <= SIZE && offset + length <= SIZE),
+        Said::Failed(error) => assert!(error.to_string().len() <= frame.len()),
+        Said::Answered(answer) => check(answer, from, frame.len()),
+    }
+    let again = said.encode();
+    let again = Said::decode(&again, &request, SIZE).expect("what was understood can be said");
+    assert_eq!(format!("{again:?}"), format!("{said:?}"));
+}
+
+fn check(answer: &Answer, from: u64, length: usize) {
+    match answer {
+        Answer::Table(table) => {
+            for partition in &table.partitions {
+                assert!(partition.offset + partition.size <= SIZE, "{partition:?}");
+            }
+        }
+        Answer::Open(summary, _) => assert!(summary.free_blocks <= summary.blocks && summary.block_size > 0),
+        Answer::Attributes(attributes) | Answer::Lookup(Some((_, attributes))) => {
+            assert!(attributes.mode <= 0o7777 && attributes.modified.nanoseconds < 1_000_000_000);
+            assert!(i64::try_from(attributes.size).is_ok() && i64::try_from(attributes.allocated).is_ok());
+        }
+        Answer::List(names) => {
+            assert!(names.len() <= length);
+            for listed in names {
+                let name = &listed.name;
+                assert!(!name.is_empty() && name.len() <= 1024 && !name.contains(&b'/') && !name.contains(&0));
+                assert!(listed.next > 0 && listed.next < 1 << 63);
+            }
+        }
+        Answer::LinkTarget(target) => assert!((1..=4096).contains(&target.len())),
+        Answer::Xattrs(all) => {
+            assert!(all.iter().map(|xattr| xattr.name.len() + xattr.value.len()).sum::<usize>() <= length);
+        }
+        Answer::Extents(extents) => {
+            let mut at = from;
+            for extent in extents {
+                assert!(extent.offset == at && extent.length > 0, "in order, from where it was asked for");
+                at = at.checked_add(extent.length).expect("a file's size");
+                match &extent.place {
+                    Place::Hole => {}
+                    Place::Disk(offset) => assert!(offset + extent.length <= SIZE, "within the disk"),
+                    Place::Inline(bytes) => assert_eq!(u64::try_from(bytes.len()), Ok(extent.length)),
+                }
+            }
+        }
+        Answer::Lookup(None) | Answer::Parent(_) => {}
+    }
+}
+
+/// The child's side.
+fn heard(frame: &[u8]) {
+    if let Ok(request) = Request::decode(frame) {
+        assert_eq!(Request::decode(&request.encode()), Ok(request));
+    }
+    let length = frame.len().saturating_sub(1);
+    if let Ok(Given::Blocks(blocks)) = Given::decode(frame, length) {
+        assert_eq!(blocks.len(), length);
+    }
+}

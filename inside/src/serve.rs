@@ -1,0 +1,175 @@
+//! The child's side: reads a disk whose blocks come over a stream, and answers.
+//!
+//! ```text
+//! stream ─▶ Request ─▶ FileSystem ─▶ RemoteDisk ─▶ cache ─(miss)─▶ Said::Blocks ─▶ stream
+//!        ◀─ Said                                          ◀── Given ──────────────
+//! ```
+//! One thread, one request at a time, one file system for the whole life of the process. It ends with the stream.
+
+mod cache;
+
+use std::cell::RefCell;
+use std::io::{self, Read, Write};
+use std::ops::ControlFlow;
+use std::rc::Rc;
+
+use self::cache::Cache;
+use crate::table::Table;
+use crate::wire::{Answer, Given, Listing, MAX_FRAME, Request, Said, frame_length};
+use crate::{Disk, FileSystem, Id, Result};
+
+/// How much is taken from the stream at once, in bytes: memory grows with what has come, not with what was announced.
+const CHUNK: u64 = 256 << 10;
+
+/// A file system that was opened.
+pub type Opened = Result<Box<dyn FileSystem>>;
+
+/// What reads disks.
+#[derive(Debug, Clone, Copy)]
+pub struct Parsers {
+    /// Reads a partition table.
+    pub table: fn(&dyn Disk) -> Result<Table>,
+    /// Opens a file system.
+    pub open: fn(Box<dyn Disk>) -> Opened,
+}
+
+/// Answers until the stream ends.
+///
+/// # Errors
+/// When the other end breaks the protocol, or the stream does.
+pub fn serve<S: Read + Write + 'static>(stream: S, parsers: Parsers) -> io::Result<()> {
+    let line = Rc::new(RefCell::new(Line { stream }));
+    let mut open = None;
+    loop {
+        let Some(frame) = line.borrow_mut().receive()? else { return Ok(()) };
+        let request = Request::decode(&frame)?;
+        let answer = match (&request, &open) {
+            (Request::Table { size }, None) => (parsers.table)(&remote(&line, *size)).map(Answer::Table),
+            (Request::Open { size }, None) => (parsers.open)(Box::new(remote(&line, *size))).map(|file_system| {
+                let file_system = open.insert(file_system);
+                Answer::Open(file_system.summary(), file_system.root())
+            }),
+            (Request::Table { .. } | Request::Open { .. }, Some(_)) | (_, None) => return Err(out_of_turn()),
+            (Request::List(directory, from, most), Some(file_system)) => {
+                let said = list(file_system.as_ref(), *directory, *from, *most);
+                line.borrow_mut().send(&said.unwrap_or_else(|error| Said::Failed(error).encode()))?;
+                continue;
+            }
+            (_, Some(file_system)) => answer(file_system.as_ref(), &request),
+        };
+        let said = answer.map_or_else(Said::Failed, Said::Answered);
+        line.borrow_mut().send(&said.encode())?;
+    }
+}
+
+fn out_of_turn() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "a request came out of turn")
+}
+
+fn answer(file_system: &dyn FileSystem, request: &Request) -> Result<Answer> {
+    match request {
+        Request::Attributes(file) => file_system.attributes(*file).map(Answer::Attributes),
+        Request::Lookup(directory, name) => {
+            let found = file_system.lookup(*directory, name)?;
+            let with_attributes = |file| file_system.attributes(file).map(|attributes| (file, attributes));
+            found.map(with_attributes).transpose().map(Answer::Lookup)
+        }
+        Request::Parent(directory) => file_system.parent(*directory).map(Answer::Parent),
+        Request::LinkTarget(file) => file_system.link_target(*file).map(Answer::LinkTarget),
+        Request::Xattrs(file) => file_system.xattrs(*file).map(Answer::Xattrs),
+        Request::Extents(file, from, most) => file_system.extents(*file, *from, *most).map(Answer::Extents),
+        Request::Table { .. } | Request::Open { .. } | Request::List(..) => unreachable!("answered where it is asked"),
+    }
+}
+
+/// The frame with the names of a directory. What was told before an error counts: the error comes with the next question.
+fn list(file_system: &dyn FileSystem, directory: Id, from: u64, most: usize) -> Result<Vec<u8>> {
+    let mut listing = Listing::new(most);
+    let mut some = false;
+    let outcome = file_system.list(directory, from, &mut |entry| {
+        let taken = listing.push(entry);
+        some |= taken;
+        if taken { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    });
+    match outcome {
+        Err(error) if !some => Err(error),
+        Ok(()) | Err(_) => Ok(listing.finish()),
+    }
+}
+
+/// A stream cut into frames.
+struct Line<S> {
+    stream: S,
+}
+
+impl<S: Read + Write> Line<S> {
+    /// The next frame, without its length; none where the stream ends between two.
+    fn receive(&mut self) -> io::Result<Option<Vec<u8>>> {
+        let mut header = [0; 4];
+        let (first, rest) = header.split_at_mut(1);
+        loop {
+            match self.stream.read(first) {
+                Ok(0) => return Ok(None),
+                Ok(_) => break,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        self.stream.read_exact(rest)?;
+        let length = frame_length(header)?;
+        let mut frame = Vec::new();
+        while frame.len() < length {
+            let left = u64::try_from(length - frame.len()).unwrap_or(CHUNK);
+            if Read::by_ref(&mut self.stream).take(left.min(CHUNK)).read_to_end(&mut frame)? == 0 {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+        }
+        Ok(Some(frame))
+    }
+
+    fn send(&mut self, frame: &[u8]) -> io::Result<()> {
+        debug_assert!(frame.len() <= MAX_FRAME);
+        let length = u32::try_from(frame.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
+        // One call, so that the other end does not wake up for four bytes.
+        let mut whole = Vec::with_capacity(frame.len() + 4);
+        whole.extend(length.to_be_bytes());
+        whole.extend(frame);
+        self.stream.write_all(&whole)
+    }
+}
+
+/// The disk at the other end.
+struct RemoteDisk<S> {
+    line: Rc<RefCell<Line<S>>>,
+    size: u64,
+    cache: RefCell<Cache>,
+}
+
+fn remote<S>(line: &Rc<RefCell<Line<S>>>, size: u64) -> RemoteDisk<S> {
+    RemoteDisk { line: Rc::clone(line), size, cache: RefCell::new(Cache::new(size)) }
+}
+
+impl<S: Read + Write> Disk for RemoteDisk<S> {
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
+        let length = u64::try_from(buffer.len()).unwrap_or(u64::MAX);
+        if offset.checked_add(length).is_none_or(|end| end > self.size) {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "a read past the end of the disk"));
+        }
+        self.cache.borrow_mut().read(offset, buffer, |offset, length| {
+            let mut line = self.line.borrow_mut();
+            line.send(&Said::Blocks(offset, length).encode())?;
+            let frame = line.receive()?.ok_or(io::ErrorKind::UnexpectedEof)?;
+            match Given::decode(&frame, usize::try_from(length).unwrap_or(usize::MAX))? {
+                Given::Blocks(blocks) => Ok(blocks.to_vec()),
+                Given::Failed(errno) => Err(io::Error::from_raw_os_error(errno)),
+            }
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

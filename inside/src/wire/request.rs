@@ -1,0 +1,156 @@
+//! What the child is told.
+
+use super::bytes::{Input, Output};
+use super::{Invalid, MAX_ANSWERS, MAX_BLOCKS, MAX_NAME};
+use crate::Id;
+
+/// What is asked of a reader. The first is either of the first two, and comes once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// What a disk of this size, in bytes, is divided into.
+    Table {
+        /// In bytes.
+        size: u64,
+    },
+    /// Opens the file system on a disk of this size.
+    Open {
+        /// In bytes.
+        size: u64,
+    },
+    /// [`crate::FileSystem::attributes`].
+    Attributes(Id),
+    /// [`crate::FileSystem::lookup`], and what stat(2) tells of the file.
+    Lookup(Id, Vec<u8>),
+    /// [`crate::FileSystem::list`]: a directory, where to begin, how many at most.
+    List(Id, u64, usize),
+    /// [`crate::FileSystem::parent`].
+    Parent(Id),
+    /// [`crate::FileSystem::link_target`].
+    LinkTarget(Id),
+    /// [`crate::FileSystem::xattrs`].
+    Xattrs(Id),
+    /// [`crate::FileSystem::extents`]: a file, where to begin in bytes, how many at most.
+    Extents(Id, u64, usize),
+}
+
+const TABLE: u8 = 1;
+const OPEN: u8 = 2;
+const ATTRIBUTES: u8 = 3;
+const LOOKUP: u8 = 4;
+const LIST: u8 = 5;
+const PARENT: u8 = 6;
+const LINK_TARGET: u8 = 7;
+const XATTRS: u8 = 8;
+const EXTENTS: u8 = 9;
+
+impl Request {
+    /// The frame, without its length.
+    pub fn encode(&self) -> Vec<u8> {
+        let of = |tag, file: Id| {
+            let mut out = Output::new(tag);
+            out.u64(file.0);
+            out
+        };
+        let out = match self {
+            Self::Table { size } => of(TABLE, Id(*size)),
+            Self::Open { size } => of(OPEN, Id(*size)),
+            Self::Attributes(file) => of(ATTRIBUTES, *file),
+            Self::Parent(file) => of(PARENT, *file),
+            Self::LinkTarget(file) => of(LINK_TARGET, *file),
+            Self::Xattrs(file) => of(XATTRS, *file),
+            Self::Lookup(directory, name) => {
+                let mut out = of(LOOKUP, *directory);
+                out.bytes(name);
+                out
+            }
+            Self::List(file, from, most) | Self::Extents(file, from, most) => {
+                let mut out = of(if matches!(self, Self::List(..)) { LIST } else { EXTENTS }, *file);
+                out.u64(*from);
+                out.count(*most);
+                out
+            }
+        };
+        out.0
+    }
+
+    /// The request in a frame.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn decode(frame: &[u8]) -> Result<Self, Invalid> {
+        let mut input = Input::new(frame);
+        let tag = input.u8()?;
+        let number = input.u64()?;
+        let file = Id(number);
+        let from = |input: &mut Input<'_>| {
+            let (from, most) = (input.size("offset")?, usize::try_from(input.u32()?).unwrap_or(usize::MAX));
+            if most <= MAX_ANSWERS { Ok((from, most)) } else { Err(Invalid("count")) }
+        };
+        let request = match tag {
+            TABLE | OPEN if i64::try_from(number).is_err() => return Err(Invalid("size")),
+            TABLE => Self::Table { size: number },
+            OPEN => Self::Open { size: number },
+            ATTRIBUTES => Self::Attributes(file),
+            LOOKUP => Self::Lookup(file, input.bytes(MAX_NAME)?.to_vec()),
+            LIST => from(&mut input).map(|(from, most)| Self::List(file, from, most))?,
+            PARENT => Self::Parent(file),
+            LINK_TARGET => Self::LinkTarget(file),
+            XATTRS => Self::Xattrs(file),
+            EXTENTS => from(&mut input).map(|(from, most)| Self::Extents(file, from, most))?,
+            _ => return Err(Invalid("request")),
+        };
+        input.end().map(|()| request)
+    }
+}
+
+/// What was asked for with [`super::Said::Blocks`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Given<'a> {
+    /// All of it.
+    Blocks(&'a [u8]),
+    /// It could not be read: an errno.
+    Failed(i32),
+}
+
+const BLOCKS: u8 = 16;
+const FAILED: u8 = 17;
+
+impl<'a> Given<'a> {
+    /// What comes before the bytes in a frame that has them: its length and what it is.
+    pub fn header(blocks: &[u8]) -> [u8; 5] {
+        let length = u32::try_from(blocks.len().saturating_add(1)).unwrap_or(u32::MAX);
+        let [a, b, c, d] = length.to_be_bytes();
+        [a, b, c, d, BLOCKS]
+    }
+
+    /// The frame that says that they cannot be had, without its length.
+    pub fn failed(errno: i32) -> Vec<u8> {
+        let mut out = Output::new(FAILED);
+        out.u32(errno.unsigned_abs());
+        out.0
+    }
+
+    /// What is in a frame, which is to be `length` bytes.
+    ///
+    /// # Errors
+    /// When it is anything else.
+    pub fn decode(frame: &'a [u8], length: usize) -> Result<Self, Invalid> {
+        let mut input = Input::new(frame);
+        match input.u8()? {
+            BLOCKS => {
+                let blocks = input.rest();
+                if blocks.len() == length { Ok(Self::Blocks(blocks)) } else { Err(Invalid("length")) }
+            }
+            FAILED => {
+                let errno = i32::try_from(input.u32()?).map_err(|_| Invalid("errno"))?;
+                input.end().map(|()| Self::Failed(errno))
+            }
+            _ => Err(Invalid("answer")),
+        }
+    }
+}
+
+/// Whether a range of blocks may be asked for on a disk of `size` bytes.
+pub(super) fn is_within(offset: u64, length: u64, size: u64) -> bool {
+    (1..=MAX_BLOCKS).contains(&length) && offset.checked_add(length).is_some_and(|end| end <= size)
+}
