@@ -110,6 +110,9 @@ pub(crate) enum Command {
         /// The guest agent's socket
         agent: PathBuf,
     },
+    /// Read partitions and file systems of a guest; pullfs starts this for itself
+    #[command(hide = true)]
+    LookInside,
 }
 
 #[derive(Debug, Args)]

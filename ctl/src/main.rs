@@ -15,6 +15,7 @@ mod guardian;
 mod harden;
 mod list;
 mod log;
+mod look_inside;
 mod machine;
 mod map;
 mod mount;
@@ -81,6 +82,7 @@ fn main() -> ExitCode {
         Command::Demo => demo::run(),
         Command::Guardian { dir } => return guardian::run(&dir),
         Command::ThawGuard { agent } => return thaw_guard::run(&agent),
+        Command::LookInside => return look_inside::run(look_inside::PARSERS),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -8,6 +8,7 @@
 //! What this kernel cannot enforce is said in the log and in `status.json`, and the mount goes on.
 
 mod paths;
+pub(crate) mod reader;
 mod system_calls;
 
 #[cfg(test)]

@@ -3,15 +3,25 @@
 //! The guest's blocks are never parsed in this process: whoever implements [`Readers`] does that where it can do no harm. This
 //! process gives blocks of the frozen disk, gets told where a file's data is, and reads that by itself, through the cache.
 
+mod children;
+mod process;
+mod slots;
+mod volume;
+
+#[cfg(test)]
+mod tests;
+
 use std::ops::Range;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use inside::table::Table;
-use inside::{Attributes, Extent, FileKind, Id, Summary, Xattr};
+use inside::{Attributes, Extent, Id, Summary, Xattr};
 
+pub use self::children::{Children, Limits, SUBCOMMAND};
 use crate::error::Result;
+pub use inside::wire::{Listed, MAX_ANSWERS, MAX_BLOCKS};
 
 /// Blocks of a frozen disk, or of a part of one.
 #[async_trait]
@@ -19,30 +29,14 @@ pub trait Blocks: Send + Sync {
     /// Size, in bytes.
     fn size(&self) -> u64;
 
+    /// What messages call it: `vda`, `partition 2 of vda`.
+    fn name(&self) -> &str;
+
     /// The bytes of a range that lies within the size, at most [`MAX_BLOCKS`].
     ///
     /// # Errors
     /// When the point in time has ended, or the disk cannot be read.
     async fn read(&self, range: Range<u64>) -> Result<Bytes>;
-}
-
-/// Most that is read from [`Blocks`] at once, in bytes.
-pub const MAX_BLOCKS: u64 = 1 << 20;
-
-/// Most names or pieces of a file in one answer.
-pub const MAX_ANSWERS: usize = 1024;
-
-/// A name in a guest's directory.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listed {
-    /// The name: not empty, without `/` and NUL, neither `.` nor `..`.
-    pub name: Vec<u8>,
-    /// The file.
-    pub id: Id,
-    /// What it is, if the directory tells.
-    pub kind: Option<FileKind>,
-    /// Where to go on after it.
-    pub next: u64,
 }
 
 /// A guest's file system that is open: [`inside::FileSystem`], from afar. All of it can be called at once. Every call ends within a
