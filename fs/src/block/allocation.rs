@@ -120,9 +120,18 @@ impl Allocation {
 
     /// Bytes that hold data, if that is known without waiting.
     pub fn bytes_if_known(&self) -> Option<u64> {
+        self.bytes_within_if_known(&(0..self.size))
+    }
+
+    /// The same of a window of the disk.
+    pub fn bytes_within_if_known(&self, window: &Range<u64>) -> Option<u64> {
         let learning = self.lock().clone()?;
         let done = *learning.progress.borrow() == Progress::Known(self.size);
-        done.then(|| learning.extents().bytes())
+        let whole = *window == (0..self.size);
+        done.then(|| {
+            let extents = learning.extents();
+            if whole { extents.bytes() } else { extents.within(window.clone()).map(|data| data.end - data.start).sum() }
+        })
     }
 
     /// The extents inside a window that is already known, and confirmed where there is a keeper, for reads that can skip

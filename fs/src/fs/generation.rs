@@ -36,12 +36,13 @@ impl Generation {
                 let estimated = content.form() == Form::Qcow2 && view.phase != Phase::Held;
                 leased(view.upcoming()) - u64::from(estimated)
             }
+            Node::Inside { .. } if node.is_of_an_instant() => leased(view.upcoming()),
             _ => 0,
         };
         Self { lease, identity: identity(node, inventory) }
     }
 
-    /// That of a file of a point in time.
+    /// That of a node of a point in time.
     pub(super) fn held(node: &Node, number: u64, inventory: &Inventory) -> Self {
         Self { lease: leased(number), identity: identity(node, inventory) }
     }
@@ -58,13 +59,20 @@ fn identity(node: &Node, inventory: &Inventory) -> u64 {
         Node::CheckpointDisk { checkpoint, disk } => inventory.disk(disk).and_then(|disk| made(disk, checkpoint)),
         Node::File { disk, checkpoint, .. } => inventory.disk(disk).map(|disk| {
             let made = checkpoint.as_ref().and_then(|checkpoint| made(disk, checkpoint)).unwrap_or(0);
-            let image = disk.bitmap_node.bytes().chain([0]).chain(disk.image.bytes());
-            let hash = fnv(image.chain([0]).chain(made.to_le_bytes()));
-            hash ^ (hash >> u32::BITS)
+            of_image(disk, made)
         }),
+        Node::Inside { disk, .. } if node.is_of_an_instant() => inventory.disk(disk).map(|disk| of_image(disk, 0)),
         Node::Root | Node::Status | Node::Control | Node::Current | Node::Disk(_) | Node::Checkpoints => None,
+        Node::Inside { .. } => None,
     };
     identity.unwrap_or(0) & KEPT
+}
+
+/// What tells a disk of an image, since a checkpoint that was made then, from others of its name.
+fn of_image(disk: &Disk, made: u64) -> u64 {
+    let image = disk.bitmap_node.bytes().chain([0]).chain(disk.image.bytes());
+    let hash = fnv(image.chain([0]).chain(made.to_le_bytes()));
+    hash ^ (hash >> u32::BITS)
 }
 
 /// When a checkpoint was made, in milliseconds since 1970, if pullfs made it.
@@ -90,7 +98,7 @@ impl Epoch {
 
     /// What the kernel is told of a generation: none of another instant, disk or checkpoint under the same number is alike.
     pub(super) fn told(self, node: &Node, generation: Generation) -> u64 {
-        let counted = if matches!(node, Node::File { .. }) { self.0.wrapping_add(generation.lease) } else { 0 };
+        let counted = if node.is_of_an_instant() { self.0.wrapping_add(generation.lease) } else { 0 };
         (counted ^ generation.identity) & KEPT
     }
 }

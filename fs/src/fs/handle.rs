@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 
 use super::DirEntry;
+use super::guest::GuestDirectory;
 use crate::block::ahead::Ahead;
 use crate::block::cache::CachedDisk;
 use crate::error::{Error, Kind, Result};
@@ -32,6 +33,8 @@ impl OpenFile {
 
 pub(super) enum Handle {
     Directory(Vec<DirEntry>),
+    /// One of a guest's.
+    Guest(GuestDirectory),
     /// The text as it was when the file was opened.
     Status(Bytes),
     Control,

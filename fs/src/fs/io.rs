@@ -63,7 +63,7 @@ impl Fs {
                 });
                 self.read_ahead(file, &range);
             }
-            Handle::Control | Handle::Directory(_) => {
+            Handle::Control | Handle::Directory(_) | Handle::Guest(_) => {
                 done(Err(Error::new(Kind::Invalid, "this cannot be read")));
             }
         }

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use tokio::task::yield_now;
 
-use super::{Entry, Fs};
+use super::{Entry, Fs, Lasts};
 use crate::error::{Error, Kind, Result};
 use crate::tree::Node;
-use crate::tree::inode::Generation;
+use crate::tree::inode::{Generation, Told};
 use crate::vm::Inventory;
 
 pub(super) fn no_node(number: u64) -> Error {
@@ -26,13 +26,22 @@ impl Fs {
     pub async fn lookup(&self, parent: u64, name: &OsStr) -> Result<Entry> {
         if name == "." || name == ".." {
             let (node, inventory) = self.by_number(parent).await?;
+            if let Node::Inside { disk, what } = &node
+                && node.is_of_an_instant()
+            {
+                return self.again_inside(&self.told(parent)?, disk, *what, name == "..").await;
+            }
             let node = if name == "." { node } else { node.parent() };
             return self.tell(&node, &inventory).await;
         }
-        let parent = self.node(parent)?;
+        let told = self.told(parent)?;
+        if let Node::Inside { disk, what } = &told.node {
+            return self.lookup_inside(&told, disk, *what, name).await;
+        }
+        let Told { node: parent, .. } = told;
         let inventory = self.inventory_for(&parent).await?;
         let node = parent
-            .child(name, &inventory, self.options.formats)
+            .child(name, &inventory, self.formats())
             .ok_or_else(|| Error::new(Kind::NotFound, format!("there is no {}", name.display())))?;
         self.tell(&node, &inventory).await
     }
@@ -43,7 +52,7 @@ impl Fs {
             let inventory = self.inventory_for(&told.node.parent()).await?;
             return told.node.exists(&inventory).then_some((told.node, inventory)).ok_or_else(|| no_node(number));
         }
-        let search = |inventory: &Inventory| self.inodes.search(number, inventory, self.options.formats);
+        let search = |inventory: &Inventory| self.inodes.search(number, inventory, self.formats());
         // What is always there must not fail with the machine.
         let always = Arc::<Inventory>::default();
         if let Some(node) = search(&always) {
@@ -56,13 +65,13 @@ impl Fs {
         found.map(|node| (node, inventory)).ok_or_else(|| no_node(number))
     }
 
-    async fn tell(&self, node: &Node, inventory: &Inventory) -> Result<Entry> {
+    pub(super) async fn tell(&self, node: &Node, inventory: &Inventory) -> Result<Entry> {
         // One look for both: a size that was estimated must not be told of a node whose size is exact.
         let view = self.points.view();
         let generation = Generation::of(node, &view, inventory);
         let attr = self.attr(node, inventory, view.held).await?;
         self.inodes.tell(node, generation, attr.size);
-        let shows_disk = matches!(node, Node::File { .. });
-        Ok(Entry { attr, generation: self.epoch.told(node, generation), shows_disk })
+        let lasts = if node.is_of_an_instant() { Lasts::Not } else { Lasts::Briefly };
+        Ok(Entry { attr, generation: self.epoch.told(node, generation), lasts })
     }
 }

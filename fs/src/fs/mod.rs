@@ -8,6 +8,7 @@ mod attr;
 mod checkpoint;
 pub(crate) mod command;
 mod generation;
+mod guest;
 mod handle;
 mod inventory;
 mod io;
@@ -15,21 +16,25 @@ mod live;
 mod lookup;
 mod metered;
 mod open;
+mod partitions;
 mod status;
 mod xattr;
 
 #[cfg(test)]
 mod tests;
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
+use inside::FileKind;
+use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-pub use self::attr::Attr;
+pub use self::attr::{Attr, Lasts, OfGuest};
 use self::attr::{Ownership, blocks};
 use self::generation::Epoch;
 use self::handle::{Handle, Handles};
@@ -45,13 +50,16 @@ use crate::block::cache::Cache;
 use crate::block::throttle::{Limits, Throttle};
 use crate::error::{Error, Kind, Result, chain};
 use crate::guardian::Pid;
-use crate::options::Options;
+use crate::guest::Readers;
+use crate::image::pieces::MAX_ALL_PIECES;
 use crate::options::in_force::InForce;
 use crate::options::settings::Resolved;
+use crate::options::{Formats, Options};
 use crate::point::PointInTime;
 use crate::point::owner::{Invalidate, Points};
 use crate::point::policy::Terms;
 use crate::tree::inode::{Inodes, Told};
+use crate::tree::partitions::Inside;
 use crate::tree::{Content, Form, Node};
 use crate::vm::{Inventory, Vm};
 
@@ -65,8 +73,8 @@ pub struct Entry {
     pub attr: Attr,
     /// Tells the nodes of one number apart that the kernel must not take for each other, in 32 bits.
     pub generation: u64,
-    /// Whether it is a file that shows a disk: what its name means may be another point in time with the next open.
-    pub shows_disk: bool,
+    /// How long the name stands for it.
+    pub lasts: Lasts,
 }
 
 /// A name in a directory.
@@ -74,10 +82,10 @@ pub struct Entry {
 pub struct DirEntry {
     /// Inode number.
     pub ino: u64,
-    /// Whether it is a directory.
-    pub directory: bool,
+    /// What it is.
+    pub kind: FileKind,
     /// The name.
-    pub name: Arc<str>,
+    pub name: Arc<OsStr>,
 }
 
 /// What a file is opened for.
@@ -124,8 +132,14 @@ struct Counters {
 fn modified(node: &Node, point: &PointInTime) -> SystemTime {
     match node {
         Node::File { disk, content, .. } if content.is_whole_disk() => point.modified(disk),
+        Node::Inside { disk, what: Inside::Raw(_) } => point.modified(disk),
         _ => point.time(),
     }
+}
+
+/// What a node is that is no guest's file.
+fn kind(node: &Node) -> FileKind {
+    if node.is_directory() || node.guest().is_some() { FileKind::Directory } else { FileKind::File }
 }
 
 /// The file system of one mounted machine.
@@ -151,6 +165,10 @@ pub struct Fs {
     counters: Counters,
     /// None where nobody asks for metrics.
     meters: Option<Meters>,
+    /// Who reads what is inside of disks; none if nobody does.
+    readers: Option<Arc<dyn Readers>>,
+    /// Pieces of guests' files that may be kept yet.
+    pieces: Arc<Semaphore>,
     /// The size of `status.json` when it was last written.
     status_size: AtomicU64,
     last_error: Mutex<Option<Noted>>,
@@ -175,6 +193,8 @@ impl Fs {
                 uid: options.uid.unwrap_or(owner.0),
                 gid: options.gid.unwrap_or(owner.1),
                 umask: options.umask,
+                // Who may read all whatever the modes say, and whom nobody gave a say.
+                guests: options.uid.is_none() && options.gid.is_none() && (!options.allow_other || owner.0 == 0),
             },
             mount_id,
             guardian,
@@ -191,6 +211,8 @@ impl Fs {
             handles: Handles::default(),
             counters: Counters::default(),
             meters: None,
+            readers: None,
+            pieces: Arc::new(Semaphore::new(MAX_ALL_PIECES)),
             status_size: AtomicU64::new(0),
             last_error: Mutex::default(),
             vm,
@@ -202,6 +224,12 @@ impl Fs {
     #[must_use]
     pub fn sandboxed(self, sandbox: Sandbox) -> Self {
         Self { sandbox, ..self }
+    }
+
+    /// The same, showing what is inside of disks.
+    #[must_use]
+    pub fn reading_inside(self, readers: Arc<dyn Readers>) -> Self {
+        Self { readers: Some(readers), ..self }
     }
 
     /// The same, telling where it is mounted.
@@ -226,6 +254,12 @@ impl Fs {
     /// The point in time, for whoever ends the mount.
     pub fn points(&self) -> &Points {
         &self.points
+    }
+
+    /// Which files appear. What is inside of a disk is found by reading the same again and again.
+    fn formats(&self) -> Formats {
+        let partitions = self.options.formats.partitions && self.readers.is_some() && !self.options.read_once;
+        Formats { partitions, ..self.options.formats }
     }
 
     /// The machine that the tree shows: as it was at the point in time, or as it is now.
@@ -264,13 +298,20 @@ impl Fs {
     /// [`Kind::NotFound`] when the machine no longer has what it stands for; [`Kind::Stale`] or [`Kind::Io`] for an open
     /// file whose point in time has ended; when the machine does not answer.
     pub async fn getattr(&self, ino: u64, handle: Option<u64>) -> Result<Attr> {
-        let node = self.node(ino)?;
+        let told = self.told(ino)?;
+        let node = told.node.clone();
         let open = handle.and_then(|handle| self.handles.get(handle).ok());
-        if let Some(Handle::File(file)) = open.as_deref() {
+        if let (Some(Handle::File(file)), true) = (open.as_deref(), node.guest().is_none()) {
             // Reads end at this size, so it is that of the file and of no other instant.
             file.lease.check()?;
             let measure = Measure { size: file.image.size(), data: file.image.data_bytes(), settled: false };
             return Ok(self.shown(&node, &measure, modified(&node, &file.lease)));
+        }
+        if let Node::Inside { disk, what } = &node
+            && !matches!(what, Inside::Partitions | Inside::Table)
+        {
+            let point = self.instant(&told)?;
+            return self.attr_inside(&point, disk, *what).await;
         }
         let inventory = self.inventory_for(&node).await?;
         if !node.exists(&inventory) {
@@ -290,6 +331,7 @@ impl Fs {
                 let size = self.status_size.load(Ordering::Relaxed);
                 Measure { size, data: size, settled: false }
             }
+            Node::Inside { disk, what: Inside::Table } => self.measure_table(point.as_ref(), disk).await,
             _ => Measure { size: 0, data: 0, settled: true },
         };
         let mtime = match (point, node) {
@@ -315,14 +357,15 @@ impl Fs {
     fn shown(&self, node: &Node, measure: &Measure, mtime: SystemTime) -> Attr {
         Attr {
             ino: self.inodes.number(node),
-            directory: node.is_directory(),
+            kind: kind(node),
             mode: self.owner.mode(node),
             size: measure.size,
             blocks: blocks(measure.data),
             mtime,
             uid: self.owner.uid,
             gid: self.owner.gid,
-            settled: measure.settled,
+            lasts: if measure.settled { Lasts::Briefly } else { Lasts::Not },
+            guest: None,
         }
     }
 
@@ -331,32 +374,46 @@ impl Fs {
     /// # Errors
     /// When the machine does not answer.
     pub async fn opendir(&self, ino: u64) -> Result<u64> {
-        let node = self.node(ino)?;
-        let inventory = self.inventory_for(&node).await?;
-        let entry = |ino, name: &str| DirEntry { ino, directory: true, name: name.into() };
-        let mut entries = vec![entry(ino, "."), entry(self.inodes.number(&node.parent()), "..")];
-        entries.extend(node.children(&inventory, self.options.formats).into_iter().map(|(name, child)| DirEntry {
-            ino: self.inodes.number(&child),
-            directory: child.is_directory(),
-            name,
-        }));
+        let told = self.told(ino)?;
+        let node = &told.node;
+        if let Node::Inside { disk, what: Inside::Guest { partition, file } } = node {
+            let directory = self.noted(self.open_guest_directory(ino, &told, disk, *partition, *file).await)?;
+            return Ok(self.handles.add(Handle::Guest(directory)));
+        }
+        let inventory = self.inventory_for(node).await?;
+        let entry = |ino, kind, name: &str| DirEntry { ino, kind, name: Arc::from(OsStr::new(name)) };
+        let directory = FileKind::Directory;
+        let mut entries = vec![entry(ino, directory, "."), entry(self.inodes.number(&node.parent()), directory, "..")];
+        let mut children = node.children(&inventory, self.formats());
+        if let Node::Inside { disk, what } = node {
+            children.extend(self.noted(self.children_inside(&told, disk, *what).await)?);
+        }
+        entries.extend(children.iter().map(|(name, child)| entry(self.inodes.number(child), kind(child), name)));
         Ok(self.handles.add(Handle::Directory(entries)))
     }
 
-    /// The entries of an open directory from `offset` on, which counts entries.
+    /// The entries of an open directory from `offset` on, which is 0 or what `each` was told with the entry before, until that
+    /// says that it has no room.
     ///
     /// # Errors
-    /// [`Kind::Invalid`] if the handle is not an open directory.
-    pub fn readdir(&self, handle: u64, offset: usize, mut each: impl FnMut(usize, &DirEntry) -> bool) -> Result<()> {
+    /// [`Kind::Invalid`] if the handle is not an open directory; for one of a guest's as [`Fs::read`].
+    pub async fn readdir(
+        &self,
+        handle: u64,
+        offset: u64,
+        mut each: impl FnMut(u64, &DirEntry) -> bool + Send,
+    ) -> Result<()> {
         match &*self.handles.get(handle)? {
             Handle::Directory(entries) => {
-                for (index, entry) in entries.iter().enumerate().skip(offset) {
-                    if each(index + 1, entry) {
+                let skipped = usize::try_from(offset).unwrap_or(usize::MAX);
+                for (next, entry) in (1..).zip(entries).skip(skipped) {
+                    if each(next, entry) {
                         break;
                     }
                 }
                 Ok(())
             }
+            Handle::Guest(directory) => self.noted(self.list_guest(directory, offset, each).await),
             _ => Err(Error::new(Kind::Invalid, "not an open directory")),
         }
     }
@@ -368,18 +425,20 @@ impl Fs {
     /// [`Kind::Stale`] when the file was looked up for another point in time: look it up again and come back. Any
     /// failure of taking a point in time; it is noted in `status.json`.
     pub async fn open(&self, ino: u64, access: Access) -> Result<Opened> {
-        let Told { node, generation, size } = self.told(ino)?;
-        if (access == Access::Write) != (node == Node::Control) {
+        let told = self.told(ino)?;
+        let Told { node, generation, size } = &told;
+        let (generation, size) = (*generation, *size);
+        if (access == Access::Write) != (*node == Node::Control) {
             return Err(Error::new(Kind::Denied, "control is only written, all other files are only read"));
         }
-        match &node {
+        match node {
             Node::Status => {
                 let text = self.status().await;
                 Ok(Opened { handle: self.handles.add(Handle::Status(text)), cached: false })
             }
             Node::Control => Ok(Opened { handle: self.handles.add(Handle::Control), cached: false }),
             Node::File { disk, checkpoint, content } => {
-                let file = self.open_file(generation, &node, disk, checkpoint.as_ref(), *content).await;
+                let file = self.open_file(generation, node, disk, checkpoint.as_ref(), *content).await;
                 let file = self.noted(file)?;
                 let cached = content.form() != Form::Map;
                 // Pages end at the size that the kernel was told, which was an estimate if this open took the point in
@@ -387,6 +446,12 @@ impl Fs {
                 if cached && file.image.size() != size {
                     return Err(Error::new(Kind::Stale, "the size that was told was an estimate"));
                 }
+                Ok(Opened { handle: self.handles.add(Handle::File(file)), cached })
+            }
+            Node::Inside { disk, what } if !what.is_directory() => {
+                let file = self.noted(self.open_inside(&told, disk, *what).await)?;
+                let cached = *what != Inside::Table;
+                self.inodes.opened(ino);
                 Ok(Opened { handle: self.handles.add(Handle::File(file)), cached })
             }
             _ => Err(Error::new(Kind::Invalid, "a directory is not opened as a file")),

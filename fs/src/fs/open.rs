@@ -30,6 +30,14 @@ pub(super) struct Measure {
     pub(super) settled: bool,
 }
 
+impl Measure {
+    /// That of a text, which stays as it is.
+    pub(super) fn of_text(text: &str) -> Self {
+        let size = u64::try_from(text.len()).unwrap_or(u64::MAX);
+        Self { size, data: size, settled: false }
+    }
+}
+
 impl Fs {
     pub(super) async fn open_file(
         &self,
@@ -203,7 +211,7 @@ fn no_disk(disk: &str) -> Error {
     Error::new(Kind::NotFound, format!("the machine has no disk {disk}"))
 }
 
-fn frozen<'a>(point: &'a PointInTime, disk: &str) -> Result<&'a FrozenDisk> {
+pub(super) fn frozen<'a>(point: &'a PointInTime, disk: &str) -> Result<&'a FrozenDisk> {
     point.disk(disk).ok_or_else(|| no_disk(disk))
 }
 

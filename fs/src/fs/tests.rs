@@ -1,8 +1,9 @@
 //! The file system without a mount and without QEMU: a machine in memory is the reference.
 
 mod by_handle;
+mod partitions;
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,13 +79,14 @@ async fn look_at(fs: &Arc<Fs>, ino: u64) {
         entries.push(entry.clone());
         false
     })
+    .await
     .unwrap();
     fs.release(handle);
     for entry in entries {
         let found = fs.lookup(ino, OsStr::new(&*entry.name)).await.unwrap();
         assert_eq!(found.attr.ino, entry.ino, "readdir and lookup agree");
-        assert_eq!(found.attr.directory, entry.directory);
-        if entry.directory {
+        assert_eq!(found.attr.kind, entry.kind);
+        if entry.kind == FileKind::Directory {
             Box::pin(look_at(fs, entry.ino)).await;
         } else {
             let attr = fs.getattr(entry.ino, None).await.unwrap();
@@ -259,7 +261,7 @@ async fn mkdir_makes_a_checkpoint_and_takes_the_same_instant() {
     let current = walk(&fs, "current").await.unwrap().attr.ino;
     assert_eq!(fs.mkdir(current, OsStr::new("x")).await.unwrap_err().kind(), Kind::Denied);
     vm.write("vda", 0, b"before");
-    assert!(fs.mkdir(checkpoints, OsStr::new("monday")).await.unwrap().attr.directory);
+    assert!(fs.mkdir(checkpoints, OsStr::new("monday")).await.unwrap().attr.kind == FileKind::Directory);
     vm.write("vda", 512, b"after");
     let raw = open(&fs, "current/vda/disk.raw").await.unwrap();
     assert_eq!(&fs.read(raw, 0, 517).await.unwrap()[510..], [0; 7], "the disk at the checkpoint");

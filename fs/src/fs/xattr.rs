@@ -112,7 +112,7 @@ impl Fs {
         }
         let view = self.points.view();
         // A look-up of the path comes first; who holds a descriptor of another instant is not told of this one.
-        if matches!(node, Node::File { .. }) && generation.lease.div_ceil(2) != view.upcoming() {
+        if node.is_of_an_instant() && generation.lease.div_ceil(2) != view.upcoming() {
             return Err(Error::new(Kind::Stale, "the file was looked up for another point in time"));
         }
         let inventory = match &view.held {
@@ -139,7 +139,7 @@ fn of_point(point: &PointInTime) -> impl Iterator<Item = (Attribute, String)> {
 fn of_node(node: &Node, inventory: &Inventory) -> Vec<(Attribute, String)> {
     let (disk, checkpoint) = match node {
         Node::Root | Node::Status | Node::Control | Node::Current | Node::Checkpoints => (None, None),
-        Node::Disk(disk) => (Some(disk), None),
+        Node::Disk(disk) | Node::Inside { disk, .. } => (Some(disk), None),
         Node::Checkpoint(checkpoint) => (None, Some(checkpoint)),
         Node::CheckpointDisk { checkpoint, disk } => (Some(disk), Some(checkpoint)),
         Node::File { disk, checkpoint, .. } => (Some(disk), checkpoint.as_ref()),

@@ -16,15 +16,16 @@ use std::task::{Context, Waker};
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
-    KernelConfig, LockOwner, Notifier, OpenAccMode, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty,
-    ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session, SessionACL, TimeOrNow,
-    WriteFlags,
+    AccessFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation, INodeNo, InitFlags,
+    KernelConfig, LockOwner, Notifier, OpenAccMode, OpenFlags, RenameFlags, ReplyAttr, ReplyData, ReplyDirectory,
+    ReplyEmpty, ReplyEntry, ReplyLseek, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr, Request, Session, SessionACL,
+    TimeOrNow, WriteFlags,
 };
+use inside::FileKind;
 use tokio::runtime::Handle;
 
 use crate::error::{Error, Kind, Result};
-use crate::fs::{Access, Asked, Attr, Fs, Space};
+use crate::fs::{Access, Asked, Attr, DirEntry, Fs, Lasts, Space};
 use crate::image::Seek;
 use crate::metrics::requests::Operation;
 use crate::tree::inode::Inodes;
@@ -39,6 +40,10 @@ const FILE_TTL: Duration = Duration::ZERO;
 
 /// Attributes that change when a point in time begins, or when more is known of it, are not believed at all.
 const UNSETTLED_TTL: Duration = Duration::ZERO;
+
+/// What is believed for as long as the point in time. Who comes by a path asks for the partition's name each time, and finds another
+/// node there once it has ended; nothing of the old one is below that.
+const HELD_TTL: Duration = Duration::from_secs(3600);
 
 /// Threads that take requests from the kernel.
 const THREADS: usize = 2;
@@ -135,31 +140,50 @@ fn errno(error: &Error) -> Errno {
 }
 
 fn file_attr(attr: &Attr) -> FileAttr {
+    let guest = attr.guest.as_ref();
+    let plain = if attr.kind == FileKind::Directory { 2 } else { 1 };
     FileAttr {
         ino: INodeNo(attr.ino),
         size: attr.size,
         blocks: attr.blocks,
-        atime: attr.mtime,
+        atime: guest.map_or(attr.mtime, |guest| guest.atime),
         mtime: attr.mtime,
-        ctime: attr.mtime,
+        ctime: guest.map_or(attr.mtime, |guest| guest.ctime),
         crtime: SystemTime::UNIX_EPOCH,
-        kind: file_type(attr.directory),
+        kind: file_type(attr.kind),
         perm: attr.mode,
-        nlink: if attr.directory { 2 } else { 1 },
+        nlink: guest.map_or(plain, |guest| guest.links),
         uid: attr.uid,
         gid: attr.gid,
-        rdev: 0,
+        rdev: guest.map_or(0, |guest| rdev(guest.device)),
         blksize: Space::BLOCK,
         flags: 0,
     }
 }
 
-fn file_type(directory: bool) -> FileType {
-    if directory { FileType::Directory } else { FileType::RegularFile }
+fn file_type(kind: FileKind) -> FileType {
+    match kind {
+        FileKind::File => FileType::RegularFile,
+        FileKind::Directory => FileType::Directory,
+        FileKind::Symlink => FileType::Symlink,
+        FileKind::CharDevice => FileType::CharDevice,
+        FileKind::BlockDevice => FileType::BlockDevice,
+        FileKind::Fifo => FileType::NamedPipe,
+        FileKind::Socket => FileType::Socket,
+    }
+}
+
+/// A device's number as the kernel packs it in 32 bits (include/linux/kdev_t.h, `new_encode_dev`).
+fn rdev((major, minor): (u32, u32)) -> u32 {
+    (minor & 0xff) | ((major & 0xfff) << 8) | ((minor & 0xf_ff00) << 12)
 }
 
 fn ttl(attr: &Attr) -> Duration {
-    if attr.settled { TTL } else { UNSETTLED_TTL }
+    match attr.lasts {
+        Lasts::Not => UNSETTLED_TTL,
+        Lasts::Briefly => TTL,
+        Lasts::Held => HELD_TTL,
+    }
 }
 
 /// Who gives no room wants to know how much it takes.
@@ -196,7 +220,11 @@ impl Filesystem for Adapter {
             match fs.timed(Operation::Lookup, fs.lookup(parent.0, &name)).await {
                 Ok(entry) => {
                     let attr = file_attr(&entry.attr);
-                    let name = if entry.shows_disk { FILE_TTL } else { TTL };
+                    let name = match entry.lasts {
+                        Lasts::Not => FILE_TTL,
+                        Lasts::Briefly => TTL,
+                        Lasts::Held => HELD_TTL,
+                    };
                     reply.entry_with_ttls(&ttl(&entry.attr), &name, &attr, Generation(entry.generation));
                 }
                 Err(error) => reply.error(errno(&error)),
@@ -252,6 +280,27 @@ impl Filesystem for Adapter {
         });
     }
 
+    fn readlink(&self, _request: &Request, ino: INodeNo, reply: ReplyData) {
+        self.answer_at_once(move |fs| async move {
+            match fs.timed(Operation::Readlink, fs.readlink(ino.0)).await {
+                Ok(target) => reply.data(&target),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
+    /// access(2) and chdir(2), where the kernel does not look at the modes itself: whoever mounted it asks, and nobody else can.
+    fn access(&self, _request: &Request, ino: INodeNo, mask: AccessFlags, reply: ReplyEmpty) {
+        let mask = u16::try_from(mask.bits()).unwrap_or(u16::MAX);
+        self.answer_at_once(move |fs| async move {
+            match fs.timed(Operation::Access, fs.getattr(ino.0, None)).await {
+                Ok(attr) if attr.grants(mask) => reply.ok(),
+                Ok(_) => reply.error(Errno::EACCES),
+                Err(error) => reply.error(errno(&error)),
+            }
+        });
+    }
+
     fn open(&self, _request: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
         let access = match flags.acc_mode() {
             OpenAccMode::O_RDONLY => Access::Read,
@@ -293,6 +342,33 @@ impl Filesystem for Adapter {
 
     /// No file is ever removed, so `rm -rf` breaks no chain.
     fn unlink(&self, _request: &Request, _parent: INodeNo, _name: &OsStr, reply: ReplyEmpty) {
+        reply.error(Errno::EPERM);
+    }
+
+    /// Nor is any made but by mkdir(2) in `checkpoints`: this is also what open(2) asks first to create one.
+    fn mknod(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _mode: u32,
+        _umask: u32,
+        _rdev: u32,
+        reply: ReplyEntry,
+    ) {
+        reply.error(Errno::EPERM);
+    }
+
+    fn rename(
+        &self,
+        _request: &Request,
+        _parent: INodeNo,
+        _name: &OsStr,
+        _new_parent: INodeNo,
+        _new_name: &OsStr,
+        _flags: RenameFlags,
+        reply: ReplyEmpty,
+    ) {
         reply.error(Errno::EPERM);
     }
 
@@ -395,17 +471,13 @@ impl Filesystem for Adapter {
     }
 
     fn readdir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, offset: u64, mut reply: ReplyDirectory) {
-        let asked = self.fs.asked();
-        let from = usize::try_from(offset).unwrap_or(usize::MAX);
-        let listed = self.fs.readdir(handle.0, from, |next, entry| {
-            let next = u64::try_from(next).unwrap_or(u64::MAX);
-            reply.add(INodeNo(entry.ino), next, file_type(entry.directory), &*entry.name)
+        self.answer_at_once(move |fs| async move {
+            let add = |next, entry: &DirEntry| reply.add(INodeNo(entry.ino), next, file_type(entry.kind), &entry.name);
+            match fs.timed(Operation::Readdir, fs.readdir(handle.0, offset, add)).await {
+                Ok(()) => reply.ok(),
+                Err(error) => reply.error(errno(&error)),
+            }
         });
-        self.fs.answered(Operation::Readdir, asked, listed.is_ok());
-        match listed {
-            Ok(()) => reply.ok(),
-            Err(error) => reply.error(errno(&error)),
-        }
     }
 
     fn releasedir(&self, _request: &Request, _ino: INodeNo, handle: FileHandle, _flags: OpenFlags, reply: ReplyEmpty) {
@@ -413,10 +485,16 @@ impl Filesystem for Adapter {
         reply.ok();
     }
 
-    fn listxattr(&self, _request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+    fn listxattr(&self, request: &Request, ino: INodeNo, size: u32, reply: ReplyXattr) {
+        let root = request.uid() == 0;
         self.answer_at_once(move |fs| async move {
-            match fs.xattr_names(ino.0).await {
-                Ok(names) => tell_xattr(reply, names.as_bytes(), size),
+            let names = if fs.is_guest(ino.0) {
+                fs.guest_xattr_names(ino.0, root).await
+            } else {
+                fs.xattr_names(ino.0).await.map(String::into_bytes)
+            };
+            match names {
+                Ok(names) => tell_xattr(reply, &names, size),
                 Err(error) => reply.error(errno(&error)),
             }
         });
@@ -425,6 +503,16 @@ impl Filesystem for Adapter {
     /// Tools that list directories ask for access lists and labels. Where they hear that there is no such thing, rather than
     /// that this file has none, they ask once for all files.
     fn getxattr(&self, _request: &Request, ino: INodeNo, name: &OsStr, size: u32, reply: ReplyXattr) {
+        if self.fs.is_guest(ino.0) {
+            let name = name.to_owned();
+            return self.answer_at_once(move |fs| async move {
+                match fs.guest_xattr(ino.0, &name).await {
+                    Ok(Some(value)) => tell_xattr(reply, &value, size),
+                    Ok(None) => reply.error(Errno::ENODATA),
+                    Err(error) => reply.error(errno(&error)),
+                }
+            });
+        }
         let attribute = match Asked::by(name) {
             Asked::Ours(attribute) => attribute,
             Asked::Other => return reply.error(Errno::ENODATA),

@@ -24,6 +24,10 @@ use crate::error::{Error, Kind, Result};
 /// The type that `mount`, `findmnt` and `/proc/mounts` show.
 pub const TYPE: &str = "fuse.pullfs";
 
+/// What lets others use a mount, as far as the modes of its files say. Without it the kernel lets nobody in but the user who mounted
+/// it, who may read all: also what the guest lets none but its own root read.
+const OTHERS: &str = ",allow_other,default_permissions";
+
 /// How long fusermount3 may take.
 const HELPER_LIMIT: Duration = Duration::from_secs(10);
 
@@ -189,9 +193,9 @@ fn mount_directly(source: &str, path: &Path, allow_other: bool) -> Result<OwnedF
         Error::with_source(Kind::Unsupported, "cannot open /dev/fuse; is the kernel module fuse loaded?", error)
     })?;
     let (uid, gid) = (rustix::process::getuid().as_raw(), rustix::process::getgid().as_raw());
-    let mut data = format!("fd={},rootmode=40000,user_id={uid},group_id={gid},default_permissions", device.as_raw_fd());
+    let mut data = format!("fd={},rootmode=40000,user_id={uid},group_id={gid}", device.as_raw_fd());
     if allow_other {
-        data.push_str(",allow_other");
+        data.push_str(OTHERS);
     }
     let data = std::ffi::CString::new(data)
         .map_err(|error| Error::with_source(Kind::Invalid, format!("cannot mount on {}", path.display()), error))?;
@@ -211,9 +215,9 @@ fn mount_by_helper(source: &str, path: &Path, allow_other: bool) -> Result<Owned
     ours.set_read_timeout(Some(HELPER_LIMIT)).map_err(no_helper)?;
     // Commas and backslashes in a value are escaped for libfuse's option parser.
     let name = source.replace('\\', "\\\\").replace(',', "\\,");
-    let mut options = format!("fsname={name},subtype=pullfs,default_permissions,nosuid,nodev,noatime");
+    let mut options = format!("fsname={name},subtype=pullfs,nosuid,nodev,noatime");
     if allow_other {
-        options.push_str(",allow_other");
+        options.push_str(OTHERS);
     }
     let mut child = Command::new("fusermount3")
         .args(["-o", &options, "--"])

@@ -10,6 +10,11 @@ mod volume;
 
 #[cfg(test)]
 mod tests;
+pub mod text;
+#[cfg(test)]
+pub(crate) mod toy;
+pub mod volumes;
+mod window;
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -4,6 +4,7 @@
 //! disk, all at once, and fills in the rest. Seeks ask the same extents.
 
 pub mod delta;
+pub mod pieces;
 pub mod qcow2;
 pub mod raw;
 pub mod text;

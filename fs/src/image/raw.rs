@@ -1,4 +1,4 @@
-//! `disk.raw`: the disk as it is, holes where it reads as zeroes.
+//! `disk.raw` and `partitions/N.raw`: the disk, or a part of it, as it is; holes where it reads as zeroes.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -9,9 +9,9 @@ use super::{Image, Seek, Segment, length, no_such_data};
 use crate::block::allocation::Allocation;
 use crate::error::Result;
 
-/// A whole disk.
+/// A range of a disk.
 pub struct Raw {
-    size: u64,
+    window: Range<u64>,
     estimate: u64,
     allocation: Arc<Allocation>,
 }
@@ -19,21 +19,27 @@ pub struct Raw {
 impl Raw {
     /// `estimate` is the number of data bytes that is told until the allocation is known.
     pub fn new(size: u64, estimate: u64, allocation: Arc<Allocation>) -> Self {
-        Self { size, estimate: estimate.min(size), allocation }
+        Self::part(0..size, estimate, allocation)
+    }
+
+    /// A window of it, which lies within the disk.
+    pub fn part(window: Range<u64>, estimate: u64, allocation: Arc<Allocation>) -> Self {
+        Self { estimate: estimate.min(window.end - window.start), window, allocation }
     }
 }
 
 #[async_trait]
 impl Image for Raw {
     fn size(&self) -> u64 {
-        self.size
+        self.window.end - self.window.start
     }
 
     fn data_bytes(&self) -> u64 {
-        self.allocation.bytes_if_known().unwrap_or(self.estimate)
+        self.allocation.bytes_within_if_known(&self.window).unwrap_or(self.estimate)
     }
 
     fn map(&self, range: Range<u64>) -> Vec<Segment> {
+        let range = self.window.start + range.start..self.window.start + range.end;
         match self.allocation.within_if_known(range.clone()) {
             Some(extents) => on_disk(range, extents),
             None => vec![Segment::Disk { offset: range.start, length: length(&range) }],
@@ -45,13 +51,15 @@ impl Image for Raw {
     }
 
     async fn seek(&self, offset: u64, what: Seek) -> Result<u64> {
-        if offset >= self.size {
+        if offset >= self.size() {
             return Err(no_such_data(offset));
         }
-        match what {
-            Seek::Data => self.allocation.next_data(offset).await?.ok_or_else(|| no_such_data(offset)),
-            Seek::Hole => self.allocation.next_hole(offset).await,
-        }
+        let Range { start, end } = self.window;
+        let found = match what {
+            Seek::Data => self.allocation.next_data(start + offset).await?.filter(|found| *found < end),
+            Seek::Hole => Some(self.allocation.next_hole(start + offset).await?.min(end)),
+        };
+        found.map(|found| found - start).ok_or_else(|| no_such_data(offset))
     }
 }
 

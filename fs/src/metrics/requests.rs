@@ -32,10 +32,14 @@ pub enum Operation {
     Readdir,
     /// Sizes of the file system.
     Statfs,
+    /// The target of a symbolic link.
+    Readlink,
+    /// Whether a file may be used.
+    Access,
 }
 
 impl Operation {
-    const ALL: [Self; 12] = [
+    const ALL: [Self; 14] = [
         Self::Lookup,
         Self::Getattr,
         Self::Setattr,
@@ -48,6 +52,8 @@ impl Operation {
         Self::Opendir,
         Self::Readdir,
         Self::Statfs,
+        Self::Readlink,
+        Self::Access,
     ];
 
     /// Its name, as FUSE has it.
@@ -65,6 +71,8 @@ impl Operation {
             Self::Opendir => "opendir",
             Self::Readdir => "readdir",
             Self::Statfs => "statfs",
+            Self::Readlink => "readlink",
+            Self::Access => "access",
         }
     }
 }

@@ -150,7 +150,8 @@ fn size(bytes: u64) -> String {
 }
 
 fn formats(formats: Formats) -> Vec<&'static str> {
-    let all = [(formats.raw, "raw"), (formats.qcow2, "qcow2"), (formats.map, "map")];
+    let all =
+        [(formats.raw, "raw"), (formats.qcow2, "qcow2"), (formats.map, "map"), (formats.partitions, "partitions")];
     all.into_iter().filter(|(shown, _)| *shown).map(|(_, name)| name).collect()
 }
 
@@ -218,7 +219,7 @@ mod tests {
         let size = || prop::option::of(1_u64 << 16..1 << 50);
         let disks = prop::option::of(prop::collection::btree_set("[a-z][a-z0-9,]{0,5}", 1..4));
         let text = ("/[a-z,\\\\ =]{0,12}", "[a-z{}.,\\\\]{0,12}x");
-        let formats = prop::sample::select(vec!["raw", "qcow2+map", "raw+qcow2+map"]);
+        let formats = prop::sample::select(vec!["raw", "qcow2+map", "raw+qcow2+map+partitions"]);
         let flags = (any::<bool>(), any::<bool>());
         (time(), time(), size(), size(), disks, text, formats, flags, 0_u16..=0o777, prop::option::of(1_usize..=1024))
             .prop_map(

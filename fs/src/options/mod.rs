@@ -54,6 +54,7 @@ pub enum Foreign {
 
 /// Which files appear (`formats=`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a word that the option takes")]
 pub struct Formats {
     /// `disk.raw`, `delta.raw`.
     pub raw: bool,
@@ -61,11 +62,13 @@ pub struct Formats {
     pub qcow2: bool,
     /// `allocated.map`, `dirty.map`, `dirty.json`.
     pub map: bool,
+    /// `partitions`.
+    pub partitions: bool,
 }
 
 impl Default for Formats {
     fn default() -> Self {
-        Self { raw: true, qcow2: true, map: true }
+        Self { raw: true, qcow2: true, map: true, partitions: true }
     }
 }
 

@@ -41,7 +41,7 @@ pub fn live_names() -> impl Iterator<Item = &'static str> {
 
 /// All mount options, in the order in which they are shown.
 pub const TABLE: [Described; 32] = [
-    option("formats=raw+qcow2+map", "which files appear (all)"),
+    option("formats=raw+qcow2+map+partitions", "which files appear (all)"),
     option("backing=NAME", "backing file of a delta.qcow2 ({disk}.{checkpoint}.qcow2)"),
     option("cluster_size=SIZE", "of the qcow2 files (64K)"),
     live("start=read|manual", "may reading take the point in time (read)"),

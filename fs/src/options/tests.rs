@@ -10,7 +10,7 @@ fn reads_what_it_documents() {
     assert_eq!(options.disks.unwrap().into_iter().collect::<Vec<_>>(), ["vda", "vdb"]);
     assert_eq!(options.scratch, PathBuf::from("/a,b"));
     assert_eq!((options.start, options.umask, options.uid), (Start::Manual, 0o027, Some(5)));
-    assert_eq!(options.formats, Formats { raw: true, qcow2: false, map: false });
+    assert_eq!(options.formats, Formats { raw: true, qcow2: false, map: false, partitions: false });
     assert_eq!(Options::parse("").unwrap(), Options::default());
     let options = Options::parse("scratch_limit=10G,hold_limit=2h,idle_timeout=90").unwrap();
     assert_eq!(options.scratch_limit, Some(10 << 30));

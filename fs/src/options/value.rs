@@ -38,13 +38,14 @@ pub(super) fn nbd(value: &str) -> Option<Address> {
 }
 
 pub(super) fn formats(value: &str) -> Result<Formats> {
-    let mut formats = Formats { raw: false, qcow2: false, map: false };
+    let mut formats = Formats { raw: false, qcow2: false, map: false, partitions: false };
     for format in value.split('+') {
         match format {
             "raw" => formats.raw = true,
             "qcow2" => formats.qcow2 = true,
             "map" => formats.map = true,
-            _ => return Err(bad("formats", value, "raw, qcow2 and map, joined by +")),
+            "partitions" => formats.partitions = true,
+            _ => return Err(bad("formats", value, "raw, qcow2, map and partitions, joined by +")),
         }
     }
     Ok(formats)

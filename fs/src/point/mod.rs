@@ -34,6 +34,7 @@ use crate::block::allocation::Allocation;
 use crate::block::cache::{Cache, CachedDisk, Keeper};
 use crate::block::{Source, Traffic};
 use crate::error::{Error, Kind, Result};
+use crate::guest::volumes::Volumes;
 use crate::vm::{Base, Bitmap, Disk, Inventory, Scratch, Taken, Vm};
 
 /// How a point in time ended.
@@ -76,6 +77,8 @@ pub struct PointInTime {
     vm: Arc<dyn Vm>,
     ended: OnceLock<Ended>,
     taken: Instant,
+    /// What was found inside of its disks.
+    volumes: Volumes,
     /// Files open on it.
     open: AtomicUsize,
     /// When the last one was closed. Held for a moment only.
@@ -110,6 +113,7 @@ impl PointInTime {
             vm,
             ended: OnceLock::new(),
             taken: Instant::now(),
+            volumes: Volumes::default(),
             open: AtomicUsize::new(0),
             last_close: Mutex::new(Instant::now()),
         }
@@ -177,6 +181,11 @@ impl PointInTime {
         self.disks.iter().find(|frozen| *frozen.disk.name == *name)
     }
 
+    /// What was found inside of its disks.
+    pub fn volumes(&self) -> &Volumes {
+        &self.volumes
+    }
+
     /// The frozen dirty maps.
     pub fn maps(&self) -> &Maps {
         &self.maps
@@ -192,6 +201,11 @@ impl PointInTime {
     /// Files open on it now.
     pub fn open_files(&self) -> usize {
         self.open.load(Ordering::Acquire)
+    }
+
+    /// Somebody looks at what is inside, and is likely to go on: it is as if a file had been closed.
+    pub(crate) fn touch(&self) {
+        *self.last_close.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
     /// How it is used.
@@ -236,6 +250,7 @@ impl PointInTime {
     fn end(&self, how: Ended) {
         // The first reason stands.
         self.ended.set(how).ok();
+        self.volumes.end();
         self.disks.iter().for_each(|disk| disk.cached.end());
     }
 }
@@ -276,7 +291,7 @@ impl Keeper for Kept {
     }
 }
 
-/// A share in a point in time: one open file.
+/// A share in a point in time: one open file or directory.
 pub struct Lease(Arc<PointInTime>);
 
 impl Lease {
@@ -284,12 +299,17 @@ impl Lease {
         point.open.fetch_add(1, Ordering::Relaxed);
         Self(point)
     }
+
+    /// The point in time, without a share in it.
+    pub fn point(&self) -> Arc<PointInTime> {
+        self.0.clone()
+    }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         // Before the count: who sees none open must see when that was.
-        *self.0.last_close.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+        self.0.touch();
         self.0.open.fetch_sub(1, Ordering::Release);
     }
 }

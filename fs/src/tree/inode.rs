@@ -11,6 +11,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Node;
+use super::partitions::Inside;
 use crate::options::Formats;
 use crate::vm::Inventory;
 
@@ -21,12 +22,14 @@ struct Known {
     told: Told,
     /// References that the kernel holds, from look-ups not yet forgotten.
     lookups: u64,
+    /// It was opened, so the kernel may have pages of it.
+    opened: bool,
 }
 
 /// What tells the nodes of one number apart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Generation {
-    /// What opening a file that shows a disk leases; 0 for all else.
+    /// What opening a node that shows a disk leases; 0 for all else.
     pub lease: u64,
     /// Which disk or checkpoint of that name it is of, in 32 bits; 0 where that does not matter.
     pub identity: u64,
@@ -53,7 +56,8 @@ pub struct Inodes {
 impl Inodes {
     /// `machine` is what tells this machine from others.
     pub fn new(machine: &str) -> Self {
-        let root = Known { told: Told { node: Node::Root, generation: Generation::default(), size: 0 }, lookups: 1 };
+        let told = Told { node: Node::Root, generation: Generation::default(), size: 0 };
+        let root = Known { told, lookups: 1, opened: false };
         Self { machine: machine.to_owned(), known: Mutex::new(HashMap::from([(ROOT, root)])) }
     }
 
@@ -84,7 +88,7 @@ impl Inodes {
         let mut known = self.lock();
         let number = self.find(&known, node);
         let told = Told { node: node.clone(), generation, size };
-        let entry = known.entry(number).or_insert_with(|| Known { told: told.clone(), lookups: 0 });
+        let entry = known.entry(number).or_insert_with(|| Known { told: told.clone(), lookups: 0, opened: false });
         entry.lookups = entry.lookups.saturating_add(1);
         entry.told = told;
         number
@@ -102,12 +106,17 @@ impl Inodes {
         self.lock().get(&number).map(|known| known.told.clone())
     }
 
-    /// The node of a number that the kernel may have forgotten, if the machine has it. None also if two nodes could have been
-    /// told under that number.
+    /// The node of a number that the kernel may have forgotten, if the machine has it and its inventory tells of it. None
+    /// also if two nodes could have been told under that number.
     pub fn search(&self, number: u64, inventory: &Inventory, formats: Formats) -> Option<Node> {
         let mut all = Node::Root.tree(inventory, formats).filter(|node| hash(&self.machine, node) == number);
         let found = all.next().filter(|node| self.number(node) == number)?;
         all.next().is_none().then_some(found)
+    }
+
+    /// Whether what the kernel was told under a number is a file of a guest's.
+    pub fn is_guest(&self, number: u64) -> bool {
+        self.lock().get(&number).is_some_and(|known| known.told.node.guest().is_some())
     }
 
     /// Drops references that the kernel gives back.
@@ -121,19 +130,30 @@ impl Inodes {
         }
     }
 
-    /// All numbers whose nodes show a disk.
+    /// Notes that the kernel may have pages of a node from now on.
+    pub fn opened(&self, number: u64) {
+        if let Some(known) = self.lock().get_mut(&number) {
+            known.opened = true;
+        }
+    }
+
+    /// All numbers of nodes that show a disk and of which the kernel may have pages, or a size that it must not believe.
+    /// Of the guest's files there may be millions that were only looked at.
     pub fn files(&self) -> Vec<u64> {
+        let is_file = |known: &Known| match &known.told.node {
+            Node::File { .. } => true,
+            Node::Inside { what: Inside::Guest { .. }, .. } => known.opened,
+            Node::Inside { .. } => known.told.node.is_of_an_instant(),
+            _ => false,
+        };
         let known = self.lock();
-        known
-            .iter()
-            .filter(|(_, known)| matches!(known.told.node, Node::File { .. }))
-            .map(|(number, _)| *number)
-            .collect()
+        known.iter().filter(|(_, known)| is_file(known)).map(|(number, _)| *number).collect()
     }
 }
 
 /// Numbers must be the same in every version of pullfs, so no library decides on them.
 fn hash(machine: &str, node: &Node) -> u64 {
+    let word;
     let (kind, checkpoint, disk) = match node {
         Node::Root => ("root", "", ""),
         Node::Status => ("status", "", ""),
@@ -144,6 +164,10 @@ fn hash(machine: &str, node: &Node) -> u64 {
         Node::Checkpoint(checkpoint) => ("checkpoint", &**checkpoint, ""),
         Node::CheckpointDisk { checkpoint, disk } => ("checkpoint-disk", &**checkpoint, &**disk),
         Node::File { disk, checkpoint, content } => (content.name(), checkpoint.as_deref().unwrap_or(""), &**disk),
+        Node::Inside { disk, what } => {
+            word = what.word();
+            (&*word, "", &**disk)
+        }
     };
     let parts = [machine, checkpoint, disk, kind];
     // No part has a NUL, so it keeps them apart.

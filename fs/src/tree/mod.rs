@@ -5,17 +5,22 @@
 //! ```text
 //! Root ─ Status, Control
 //!      ─ Current ─ Disk ─ disk.raw, disk.qcow2, allocated.map
+//!                      ─ Inside: partitions
 //!      ─ Checkpoints ─ Checkpoint ─ CheckpointDisk ─ dirty.map, dirty.json, delta.raw, delta.qcow2
 //! ```
 
 pub mod inode;
 pub mod name;
+pub mod partitions;
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::iter;
 use std::sync::Arc;
 
+use inside::Id;
+
+use self::partitions::Inside;
 use crate::options::Formats;
 use crate::vm::Inventory;
 
@@ -122,12 +127,40 @@ pub enum Node {
         /// What it contains.
         content: Content,
     },
+    /// `current/DISK/partitions`, or something below it.
+    Inside {
+        /// The disk.
+        disk: Arc<str>,
+        /// What it is of it.
+        what: Inside,
+    },
 }
 
 impl Node {
-    /// Whether it is a directory.
+    /// Whether it is a directory; of a guest's files only the guest knows.
     pub fn is_directory(&self) -> bool {
-        !matches!(self, Self::Status | Self::Control | Self::File { .. })
+        match self {
+            Self::Status | Self::Control | Self::File { .. } => false,
+            Self::Inside { what, .. } => what.is_directory(),
+            _ => true,
+        }
+    }
+
+    /// A file of a guest's, on a partition of a disk.
+    pub fn guest(&self) -> Option<(&Arc<str>, u32, Id)> {
+        match self {
+            Self::Inside { disk, what: Inside::Guest { partition, file } } => Some((disk, *partition, *file)),
+            _ => None,
+        }
+    }
+
+    /// Whether it shows a disk at one point in time: with the next one it is another node of the same number.
+    pub fn is_of_an_instant(&self) -> bool {
+        match self {
+            Self::File { .. } => true,
+            Self::Inside { what, .. } => *what != Inside::Partitions,
+            _ => false,
+        }
     }
 
     /// The directory it stands in; the root's is the root.
@@ -142,15 +175,21 @@ impl Node {
             Self::File { disk, checkpoint: Some(checkpoint), .. } => {
                 Self::CheckpointDisk { checkpoint: checkpoint.clone(), disk: disk.clone() }
             }
+            Self::Inside { disk, what } => match what.parent() {
+                Some(what) => Self::Inside { disk: disk.clone(), what },
+                None => Self::Disk(disk.clone()),
+            },
         }
     }
 
-    /// What is in this directory, with names, in a stable order. A file has nothing in it.
+    /// What is in this directory, with names, in a stable order, as far as the inventory tells. A file has nothing in it.
     pub fn children(&self, inventory: &Inventory, formats: Formats) -> Vec<(Arc<str>, Self)> {
         let file = |disk: &Arc<str>, checkpoint: Option<&Arc<str>>, content: Content| {
             let node = Self::File { disk: disk.clone(), checkpoint: checkpoint.cloned(), content };
             (Arc::from(content.name()), node)
         };
+        let inside =
+            |disk: &Arc<str>, name: &str, what: Inside| (Arc::from(name), Self::Inside { disk: disk.clone(), what });
         match self {
             Self::Root => vec![
                 ("status.json".into(), Self::Status),
@@ -165,7 +204,9 @@ impl Node {
                 .into_iter()
                 .filter(|content| content.appears(formats))
                 .map(|content| file(disk, None, content))
+                .chain(formats.partitions.then(|| inside(disk, Inside::PARTITIONS, Inside::Partitions)))
                 .collect(),
+            Self::Inside { disk, what: Inside::Partitions } => vec![inside(disk, Inside::TABLE, Inside::Table)],
             Self::Checkpoints => {
                 let names: BTreeSet<&Arc<str>> = inventory.disks.iter().flat_map(|disk| disk.bitmaps.keys()).collect();
                 names.into_iter().map(|name| (name.clone(), Self::Checkpoint(name.clone()))).collect()
@@ -184,7 +225,7 @@ impl Node {
                 .filter(|content| content.appears(formats))
                 .map(|content| file(disk, Some(checkpoint), content))
                 .collect(),
-            Self::Status | Self::Control | Self::File { .. } => Vec::new(),
+            Self::Status | Self::Control | Self::File { .. } | Self::Inside { .. } => Vec::new(),
         }
     }
 
@@ -209,7 +250,7 @@ impl Node {
         }
     }
 
-    /// Whether the machine has what the node stands for.
+    /// Whether the machine has what the node stands for, as far as the inventory tells.
     pub fn exists(&self, inventory: &Inventory) -> bool {
         let has = |disk: &str, checkpoint: Option<&Arc<str>>| {
             let disk = inventory.disk(disk);
@@ -217,7 +258,7 @@ impl Node {
         };
         match self {
             Self::Root | Self::Status | Self::Control | Self::Current | Self::Checkpoints => true,
-            Self::Disk(disk) => has(disk, None),
+            Self::Disk(disk) | Self::Inside { disk, .. } => has(disk, None),
             Self::Checkpoint(checkpoint) => inventory.disks.iter().any(|disk| disk.bitmaps.contains_key(checkpoint)),
             Self::CheckpointDisk { checkpoint, disk } => has(disk, Some(checkpoint)),
             Self::File { disk, checkpoint, .. } => has(disk, checkpoint.as_ref()),

@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use inside::FileKind;
 use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::broadcast;
@@ -107,17 +108,18 @@ async fn look_at(fs: &Fs, directory: u64) {
         entries.push(entry.clone());
         entries.len() == LOOKED_AT
     })
+    .await
     .expect("an open directory");
     fs.release(handle);
     for entry in entries {
         let found = fs.lookup(directory, OsStr::new(&*entry.name)).await.expect("what is listed is there");
-        assert_eq!((found.attr.ino, found.attr.directory), (entry.ino, entry.directory));
+        assert_eq!((found.attr.ino, found.attr.kind), (entry.ino, entry.kind));
         let attr = fs.getattr(entry.ino, None).await.expect("what was looked up is there");
         // Of a disk that may change, the time is the moment of asking.
         assert!(attr.mtime >= found.attr.mtime, "time goes on");
         assert_eq!(Attr { mtime: found.attr.mtime, ..attr }, found.attr);
         assert!(i64::try_from(found.attr.size).is_ok(), "a size that a file can have");
-        if entry.directory {
+        if entry.kind == FileKind::Directory {
             Box::pin(look_at(fs, entry.ino)).await;
         }
     }

@@ -1,0 +1,239 @@
+//! The guest's own files, below `partitions/N/files`.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use inside::{FileKind, Id, Xattr};
+
+use super::partitions::{about, of_another_instant};
+use super::{DirEntry, Entry, Fs};
+use crate::error::{Error, Kind, Result};
+use crate::guest::volumes::{self, Volume};
+use crate::guest::{Listed, Reader};
+use crate::image::pieces::{Gathering, Pieces};
+use crate::point::{Lease, PointInTime};
+use crate::tree::Node;
+use crate::tree::inode::{Generation, Told};
+use crate::tree::partitions::Inside;
+
+/// Offsets of an open directory: 0 is `.`, 1 is `..`, and what a guest's file system counts comes after.
+const DOTS: u64 = 2;
+
+/// What begins the names of attributes that only root may see, as on any file system.
+const TRUSTED: &[u8] = b"trusted.";
+
+/// A directory of a guest's that is open: no more of it is kept than one answer.
+pub(super) struct GuestDirectory {
+    lease: Lease,
+    disk: Arc<str>,
+    partition: u32,
+    file: Id,
+    ino: u64,
+    /// What was told last, and where it begins. Held for a moment only.
+    lately: Mutex<Option<Arc<(u64, Vec<Listed>)>>>,
+}
+
+impl GuestDirectory {
+    fn lately(&self) -> MutexGuard<'_, Option<Arc<(u64, Vec<Listed>)>>> {
+        self.lately.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The names that come at `from`, if an answer tells; none at the end.
+fn rest(answer: &(u64, Vec<Listed>), from: u64) -> Option<&[Listed]> {
+    let (begin, names) = answer;
+    if *begin == from {
+        return Some(names);
+    }
+    let before = names.iter().position(|listed| listed.next == from)?;
+    names.get(before + 1..).filter(|names| !names.is_empty())
+}
+
+/// Whether a name can be that of a file: who read it has parsed a disk that anybody may have written.
+fn is_name(name: &[u8]) -> bool {
+    !name.is_empty() && name != b"." && name != b".." && !name.iter().any(|byte| matches!(byte, b'/' | 0))
+}
+
+fn node(disk: &Arc<str>, partition: u32, file: Id) -> Node {
+    Node::Inside { disk: disk.clone(), what: Inside::Guest { partition, file } }
+}
+
+impl Fs {
+    pub(super) async fn lookup_guest(
+        &self,
+        told: &Told,
+        disk: &Arc<str>,
+        partition: u32,
+        directory: Id,
+        name: &OsStr,
+    ) -> Result<Entry> {
+        let point = self.instant(told)?;
+        let reader = self.volume(&point, disk, partition).await?.reader;
+        let found = reader.lookup(directory, name.as_bytes()).await;
+        let found = volumes::told(&point, found, || about(disk, partition))?;
+        let (file, attributes) =
+            found.ok_or_else(|| Error::new(Kind::NotFound, format!("there is no {}", name.display())))?;
+        // The number is given with the node.
+        let attr = self.owner.of_guest(0, &attributes);
+        self.told_inside(&point, disk, Inside::Guest { partition, file }, attr)
+    }
+
+    pub(super) async fn open_guest_directory(
+        &self,
+        ino: u64,
+        told: &Told,
+        disk: &Arc<str>,
+        partition: u32,
+        file: Id,
+    ) -> Result<GuestDirectory> {
+        self.instant(told)?;
+        let lease = self.points.open(None).await?;
+        if Generation::held(&told.node, lease.number(), &lease.inventory()) != told.generation {
+            return Err(of_another_instant());
+        }
+        Ok(GuestDirectory { lease, disk: disk.clone(), partition, file, ino, lately: Mutex::default() })
+    }
+
+    pub(super) async fn list_guest(
+        &self,
+        directory: &GuestDirectory,
+        offset: u64,
+        mut each: impl FnMut(u64, &DirEntry) -> bool + Send,
+    ) -> Result<()> {
+        let GuestDirectory { lease, disk, partition, file, ino, .. } = directory;
+        let point = lease.point();
+        let reader = self.volume(&point, disk, *partition).await?.reader;
+        let dot = |ino, name: &str| DirEntry { ino, kind: FileKind::Directory, name: Arc::from(OsStr::new(name)) };
+        if offset == 0 && each(1, &dot(*ino, ".")) {
+            return Ok(());
+        }
+        if offset < DOTS && each(DOTS, &dot(self.above(&*reader, disk, *partition, *file).await?, "..")) {
+            return Ok(());
+        }
+        let mut from = offset.saturating_sub(DOTS);
+        loop {
+            let lately = directory.lately().clone().filter(|answer| rest(answer, from).is_some());
+            let answer = match lately {
+                Some(answer) => answer,
+                None => {
+                    let names = volumes::told(&point, reader.list(*file, from).await, || about(disk, *partition))?;
+                    directory.lately().insert(Arc::new((from, names))).clone()
+                }
+            };
+            point.check()?;
+            let names = rest(&answer, from).unwrap_or_default();
+            if names.is_empty() {
+                return Ok(());
+            }
+            for listed in names {
+                let next =
+                    listed.next.checked_add(DOTS).filter(|next| i64::try_from(*next).is_ok() && is_name(&listed.name));
+                let next = next.ok_or_else(|| {
+                    Error::new(
+                        Kind::Io,
+                        format!("a name in a directory of partition {partition} of disk {disk} cannot be right"),
+                    )
+                })?;
+                let kind = match listed.kind {
+                    Some(kind) => kind,
+                    None => reader.attributes(listed.id).await.map_or(FileKind::File, |attributes| attributes.kind),
+                };
+                let ino = self.inodes.number(&node(disk, *partition, listed.id));
+                let entry = DirEntry { ino, kind, name: Arc::from(OsStr::from_bytes(&listed.name)) };
+                if each(next, &entry) {
+                    return Ok(());
+                }
+                from = listed.next;
+            }
+        }
+    }
+
+    /// The number of what a directory stands in.
+    async fn above(&self, reader: &dyn Reader, disk: &Arc<str>, partition: u32, file: Id) -> Result<u64> {
+        let what = if file == reader.root() {
+            Inside::Partition(partition)
+        } else {
+            Inside::Guest { partition, file: reader.parent(file).await? }
+        };
+        Ok(self.inodes.number(&Node::Inside { disk: disk.clone(), what }))
+    }
+
+    /// A file's data, where it is on the disk.
+    pub(super) async fn pieces(
+        &self,
+        point: &Arc<PointInTime>,
+        disk: &Arc<str>,
+        partition: u32,
+        file: Id,
+    ) -> Result<Pieces> {
+        let Volume { reader, partition: place, .. } = self.volume(point, disk, partition).await?;
+        let told = |error: Error| error.context(about(disk, partition));
+        let attributes = reader.attributes(file).await.map_err(told)?;
+        if attributes.kind != FileKind::File {
+            return Err(Error::new(Kind::Invalid, "only the data of a regular file is read"));
+        }
+        let mut gathering =
+            Gathering::new(attributes.size, place.offset..place.offset + place.size, self.pieces.clone());
+        while let Some(from) = gathering.missing() {
+            let extents = reader.extents(file, from).await.map_err(told)?;
+            if extents.is_empty() {
+                break;
+            }
+            gathering.add(extents).map_err(told)?;
+        }
+        gathering.finish().map_err(told)
+    }
+
+    /// The target of a guest's symbolic link, which nothing here follows.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] for anything else; as [`Fs::read`].
+    pub async fn readlink(&self, ino: u64) -> Result<Vec<u8>> {
+        let told = self.told(ino)?;
+        let Some((disk, partition, file)) = told.node.guest() else {
+            return Err(Error::new(Kind::Invalid, "only guests have symbolic links"));
+        };
+        let target = async {
+            let point = self.instant(&told)?;
+            let target = self.volume(&point, disk, partition).await?.reader.link_target(file).await;
+            volumes::told(&point, target, || about(disk, partition))
+        };
+        self.noted(target.await)
+    }
+
+    /// Whether a node is a file of a guest's.
+    pub fn is_guest(&self, ino: u64) -> bool {
+        self.inodes.is_guest(ino)
+    }
+
+    /// The names of all extended attributes of a guest's file, each followed by a NUL; those that only root may see for `root`.
+    ///
+    /// # Errors
+    /// As [`Fs::read`].
+    pub async fn guest_xattr_names(&self, ino: u64, root: bool) -> Result<Vec<u8>> {
+        let all = self.guest_xattrs(ino).await?;
+        let seen = all.iter().filter(|xattr| root || !xattr.name.starts_with(TRUSTED));
+        Ok(seen.flat_map(|xattr| xattr.name.iter().copied().chain([0])).collect())
+    }
+
+    /// The value of one of them; none if the file does not have it.
+    ///
+    /// # Errors
+    /// As [`Fs::read`].
+    pub async fn guest_xattr(&self, ino: u64, name: &OsStr) -> Result<Option<Vec<u8>>> {
+        let all = self.guest_xattrs(ino).await?;
+        Ok(all.iter().find(|xattr| xattr.name == name.as_bytes()).map(|xattr| xattr.value.clone()))
+    }
+
+    async fn guest_xattrs(&self, ino: u64) -> Result<Arc<Vec<Xattr>>> {
+        let told = self.told(ino)?;
+        let Some((disk, partition, file)) = told.node.guest() else { return Ok(Arc::default()) };
+        let xattrs = async {
+            let point = self.instant(&told)?;
+            let volume = self.volume(&point, disk, partition).await?;
+            volumes::told(&point, volume.xattrs(file).await, || about(disk, partition))
+        };
+        self.noted(xattrs.await)
+    }
+}

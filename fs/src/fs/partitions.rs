@@ -1,0 +1,323 @@
+//! What is below `current/DISK/partitions`.
+//!
+//! Which partitions there are is read from the disk, at a point in time. Listing and `stat` take none: without one, only
+//! `table.json` is there. Who *names* a partition wants what is in it, so a look-up of a name that may be one takes the point in
+//! time, as an open does. All that is found below is of that point in time, and stale when it ends: the kernel asks for
+//! each partition's name anew with each path, and finds another node then, with nothing below it.
+
+use std::ffi::OsStr;
+use std::sync::Arc;
+
+use inside::table::Table;
+
+use super::handle::OpenFile;
+use super::open::{Measure, frozen};
+use super::{Attr, Entry, Fs, Lasts, modified};
+use crate::error::{Error, Kind, Result, chain};
+use crate::guest::volumes::{self, Volume, has_bytes, has_files};
+use crate::guest::{Readers, text};
+use crate::image::Image;
+use crate::image::pieces::Pieces;
+use crate::image::raw::Raw;
+use crate::point::PointInTime;
+use crate::tree::Node;
+use crate::tree::inode::{Generation, Told};
+use crate::tree::partitions::{Inside, Named};
+
+use super::generation::leased;
+
+/// Most file systems that are opened only to be told of in `table.json`.
+const MAX_TOLD: usize = 16;
+
+/// Size that `table.json` is taken to have until it is known, in bytes.
+const TABLE: u64 = 1024;
+
+fn no_name(name: &OsStr) -> Error {
+    Error::new(Kind::NotFound, format!("there is no {}", name.display()))
+}
+
+pub(super) fn of_another_instant() -> Error {
+    Error::new(Kind::Stale, "the file was looked up for another point in time")
+}
+
+impl Fs {
+    pub(super) fn readers(&self) -> Result<&dyn Readers> {
+        self.readers.as_deref().ok_or_else(|| Error::new(Kind::NotFound, "nothing is read inside of disks"))
+    }
+
+    /// The point in time that a node was told for, if it is held.
+    ///
+    /// # Errors
+    /// [`Kind::Stale`] if it is not.
+    pub(super) fn instant(&self, told: &Told) -> Result<Arc<PointInTime>> {
+        let held = self.points.view().held.filter(|point| leased(point.number()) == told.generation.lease);
+        let point = held.ok_or_else(of_another_instant)?;
+        point.touch();
+        Ok(point)
+    }
+
+    async fn table(&self, point: &PointInTime, disk: &Arc<str>) -> Result<Arc<Table>> {
+        volumes::table(self.readers()?, point, frozen(point, disk)?).await
+    }
+
+    pub(super) async fn volume(&self, point: &PointInTime, disk: &Arc<str>, partition: u32) -> Result<Volume> {
+        volumes::volume(self.readers()?, point, frozen(point, disk)?, partition).await
+    }
+
+    /// Finds a name in a directory that is `partitions` or below it.
+    pub(super) async fn lookup_inside(
+        &self,
+        told: &Told,
+        disk: &Arc<str>,
+        what: Inside,
+        name: &OsStr,
+    ) -> Result<Entry> {
+        let found = match what {
+            Inside::Partitions if name == Inside::TABLE => {
+                let node = Node::Inside { disk: disk.clone(), what: Inside::Table };
+                let inventory = self.inventory().await?;
+                if !node.exists(&inventory) {
+                    return Err(no_name(name));
+                }
+                return self.tell(&node, &inventory).await;
+            }
+            Inside::Partitions => self.lookup_partition(disk, name).await,
+            Inside::Partition(number) => self.lookup_in_partition(told, disk, number, name).await,
+            Inside::Guest { partition, file } => self.lookup_guest(told, disk, partition, file, name).await,
+            Inside::Table | Inside::Raw(_) | Inside::Unclean(_) => Err(no_name(name)),
+        };
+        match found {
+            // No failure: somebody asked.
+            Err(error) if error.kind() == Kind::NotFound => Err(error),
+            found => self.noted(found),
+        }
+    }
+
+    async fn lookup_partition(&self, disk: &Arc<str>, name: &OsStr) -> Result<Entry> {
+        let named = Named::by(name).ok_or_else(|| no_name(name))?;
+        let point = match self.points.view().held {
+            Some(point) => {
+                point.touch();
+                point
+            }
+            None => self.points.open(None).await?.point(),
+        };
+        let table = self.table(&point, disk).await?;
+        let (number, what) = match named {
+            Named::Raw(number) => (number, Inside::Raw(number)),
+            Named::Partition(number) => (number, Inside::Partition(number)),
+        };
+        let partition = table.partitions.iter().find(|partition| partition.number == number);
+        let there = partition.is_some_and(|partition| match named {
+            Named::Raw(_) => has_bytes(partition),
+            Named::Partition(_) => has_files(partition),
+        });
+        if !there {
+            return Err(no_name(name));
+        }
+        self.tell_inside(&point, disk, what).await
+    }
+
+    async fn lookup_in_partition(&self, told: &Told, disk: &Arc<str>, number: u32, name: &OsStr) -> Result<Entry> {
+        let point = self.instant(told)?;
+        if name == Inside::FILES {
+            let volume = self.volume(&point, disk, number).await?;
+            let (file, partition) = (volume.reader.root(), number);
+            return self.tell_inside(&point, disk, Inside::Guest { partition, file }).await;
+        }
+        if name == Inside::UNCLEAN && self.unclean(&point, disk, number).await?.is_some() {
+            return self.tell_inside(&point, disk, Inside::Unclean(number)).await;
+        }
+        Err(no_name(name))
+    }
+
+    /// Finds the node itself, or what it stands in, of who comes by its number.
+    pub(super) async fn again_inside(&self, told: &Told, disk: &Arc<str>, what: Inside, above: bool) -> Result<Entry> {
+        if !above && what == Inside::Table {
+            return self.tell(&told.node, &*self.inventory().await?).await;
+        }
+        let point = self.instant(told)?;
+        let what = match what {
+            what if !above => what,
+            Inside::Guest { partition, file } => {
+                let reader = self.volume(&point, disk, partition).await?.reader;
+                if file == reader.root() {
+                    Inside::Partition(partition)
+                } else {
+                    Inside::Guest { partition, file: reader.parent(file).await? }
+                }
+            }
+            _ => return self.tell(&told.node.parent(), &*self.inventory().await?).await,
+        };
+        self.tell_inside(&point, disk, what).await
+    }
+
+    /// Tells of a node below `partitions` at a point in time.
+    pub(super) async fn tell_inside(&self, point: &Arc<PointInTime>, disk: &Arc<str>, what: Inside) -> Result<Entry> {
+        let attr = self.attr_inside(point, disk, what).await?;
+        self.told_inside(point, disk, what, attr)
+    }
+
+    /// The same, where its attributes are known; all but their inode number, which is of the node.
+    pub(super) fn told_inside(
+        &self,
+        point: &Arc<PointInTime>,
+        disk: &Arc<str>,
+        what: Inside,
+        attr: Attr,
+    ) -> Result<Entry> {
+        point.check()?;
+        let node = Node::Inside { disk: disk.clone(), what };
+        let generation = Generation::held(&node, point.number(), &point.inventory());
+        let ino = self.inodes.tell(&node, generation, attr.size);
+        let lasts = match what {
+            Inside::Guest { .. } | Inside::Unclean(_) => Lasts::Held,
+            _ => Lasts::Not,
+        };
+        Ok(Entry { attr: Attr { ino, ..attr }, generation: self.epoch.told(&node, generation), lasts })
+    }
+
+    /// The attributes of a node below `partitions` at a point in time.
+    pub(super) async fn attr_inside(&self, point: &Arc<PointInTime>, disk: &Arc<str>, what: Inside) -> Result<Attr> {
+        let node = Node::Inside { disk: disk.clone(), what };
+        let plain = |measure| self.shown(&node, &measure, modified(&node, point));
+        Ok(match what {
+            Inside::Guest { partition, file } => {
+                let volume = self.volume(point, disk, partition).await?;
+                let attributes = volumes::told(point, volume.reader.attributes(file).await, || about(disk, partition))?;
+                self.owner.of_guest(self.inodes.number(&node), &attributes)
+            }
+            Inside::Raw(number) => {
+                let image = self.raw(point, disk, number).await?;
+                let settled = frozen(point, disk)?.allocation.bytes_if_known().is_some();
+                plain(Measure { size: image.size(), data: image.data_bytes(), settled })
+            }
+            Inside::Unclean(number) => {
+                let text = self.unclean(point, disk, number).await?;
+                plain(Measure::of_text(&text.unwrap_or_default()))
+            }
+            Inside::Table => plain(self.measure_table(Some(point), disk).await),
+            Inside::Partitions | Inside::Partition(_) => plain(Measure { size: 0, data: 0, settled: true }),
+        })
+    }
+
+    /// The size of `table.json`: exact at a point in time, if the disk can be read.
+    pub(super) async fn measure_table(&self, point: Option<&Arc<PointInTime>>, disk: &Arc<str>) -> Measure {
+        let text = match point {
+            Some(point) => self.table_text(point, disk).await.ok(),
+            None => None,
+        };
+        text.map_or(Measure { size: TABLE, data: TABLE, settled: false }, |text| Measure::of_text(&text))
+    }
+
+    /// What is in a directory beside what is always there.
+    pub(super) async fn children_inside(
+        &self,
+        told: &Told,
+        disk: &Arc<str>,
+        what: Inside,
+    ) -> Result<Vec<(Arc<str>, Node)>> {
+        let child = |name: &str, what| (Arc::from(name), Node::Inside { disk: disk.clone(), what });
+        match what {
+            Inside::Partitions => {
+                let Some(point) = self.points.view().held else { return Ok(Vec::new()) };
+                let table = self.table(&point, disk).await?;
+                let mut children = Vec::new();
+                for partition in &table.partitions {
+                    let number = partition.number;
+                    if has_bytes(partition) {
+                        children.push(child(&format!("{number}.raw"), Inside::Raw(number)));
+                    }
+                    if has_files(partition) {
+                        children.push(child(&number.to_string(), Inside::Partition(number)));
+                    }
+                }
+                Ok(children)
+            }
+            Inside::Partition(partition) => {
+                let point = self.instant(told)?;
+                let reader = self.volume(&point, disk, partition).await?.reader;
+                let mut children = vec![child(Inside::FILES, Inside::Guest { partition, file: reader.root() })];
+                if reader.summary().unclean.is_some() {
+                    children.push(child(Inside::UNCLEAN, Inside::Unclean(partition)));
+                }
+                Ok(children)
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Opens a file below `partitions`. Only `table.json` takes a point in time: the way to all else did.
+    pub(super) async fn open_inside(&self, told: &Told, disk: &Arc<str>, what: Inside) -> Result<OpenFile> {
+        if what != Inside::Table {
+            self.instant(told)?;
+        }
+        let lease = self.points.open(None).await?;
+        if Generation::held(&told.node, lease.number(), &lease.inventory()) != told.generation {
+            return Err(of_another_instant());
+        }
+        let point = lease.point();
+        let image = match self.image_inside(&point, disk, what).await {
+            Ok(image) => image,
+            Err(error) => {
+                // The end of the point in time explains the failure better.
+                lease.check()?;
+                return Err(error);
+            }
+        };
+        lease.confirm().await?;
+        let disk = frozen(&point, disk)?.cached.clone();
+        Ok(OpenFile { checkpoint: None, lease, image, disk, ahead: std::sync::Mutex::default() })
+    }
+
+    async fn image_inside(&self, point: &Arc<PointInTime>, disk: &Arc<str>, what: Inside) -> Result<Arc<dyn Image>> {
+        Ok(match what {
+            Inside::Table => Arc::new(Pieces::text(self.table_text(point, disk).await?)),
+            Inside::Raw(number) => Arc::new(self.raw(point, disk, number).await?),
+            Inside::Unclean(number) => {
+                Arc::new(Pieces::text(self.unclean(point, disk, number).await?.unwrap_or_default()))
+            }
+            Inside::Guest { partition, file } => Arc::new(self.pieces(point, disk, partition, file).await?),
+            Inside::Partitions | Inside::Partition(_) => {
+                return Err(Error::new(Kind::Invalid, "a directory is not opened as a file"));
+            }
+        })
+    }
+
+    async fn raw(&self, point: &Arc<PointInTime>, disk: &Arc<str>, number: u32) -> Result<Raw> {
+        let frozen = frozen(point, disk)?;
+        let table = self.table(point, disk).await?;
+        let partition = table.partitions.iter().find(|partition| partition.number == number && has_bytes(partition));
+        let partition =
+            partition.ok_or_else(|| Error::new(Kind::NotFound, format!("disk {disk} has no partition {number}")))?;
+        let window = partition.offset..partition.offset + partition.size;
+        Ok(Raw::part(window, frozen.disk.allocated, frozen.allocation.clone()))
+    }
+
+    /// `UNCLEAN.txt`, if there is reason for it.
+    async fn unclean(&self, point: &Arc<PointInTime>, disk: &Arc<str>, number: u32) -> Result<Option<String>> {
+        let volume = self.volume(point, disk, number).await?;
+        Ok(volume.reader.summary().unclean.as_deref().map(text::unclean))
+    }
+
+    /// `table.json`.
+    async fn table_text(&self, point: &Arc<PointInTime>, disk: &Arc<str>) -> Result<String> {
+        let table = self.table(point, disk).await?;
+        let mut opened = Vec::new();
+        for partition in table.partitions.iter().filter(|partition| has_files(partition)).take(MAX_TOLD) {
+            let outcome = match self.volume(point, disk, partition.number).await {
+                Ok(volume) => text::Opened::Fine(volume.reader.summary().unclean.clone()),
+                Err(error) => text::Opened::Failed(chain(&error)),
+            };
+            opened.push((partition.number, outcome));
+        }
+        point.check()?;
+        let find = |number| opened.iter().find(|(of, _)| *of == number).map(|(_, outcome)| outcome.clone());
+        Ok(text::table(&table, find))
+    }
+}
+
+/// Where something failed.
+pub(super) fn about(disk: &str, partition: u32) -> String {
+    format!("partition {partition} of disk {disk} cannot be read")
+}
