@@ -62,7 +62,7 @@ fn it_looks_as_a_file_system_does(flavor: Flavor) {
     assert_eq!(shown(&namespace, "SOURCE"), machine.source());
     assert_eq!(shown(&namespace, "FSTYPE"), "fuse.pullfs");
     let options = shown(&namespace, "OPTIONS");
-    for option in ["nosuid", "nodev", "noatime", "default_permissions"] {
+    for option in ["nosuid", "nodev", "noatime"] {
         assert!(options.split(',').any(|shown| shown == option), "{option} of {options}");
     }
     assert_eq!(namespace.mounts(&namespace.mnt()), 1, "in /proc/mounts");

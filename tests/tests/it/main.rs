@@ -36,6 +36,7 @@ mod handles;
 mod history;
 mod hostile;
 mod identity;
+mod inside;
 mod install;
 mod journal;
 mod killed;
