@@ -55,6 +55,8 @@ pub enum Opened {
 
 /// `table.json`; `opened` tells of each file system that can be read.
 pub fn table(table: &Table, opened: impl Fn(u32) -> Option<Opened>) -> String {
+    let opened: Vec<Option<Opened>> = table.partitions.iter().map(|partition| opened(partition.number)).collect();
+    let partitions = table.partitions.iter().zip(&opened).map(|(partition, opened)| of(partition, opened.as_ref()));
     let document = Document {
         version: VERSION,
         scheme: match table.scheme {
@@ -65,11 +67,8 @@ pub fn table(table: &Table, opened: impl Fn(u32) -> Option<Opened>) -> String {
         sector_size: table.sector_size,
         id: table.id.as_deref(),
         problems: &table.problems,
-        partitions: Vec::new(),
+        partitions: partitions.collect(),
     };
-    let opened: Vec<Option<Opened>> = table.partitions.iter().map(|partition| opened(partition.number)).collect();
-    let partitions = table.partitions.iter().zip(&opened).map(|(partition, opened)| of(partition, opened.as_ref()));
-    let document = Document { partitions: partitions.collect(), ..document };
     let mut text = serde_json::to_string_pretty(&document).unwrap_or_else(|_| "{}".to_owned());
     text.push('\n');
     text
@@ -114,13 +113,18 @@ fn content_of<'a>(content: &'a Content, opened: Option<&'a Opened>) -> ContentTe
     }
 }
 
+/// What to do about it.
+const ADVICE: &str = "\n
+The point in time was taken while this file system was in use, and what was under way cannot be told from here.
+For a clean one let the guest freeze its file systems for the instant, which asks its agent (option agent=):
+
+    pullfs release MNT
+    pullfs begin --quiesce MNT
+";
+
 /// `UNCLEAN.txt`.
 pub fn unclean(sentence: &str) -> String {
-    format!(
-        "{sentence}\n\nThe point in time was taken while this file system was in use, and what was under way cannot be told from \
-         here.\nFor a clean one let the guest freeze its file systems: `pullfs release MNT`, then `pullfs begin --quiesce MNT`, \
-         which asks the\nguest agent (option agent=), or unmount the file system in the guest first.\n"
-    )
+    [sentence, ADVICE].concat()
 }
 
 #[cfg(test)]

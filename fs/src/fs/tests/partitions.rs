@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::*;
-use crate::guest::toy::{self, Toy};
+use crate::guest::testing::{self as toy, Toy};
 
 const SIZE: usize = 256 << 10;
 const N: &str = "current/vda/partitions";
