@@ -72,7 +72,7 @@ fn a_handle_finds_its_file_when_the_kernel_has_forgotten_it(flavor: Flavor) {
     let (raw, directory) = (take(&mount.disk("vda")), take(&mount.path("current/vdb")));
     let status = take(&mount.path("status.json"));
     let listed = read(&mount, &directory).success();
-    assert_eq!(listed.lines().collect::<Vec<_>>(), ["allocated.map", "disk.qcow2", "disk.raw"]);
+    assert_eq!(listed.lines().collect::<Vec<_>>(), ["allocated.map", "disk.qcow2", "disk.raw", "partitions"]);
     assert!(read(&mount, &status).success().contains("mount_id"));
     assert_eq!(mount.state(), "none", "nothing of that is a disk");
     forget();
