@@ -62,8 +62,14 @@ fn identity(node: &Node, inventory: &Inventory) -> u64 {
             of_image(disk, made)
         }),
         Node::Inside { disk, .. } if node.is_of_an_instant() => inventory.disk(disk).map(|disk| of_image(disk, 0)),
-        Node::Root | Node::Status | Node::Control | Node::Current | Node::Disk(_) | Node::Checkpoints => None,
-        Node::Inside { .. } => None,
+        // Of the last, the directory `partitions`: as that of a disk, it is a name only.
+        Node::Root
+        | Node::Status
+        | Node::Control
+        | Node::Current
+        | Node::Disk(_)
+        | Node::Checkpoints
+        | Node::Inside { .. } => None,
     };
     identity.unwrap_or(0) & KEPT
 }

@@ -23,6 +23,9 @@ const DOTS: u64 = 2;
 /// What begins the names of attributes that only root may see, as on any file system.
 const TRUSTED: &[u8] = b"trusted.";
 
+/// Names of a directory, and where they begin in it.
+type Names = (u64, Vec<Listed>);
+
 /// A directory of a guest's that is open: no more of it is kept than one answer.
 pub(super) struct GuestDirectory {
     lease: Lease,
@@ -31,18 +34,17 @@ pub(super) struct GuestDirectory {
     file: Id,
     ino: u64,
     /// What was told last, and where it begins. Held for a moment only.
-    lately: Mutex<Option<Arc<(u64, Vec<Listed>)>>>,
+    lately: Mutex<Option<Arc<Names>>>,
 }
 
 impl GuestDirectory {
-    fn lately(&self) -> MutexGuard<'_, Option<Arc<(u64, Vec<Listed>)>>> {
+    fn lately(&self) -> MutexGuard<'_, Option<Arc<Names>>> {
         self.lately.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// The names that come at `from`, if an answer tells; none at the end.
-fn rest(answer: &(u64, Vec<Listed>), from: u64) -> Option<&[Listed]> {
-    let (begin, names) = answer;
+fn rest((begin, names): &Names, from: u64) -> Option<&[Listed]> {
     if *begin == from {
         return Some(names);
     }
@@ -114,12 +116,11 @@ impl Fs {
         let mut from = offset.saturating_sub(DOTS);
         loop {
             let lately = directory.lately().clone().filter(|answer| rest(answer, from).is_some());
-            let answer = match lately {
-                Some(answer) => answer,
-                None => {
-                    let names = volumes::told(&point, reader.list(*file, from).await, || about(disk, *partition))?;
-                    directory.lately().insert(Arc::new((from, names))).clone()
-                }
+            let answer = if let Some(answer) = lately {
+                answer
+            } else {
+                let names = volumes::told(&point, reader.list(*file, from).await, || about(disk, *partition))?;
+                directory.lately().insert(Arc::new((from, names))).clone()
             };
             point.check()?;
             let names = rest(&answer, from).unwrap_or_default();

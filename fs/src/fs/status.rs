@@ -116,6 +116,8 @@ struct PointStatus {
     /// The disks it has, by name: one that was plugged in since is not among them.
     disks: Vec<String>,
     open_files: usize,
+    /// File systems of guests that were looked into.
+    file_systems: usize,
     /// Old data of what the guest overwrote since, and room for more; none where that is not known.
     scratch: Option<Scratch>,
     /// What was asked of the machine's disks for it.
@@ -251,6 +253,7 @@ pub(super) fn render(facts: Facts<'_>) -> Vec<u8> {
                 .map(|point| point.inventory().disks.iter().map(|disk| disk.name.to_string()).collect())
                 .unwrap_or_default(),
             open_files: held.map_or(0, |point| point.open_files()),
+            file_systems: held.map_or(0, |point| point.volumes().open()),
             scratch: held.and_then(|point| point.scratch()),
             nbd: held.map(|point| point.traffic()),
         },

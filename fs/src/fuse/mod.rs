@@ -173,7 +173,7 @@ fn file_type(kind: FileKind) -> FileType {
     }
 }
 
-/// A device's number as the kernel packs it in 32 bits (include/linux/kdev_t.h, `new_encode_dev`).
+/// A device's number as the kernel packs it in 32 bits (`include/linux/kdev_t.h`, `new_encode_dev`).
 fn rdev((major, minor): (u32, u32)) -> u32 {
     (minor & 0xff) | ((major & 0xfff) << 8) | ((minor & 0xf_ff00) << 12)
 }

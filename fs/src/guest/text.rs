@@ -114,13 +114,7 @@ fn content_of<'a>(content: &'a Content, opened: Option<&'a Opened>) -> ContentTe
 }
 
 /// What to do about it.
-const ADVICE: &str = "\n
-The point in time was taken while this file system was in use, and what was under way cannot be told from here.
-For a clean one let the guest freeze its file systems for the instant, which asks its agent (option agent=):
-
-    pullfs release MNT
-    pullfs begin --quiesce MNT
-";
+const ADVICE: &str = include_str!("unclean.txt");
 
 /// `UNCLEAN.txt`.
 pub fn unclean(sentence: &str) -> String {

@@ -24,7 +24,7 @@ const FILES_KEPT: usize = 8;
 /// What is made by whoever comes first.
 struct Slot<T> {
     /// Held by whoever makes it; the others wait.
-    made: tokio::sync::Mutex<Option<Made<T>>>,
+    outcome: tokio::sync::Mutex<Option<Made<T>>>,
 }
 
 enum Made<T> {
@@ -34,26 +34,29 @@ enum Made<T> {
 
 impl<T> Default for Slot<T> {
     fn default() -> Self {
-        Self { made: tokio::sync::Mutex::new(None) }
+        Self { outcome: tokio::sync::Mutex::new(None) }
     }
 }
 
 impl<T: Clone> Slot<T> {
     async fn get(&self, make: impl Future<Output = Result<T>>) -> Result<T> {
-        let mut made = self.made.lock().await;
-        match &*made {
+        let mut known = self.outcome.lock().await;
+        match &*known {
             Some(Made::Right(value)) => return Ok(value.clone()),
             Some(Made::Wrong(when, kind, why)) if when.elapsed() < RETRY_AFTER => return Err(Error::new(*kind, why)),
             _ => {}
         }
         let outcome = make.await;
-        *made = Some(match &outcome {
+        *known = Some(match &outcome {
             Ok(value) => Made::Right(value.clone()),
             Err(error) => Made::Wrong(Instant::now(), error.kind(), chain(error)),
         });
         outcome
     }
 }
+
+/// The extended attributes of a file.
+type OfFile = (Id, Arc<Vec<Xattr>>);
 
 /// A file system that is open, and where it is.
 #[derive(Clone)]
@@ -63,7 +66,7 @@ pub struct Volume {
     /// Its part of the disk.
     pub partition: Partition,
     /// Who asks for one attribute of a file asks for the next one then. Held for a moment only.
-    xattrs: Arc<Mutex<VecDeque<(Id, Arc<Vec<Xattr>>)>>>,
+    xattrs: Arc<Mutex<VecDeque<OfFile>>>,
 }
 
 impl Volume {
@@ -120,7 +123,7 @@ impl Volumes {
         drop(found);
     }
 
-    /// How many file systems were opened.
+    /// How many file systems were looked into.
     pub fn open(&self) -> usize {
         let disks = self.disks();
         let open = |found: &Arc<Found>| found.volumes.lock().unwrap_or_else(PoisonError::into_inner).len();
@@ -206,6 +209,9 @@ fn check(partition: &mut Partition, size: u64) {
 }
 
 /// The end of the point in time explains a failure better; and nothing is told of one that has ended.
+///
+/// # Errors
+/// As [`PointInTime::check`]; what `outcome` failed with, and `what` that was.
 pub fn told<T>(point: &PointInTime, outcome: Result<T>, what: impl FnOnce() -> String) -> Result<T> {
     point.check()?;
     outcome.map_err(|error| error.context(what()))

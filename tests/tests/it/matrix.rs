@@ -74,8 +74,8 @@ const TOOLS: [Tool; 16] = [
     Tool {
         name: "tar, incremental",
         prepare: "mkdir BACKUP/root",
-        first: "tar -cSf BACKUP/vda.RUN.tar -g BACKUP/vda.snar --exclude=*.qcow2 --exclude=*.map -C MNT/current vda",
-        next: "tar -cSf BACKUP/vda.RUN.tar -g BACKUP/vda.snar --exclude=*.qcow2 --exclude=*.map -C MNT/current vda",
+        first: "tar -cSf BACKUP/vda.RUN.tar -g BACKUP/vda.snar --exclude=*.qcow2 --exclude=*.map --exclude=partitions -C MNT/current vda",
+        next: "tar -cSf BACKUP/vda.RUN.tar -g BACKUP/vda.snar --exclude=*.qcow2 --exclude=*.map --exclude=partitions -C MNT/current vda",
         restore: "tar -xSf BACKUP/vda.RUN.tar -g /dev/null -C BACKUP/root && cp BACKUP/root/vda/disk.raw OUT",
         kept: None,
     },
