@@ -9,6 +9,7 @@ use super::{Entry, Fs, Lasts};
 use crate::error::{Error, Kind, Result};
 use crate::tree::Node;
 use crate::tree::inode::{Generation, Told};
+use crate::tree::partitions::Inside;
 use crate::vm::Inventory;
 
 pub(super) fn no_node(number: u64) -> Error {
@@ -26,8 +27,9 @@ impl Fs {
     pub async fn lookup(&self, parent: u64, name: &OsStr) -> Result<Entry> {
         if name == "." || name == ".." {
             let (node, inventory) = self.by_number(parent).await?;
+            // What the inventory tells of needs no more than that.
             if let Node::Inside { disk, what } = &node
-                && node.is_of_an_instant()
+                && !matches!(what, Inside::Partitions | Inside::Table)
             {
                 return self.again_inside(&self.told(parent)?, disk, *what, name == "..").await;
             }

@@ -133,9 +133,6 @@ impl Fs {
 
     /// Finds the node itself, or what it stands in, of who comes by its number.
     pub(super) async fn again_inside(&self, told: &Told, disk: &Arc<str>, what: Inside, above: bool) -> Result<Entry> {
-        if !above && what == Inside::Table {
-            return self.tell(&told.node, &*self.inventory().await?).await;
-        }
         let point = self.instant(told)?;
         let what = match what {
             what if !above => what,
