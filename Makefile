@@ -5,7 +5,7 @@
 # programs are linked with is installed, the release's own; the daemons of the tests are unpacked: tests/setup/libvirt.sh.
 PACKAGES_BUILD = gcc libc6-dev
 PACKAGES_DEMO  = $(PACKAGES_BUILD) fuse3 e2fsprogs busybox-static kmod cpio xz-utils python3
-PACKAGES_TEST  = $(PACKAGES_DEMO) attr rsync libnbd-bin nbdkit openssl strace systemd iproute2 nftables man-db zsh fish python3-jsonschema dpkg-dev lintian mmdebstrap
+PACKAGES_TEST  = $(PACKAGES_DEMO) attr acl libcap2-bin rsync libnbd-bin nbdkit openssl strace systemd iproute2 nftables man-db zsh fish python3-jsonschema dpkg-dev lintian mmdebstrap
 PACKAGES_TEST += file gddrescue restic borgbackup p7zip-full sqlite3 libvirt-dev virtnbdbackup
 # rclone and what its S3 server needs; clients of NFS and Samba, whose servers are unpacked.
 PACKAGES_TEST += rclone python3-pip python3-boto3 python3-flask python3-flask-cors python3-responses python3-xmltodict
