@@ -14,6 +14,7 @@ use pullfs_fs::fs::{Fs, Sandbox};
 use pullfs_fs::fuse::mount::Mount;
 use pullfs_fs::fuse::{Forgetter, serve};
 use pullfs_fs::guardian::Recruit;
+use pullfs_fs::guest::Children;
 use pullfs_fs::metrics::{Exporter, Identity, Outlet, Target};
 use pullfs_fs::options::Options;
 use pullfs_fs::options::settings::Resolved;
@@ -172,7 +173,7 @@ async fn live(task: Task, start: Start) -> Outcome {
     let allow_other = options.allow_other;
     let fs = Fs::new(vm.clone(), options, mount_id.to_string(), owner, inodes, invalidate, guardian.pid());
     let fs = fs.configured(task.resolved, task.config).sandboxed(sandbox).throttled(throttle);
-    let fs = fs.mounted_on(task.mount_point.clone());
+    let fs = fs.mounted_on(task.mount_point.clone()).reading_inside(Arc::new(Children::new(Path::new(SELF))));
     let fs = Arc::new(if outlet.is_some() { fs.metered(meter) } else { fs });
     let exporter = match outlet {
         Some(outlet) => {

@@ -9,8 +9,8 @@ use std::io::{self, Read, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use inside::Error;
 use inside::serve::{Parsers, serve};
+use inside::{Disk, table};
 use pullfs_fs::guest::SUBCOMMAND;
 use rustix::net::SocketType;
 use rustix::net::sockopt::socket_type;
@@ -19,10 +19,7 @@ use rustix::stdio::stdin;
 use crate::harden::reader;
 
 /// What it reads.
-pub(crate) const PARSERS: Parsers = Parsers {
-    table: |_| Err(Error::unsupported("this pullfs reads no partition tables")),
-    open: |_| Err(Error::unsupported("this pullfs reads no file systems")),
-};
+pub(crate) const PARSERS: Parsers = Parsers { table: |disk| table::read(&disk), open: inside::open::<Box<dyn Disk>> };
 
 pub(crate) fn run(parsers: Parsers) -> ExitCode {
     match live(parsers) {

@@ -6,15 +6,15 @@
 mod children;
 mod process;
 mod slots;
+#[cfg(test)]
+pub(crate) mod testing;
+pub mod text;
 mod volume;
+pub mod volumes;
+mod window;
 
 #[cfg(test)]
 mod tests;
-pub mod text;
-#[cfg(test)]
-pub(crate) mod toy;
-pub mod volumes;
-mod window;
 
 use std::ops::Range;
 use std::sync::Arc;

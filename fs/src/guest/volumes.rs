@@ -146,7 +146,7 @@ impl Volumes {
 pub async fn table(readers: &dyn Readers, point: &PointInTime, disk: &FrozenDisk) -> Result<Arc<Table>> {
     let found = point.volumes().found(&disk.disk.name)?;
     let read = async {
-        let whole = Window::new(disk.cached.clone(), 0..disk.disk.size);
+        let whole = Window::new(format!("disk {}", disk.disk.name), disk.cached.clone(), 0..disk.disk.size);
         let mut table = readers.table(Arc::new(whole)).await?;
         table.partitions.truncate(Table::MAX_PARTITIONS);
         table.partitions.iter_mut().for_each(|partition| check(partition, disk.disk.size));
@@ -178,7 +178,8 @@ pub async fn volume(readers: &dyn Readers, point: &PointInTime, disk: &FrozenDis
     };
     let open = async {
         let range = partition.offset..partition.offset + partition.size;
-        let reader = readers.open(Arc::new(Window::new(disk.cached.clone(), range))).await?;
+        let window = Window::new(format!("partition {number} of disk {name}"), disk.cached.clone(), range);
+        let reader = readers.open(Arc::new(window)).await?;
         tracing::info!(
             disk = &**name,
             partition = number,

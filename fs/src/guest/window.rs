@@ -12,14 +12,15 @@ use crate::error::{Error, Kind, Result};
 
 /// A range of a disk, through the cache; what comes out of it is confirmed, as all that comes out of the cache.
 pub(super) struct Window {
+    name: String,
     disk: Arc<CachedDisk>,
     range: Range<u64>,
 }
 
 impl Window {
-    /// `range` lies within the disk, in bytes.
-    pub(super) fn new(disk: Arc<CachedDisk>, range: Range<u64>) -> Self {
-        Self { disk, range }
+    /// `name` is what messages call it; `range` lies within the disk, in bytes.
+    pub(super) fn new(name: String, disk: Arc<CachedDisk>, range: Range<u64>) -> Self {
+        Self { name, disk, range }
     }
 }
 
@@ -27,6 +28,10 @@ impl Window {
 impl Blocks for Window {
     fn size(&self) -> u64 {
         self.range.end - self.range.start
+    }
+
+    fn name(&self) -> &str {
+        &self.name
     }
 
     async fn read(&self, range: Range<u64>) -> Result<Bytes> {
