@@ -2,7 +2,8 @@
 //!
 //! [`Vm`] is the seam to whoever runs the machine: [`qmp`] talks to QEMU itself, `libvirt` to libvirt; [`memory`] is a machine made of byte
 //! arrays, for the tests of everything above. A `Vm` can describe its disks and checkpoints at any time without
-//! disturbing anything, take one point in time at once, and let go of it.
+//! disturbing anything, take one point in time at once, and let go of it. `warden` gives it up before the guest has to wait for
+//! it, by the rules of `room`.
 
 mod confirm;
 #[cfg(feature = "libvirt")]
@@ -10,7 +11,9 @@ pub mod libvirt;
 #[cfg(any(test, feature = "testing"))]
 pub mod memory;
 pub mod qmp;
+mod room;
 pub mod source;
+mod warden;
 
 use std::collections::BTreeMap;
 use std::ops::Range;

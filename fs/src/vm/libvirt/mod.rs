@@ -39,7 +39,7 @@ use super::qmp::bitmaps::complete;
 use super::qmp::checkpoint::check as check_checkpoint;
 use super::qmp::ids::MountId;
 use super::qmp::note;
-use super::qmp::warden::{self, ScratchFile, Warden};
+use super::warden::{self, ScratchFile, Warden};
 use super::{Base, Disk, Event, Fleece, Inventory, Machine, Made, Scratch, Taken, TakenDisk, Vm, Wanted};
 use crate::block::Source;
 use crate::block::changes::FrozenMap;

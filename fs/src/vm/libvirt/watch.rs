@@ -21,7 +21,7 @@ use crate::error::{Kind, Result, chain};
 use crate::point::reason::Reason;
 use crate::vm::Event;
 use crate::vm::confirm::{Answer, Keeper};
-use crate::vm::qmp::warden::{Alarm, Guest};
+use crate::vm::warden::{Alarm, Guest};
 
 /// How long a reader waits for a libvirt that was restarted.
 const RECONNECT_LIMIT: Duration = Duration::from_secs(10);

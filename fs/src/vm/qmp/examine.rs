@@ -11,10 +11,10 @@ use super::ids::PREFIX;
 use super::inventory;
 use super::monitor::Monitor;
 use super::recover::mounts_in;
-use super::room::{Full, LEAST, Marks, Room};
 use super::transport::Qmp;
 use crate::error::{Error, Kind, Result, printable};
 use crate::options;
+use crate::vm::room::{Full, LEAST, Marks, Room};
 use crate::vm::{Fleece, Inventory};
 
 /// A connection to the machine. It is the monitor's one client until this is dropped.

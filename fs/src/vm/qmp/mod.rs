@@ -4,8 +4,7 @@
 //! read its disks and bitmaps, [`examine`] for somebody who only looks; `steps` take a point in time, over the calls of `session`, and `undo` is what they may leave,
 //! over those of `removal`;
 //! `watch` turns QEMU's events into what they mean for the point in time, and answers whether it is kept at this moment;
-//! `warden` gives it up before the guest has to wait for it, by the rules of `room`; [`recover`] undoes what a mount that
-//! died has left.
+//! [`recover`] undoes what a mount that died has left.
 
 pub(super) mod bitmaps;
 mod by_path;
@@ -21,14 +20,12 @@ pub mod monitor;
 pub(super) mod note;
 pub mod recover;
 mod removal;
-pub(super) mod room;
 pub(super) mod scratch;
 mod server;
-mod session;
+pub(super) mod session;
 mod steps;
 pub mod transport;
 mod undo;
-pub(super) mod warden;
 mod watch;
 
 use std::collections::{BTreeSet, HashMap};
@@ -49,8 +46,8 @@ use self::session::Session;
 use self::steps::{Frozen, Keeping, Places, Plan, PlannedDisk};
 use self::transport::Qmp;
 use self::undo::{Context, Leftover};
-use self::warden::{Held, Warden};
 use self::watch::{Expected, Watch};
+use super::warden::{Held, Warden};
 use super::{Base, Disk, Event, Fleece, Inventory, Machine, Scratch, Taken, TakenDisk, Vm, Wanted};
 use crate::block::Source;
 use crate::block::changes::FrozenMap;

@@ -12,9 +12,9 @@ use super::ids::Role;
 use super::inventory::Device;
 use super::removal::Patience;
 use super::transport::{Qmp, refused};
-use super::warden::Guest;
 use crate::error::{Error, Kind, Result};
 use crate::point::overlap;
+use crate::vm::warden::Guest;
 
 #[derive(Debug, Deserialize)]
 pub(super) struct Job {
@@ -24,8 +24,8 @@ pub(super) struct Job {
 
 /// Block-layer calls.
 #[derive(Clone)]
-pub(super) struct Session {
-    pub(super) qmp: Qmp,
+pub(in crate::vm) struct Session {
+    pub(in crate::vm) qmp: Qmp,
 }
 
 impl Session {

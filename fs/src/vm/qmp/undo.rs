@@ -21,9 +21,9 @@ use super::ids::PREFIX;
 use super::removal::Move;
 use super::server;
 use super::session::Session;
-use super::warden::ScratchFile;
 use crate::error::{Error, Kind, Result};
 use crate::point::plan;
+use crate::vm::warden::ScratchFile;
 
 /// What steps and their undoing work on.
 pub(super) struct Context {

@@ -14,11 +14,11 @@ use tokio::task::JoinHandle;
 use super::ids::{MountId, Role, number_of};
 use super::session::{Session, is_migration};
 use super::transport::{Message, Qmp};
-use super::warden::Alarm;
 use crate::error::{Result, chain};
 use crate::point::reason::Reason;
 use crate::vm::Event;
 use crate::vm::confirm::{Answer, Confirmations, Keeper};
+use crate::vm::warden::Alarm;
 
 /// States of a job that copies before the guest writes (`JobStatus` of qapi/job.json). `paused` and `standby` come and
 /// go whenever QEMU drains its requests.

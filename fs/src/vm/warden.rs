@@ -28,10 +28,10 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::room::{Full, LEAST, Marks, Room};
+use super::{Event, Scratch};
 use crate::error::{Error, Kind, Result, chain};
 use crate::point::overlap;
 use crate::point::reason::Reason;
-use crate::vm::{Event, Scratch};
 
 /// Between two looks as a rule.
 const PERIOD: Duration = Duration::from_millis(250);
@@ -53,7 +53,7 @@ const MAX_SIGNALS: usize = 64;
 
 /// Who runs the guest, as far as its writes wait for scratch space.
 #[async_trait]
-pub(in crate::vm) trait Guest: Send + Sync {
+pub(super) trait Guest: Send + Sync {
     /// Has it told when the file of a scratch image is written to beyond so many bytes from its start.
     async fn warn_beyond(&self, node: &str, offset: u64) -> Result<()>;
 
@@ -65,19 +65,19 @@ pub(in crate::vm) trait Guest: Send + Sync {
 }
 
 /// The scratch image of a disk.
-pub(in crate::vm) struct ScratchFile {
+pub(super) struct ScratchFile {
     /// The node of the file below the image.
-    pub(in crate::vm) node: String,
+    pub(super) node: String,
     /// Our own descriptor of it.
-    pub(in crate::vm) file: File,
+    pub(super) file: File,
 }
 
 /// What is watched over.
-pub(in crate::vm) struct Held {
-    pub(in crate::vm) number: u64,
+pub(super) struct Held {
+    pub(super) number: u64,
     /// The jobs that the guest's writes wait for; none with `fleece=filter`.
-    pub(in crate::vm) jobs: Vec<String>,
-    pub(in crate::vm) scratch: Arc<Vec<ScratchFile>>,
+    pub(super) jobs: Vec<String>,
+    pub(super) scratch: Arc<Vec<ScratchFile>>,
 }
 
 enum Signal {
@@ -92,7 +92,7 @@ enum Signal {
 }
 
 /// A handle to the task; it ends when this is dropped.
-pub(in crate::vm) struct Warden {
+pub(super) struct Warden {
     signals: mpsc::Sender<Signal>,
     shown: Shown,
     task: JoinHandle<()>,
@@ -103,31 +103,31 @@ type Shown = Arc<Mutex<Option<(Arc<Vec<ScratchFile>>, Option<u64>)>>>;
 
 /// How QEMU's events reach the task.
 #[derive(Clone)]
-pub(in crate::vm) struct Alarm(mpsc::Sender<Signal>);
+pub(super) struct Alarm(mpsc::Sender<Signal>);
 
 impl Alarm {
     /// A scratch image grew past its mark.
-    pub(in crate::vm) fn grew(&self) {
+    pub(super) fn grew(&self) {
         // Where there is no room for a signal, as many tell the same.
         self.0.try_send(Signal::Grew).ok();
     }
 
     /// A guest's write failed under a filter of ours. Waits for room: this must not be lost.
-    pub(in crate::vm) async fn failed(&self) {
+    pub(super) async fn failed(&self) {
         self.0.send(Signal::Failed).await.ok();
     }
 }
 
 impl Warden {
     /// Starts the task; what it gives up is told as an [`Event`]. `limit` is `scratch_limit=`, in bytes.
-    pub(in crate::vm) fn start(guest: Arc<dyn Guest>, events: broadcast::Sender<Event>, limit: Option<u64>) -> Self {
+    pub(super) fn start(guest: Arc<dyn Guest>, events: broadcast::Sender<Event>, limit: Option<u64>) -> Self {
         let (signals, inbox) = mpsc::channel(MAX_SIGNALS);
         let shown = Shown::default();
         let watching = Watching { guest, events, shown: Arc::clone(&shown), limit, held: None };
         Self { signals, shown, task: tokio::spawn(watching.run(inbox)) }
     }
 
-    pub(in crate::vm) fn alarm(&self) -> Alarm {
+    pub(super) fn alarm(&self) -> Alarm {
         Alarm(self.signals.clone())
     }
 
@@ -135,7 +135,7 @@ impl Warden {
     ///
     /// # Errors
     /// [`Kind::NoSpace`] when there is no room to begin with; when QEMU does not take the marks.
-    pub(in crate::vm) async fn hold(&self, held: Held) -> Result<()> {
+    pub(super) async fn hold(&self, held: Held) -> Result<()> {
         self.ask(|reply| Signal::Hold(held, reply)).await
     }
 
@@ -143,7 +143,7 @@ impl Warden {
     ///
     /// # Errors
     /// [`Kind::Busy`] when that takes more already: the limit stays as it was.
-    pub(in crate::vm) async fn limit(&self, limit: Option<u64>) -> Result<()> {
+    pub(super) async fn limit(&self, limit: Option<u64>) -> Result<()> {
         self.ask(|reply| Signal::Limit(limit, reply)).await
     }
 
@@ -155,12 +155,12 @@ impl Warden {
     }
 
     /// There is nothing to watch over any more.
-    pub(in crate::vm) async fn end(&self) {
+    pub(super) async fn end(&self) {
         self.signals.send(Signal::Ended).await.ok();
     }
 
     /// The scratch space as it is now; none if nothing is watched over, or it cannot be measured.
-    pub(in crate::vm) fn scratch(&self) -> Option<Scratch> {
+    pub(super) fn scratch(&self) -> Option<Scratch> {
         let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let (files, limit) = shown?;
         let Room { used, free } = measure(&files).ok()?;

@@ -20,20 +20,20 @@ const QUOTA_RESERVE: u64 = 16 << 20;
 const WORTH_A_MARK: u64 = 16;
 
 /// Less than this for each disk is no room to begin with: an empty scratch image and a few clusters.
-pub(in crate::vm) const LEAST: u64 = 1 << 20;
+pub(super) const LEAST: u64 = 1 << 20;
 
 /// What is measured, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::vm) struct Room {
+pub(super) struct Room {
     /// Taken by the scratch images.
-    pub(in crate::vm) used: u64,
+    pub(super) used: u64,
     /// Free in the file system, for QEMU's user.
-    pub(in crate::vm) free: u64,
+    pub(super) free: u64,
 }
 
 /// What must not be passed, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::vm) struct Marks {
+pub(super) struct Marks {
     /// Free space that is left alone.
     reserve: u64,
     /// What the scratch images may take (`scratch_limit=`).
@@ -42,7 +42,7 @@ pub(in crate::vm) struct Marks {
 
 /// Why a point in time is given up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::vm) enum Full {
+pub(super) enum Full {
     /// The file system is about to be.
     FileSystem,
     /// `scratch_limit=` is reached.
@@ -51,7 +51,7 @@ pub(in crate::vm) enum Full {
 
 impl Marks {
     /// For a point in time that begins with this room.
-    pub(in crate::vm) fn new(begin: Room, limit: Option<u64>) -> Self {
+    pub(super) fn new(begin: Room, limit: Option<u64>) -> Self {
         Self { reserve: (begin.free / 4 * 3).min(FREE_RESERVE), limit }
     }
 
@@ -64,7 +64,7 @@ impl Marks {
     ///
     /// # Errors
     /// None: it is to be given up now, for this reason.
-    pub(in crate::vm) fn left(&self, now: Room) -> Result<u64, Full> {
+    pub(super) fn left(&self, now: Room) -> Result<u64, Full> {
         let free = now.free.saturating_sub(self.reserve);
         let free = if free < self.reserve / WORTH_A_MARK { 0 } else { free };
         let quota =
