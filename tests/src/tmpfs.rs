@@ -7,6 +7,7 @@ use std::process::Command;
 
 use tempfile::TempDir;
 
+use crate::machine::Machine;
 use crate::process::ok;
 use crate::tools::tool;
 
@@ -20,7 +21,21 @@ impl Tmpfs {
     /// Mounts one of `size`, as mount(8) takes it.
     #[track_caller]
     pub fn new(size: &str) -> Self {
-        let dir = tempfile::Builder::new().prefix("pullfs-tmpfs-").tempdir().expect("a temporary directory");
+        Self::below(&std::env::temp_dir(), size)
+    }
+
+    /// The same, where the machine sees it too: a domain of libvirt's sees no mount that comes after its libvirtd but these.
+    #[track_caller]
+    pub fn seen_by(machine: &Machine, size: &str) -> Self {
+        match machine.flavor().libvirt() {
+            Some(_) => Self::below(&machine.domain().libvirtd().mounts(), size),
+            None => Self::new(size),
+        }
+    }
+
+    #[track_caller]
+    fn below(parent: &Path, size: &str) -> Self {
+        let dir = tempfile::Builder::new().prefix("pullfs-tmpfs-").tempdir_in(parent).expect("a temporary directory");
         ok(tool("mount").args(["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs"]).arg(dir.path()));
         Self { dir }
     }

@@ -54,8 +54,9 @@ const MAX_SIGNALS: usize = 64;
 /// Who runs the guest, as far as its writes wait for scratch space.
 #[async_trait]
 pub(super) trait Guest: Send + Sync {
-    /// Has it told when the file of a scratch image is written to beyond so many bytes from its start.
-    async fn warn_beyond(&self, node: &str, offset: u64) -> Result<()>;
+    /// Has it told when the file of a scratch image is written to beyond so many bytes from its start. No if that cannot be
+    /// before the point in time begins: [`Alarm::grew`] is to ask again.
+    async fn warn_beyond(&self, node: &str, offset: u64) -> Result<bool>;
 
     /// Whether the machine is migrated. It is asked again and again: who does not answer is taken for dead.
     async fn migrates(&self) -> Result<bool>;
@@ -66,7 +67,7 @@ pub(super) trait Guest: Send + Sync {
 
 /// The scratch image of a disk.
 pub(super) struct ScratchFile {
-    /// The node of the file below the image.
+    /// The node of the file below the image, or the disk's target where libvirt knows it by that.
     pub(super) node: String,
     /// Our own descriptor of it.
     pub(super) file: File,
@@ -178,7 +179,7 @@ impl Drop for Warden {
 struct Marked {
     held: Held,
     marks: Marks,
-    /// By scratch image: the mark, in bytes from its start; 0 if QEMU has told of it and it is gone.
+    /// By scratch image: the mark, in bytes from its start; 0 if there is none yet.
     warned: Vec<u64>,
     /// What was left when the marks were set, in bytes.
     granted: u64,
@@ -240,7 +241,7 @@ impl Watching {
         let now = Instant::now();
         let warned = vec![0; held.scratch.len()];
         self.show(Some((Arc::clone(&held.scratch), self.limit)));
-        self.held = Some(Marked { held, marks, warned, granted: 0, last: room, next: now + PERIOD, migration: now });
+        self.held = Some(Marked { held, marks, warned, granted: 0, last: room, next: now + HURRY, migration: now });
         self.mark(room).await
     }
 
@@ -296,7 +297,8 @@ impl Watching {
                 return self.give_up(Reason::Scratch, &why).await;
             }
         };
-        let fast = shrunk.saturating_mul(FEW_PERIODS) > left;
+        // What is not marked is only seen by looking.
+        let fast = shrunk.saturating_mul(FEW_PERIODS) > left || marked.warned.contains(&0);
         marked.next = Instant::now() + if fast { HURRY } else { PERIOD };
         // Others may have taken what the marks allow for.
         let outdated = left < marked.granted / 2;
@@ -368,8 +370,9 @@ impl Watching {
 }
 
 async fn set_mark(guest: &dyn Guest, node: &str, warned: &mut u64, mark: u64) -> Result<()> {
-    guest.warn_beyond(node, mark).await?;
-    *warned = mark;
+    if guest.warn_beyond(node, mark).await? {
+        *warned = mark;
+    }
     Ok(())
 }
 

@@ -28,11 +28,14 @@ pub(crate) use domain::escape;
 pub use domain::{Domain, node};
 
 use crate::flavor::Flavor;
-use crate::process::{Finished, has_ended, run, signal_pid, wait_for, wait_until};
+use crate::process::{Finished, has_ended, ok, run, signal_pid, wait_for, wait_until};
 use crate::tools;
 
 /// For libvirtd to answer, or to end, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(60);
+
+/// The directory in its own whose mounts go on into its namespaces.
+const MOUNTS: &str = "mounts";
 
 /// For the kernel to end all processes of the namespaces.
 const END_LIMIT: Duration = Duration::from_secs(20);
@@ -128,9 +131,12 @@ impl Libvirtd {
         let dir = tempfile::Builder::new().prefix("pullfs-libvirt-").tempdir().expect("a temporary directory");
         // What the account runs is there.
         fs::set_permissions(dir.path(), Permissions::from_mode(0o711)).expect("modes");
-        for name in ["run", "log", "etc/libvirt"] {
+        for name in ["run", "log", "etc/libvirt", MOUNTS] {
             fs::create_dir_all(dir.path().join(name)).expect("a directory");
         }
+        let mounts = dir.path().join(MOUNTS);
+        ok(tools::tool("mount").arg("--bind").args([&mounts, &mounts]));
+        ok(tools::tool("mount").arg("--make-shared").arg(&mounts));
         let write =
             |name: &str, text: String| fs::write(dir.path().join("etc").join(name), text).expect("a file of /etc");
         write("libvirt/libvirtd.conf", DAEMON.to_owned());
@@ -259,6 +265,11 @@ impl Libvirtd {
         self.dir.path().join(name)
     }
 
+    /// Where its domains see what is mounted later, too.
+    pub(crate) fn mounts(&self) -> PathBuf {
+        self.path(MOUNTS)
+    }
+
     fn socket(&self) -> PathBuf {
         self.path("run/libvirt-sock")
     }
@@ -289,6 +300,7 @@ impl Drop for Libvirtd {
         }
         drop(self.orders.get_mut().unwrap_or_else(PoisonError::into_inner).take());
         let _ = wait_for(&mut self.keeper, END_LIMIT);
+        let _ = Command::new("umount").arg("-l").arg(self.mounts()).status();
     }
 }
 

@@ -2,13 +2,15 @@
 //!
 //! [`link`] has the connection; [`xml`] reads and writes libvirt's descriptions; `inventory` says what there is; `undo` has
 //! the steps of a point in time and what they leave; `place` is where QEMU's user reaches scratch images and the socket;
-//! `watch` says whether the point in time is kept; [`recover`] undoes what a mount that died has left;
+//! `watch` says whether the point in time is kept, and `guard` and `end` let go of the guest; [`recover`] undoes what a mount that died has left;
 //! [`host`] lists the domains that there are.
 //!
 //! A domain has one backup at a time, and a backup tells of each disk the changes since one checkpoint. Those since a newer
 //! one are among them: they are told roughly. For an older one another point in time is needed ([`Base::One`]).
 
+mod end;
 pub mod examine;
+mod guard;
 pub mod host;
 mod inventory;
 pub mod link;
@@ -145,7 +147,7 @@ impl LibvirtVm {
         let link = Link::start(settings.target.clone(), Box::new(on_event));
         let context = Arc::new(Context::new(link));
         let keep = Arc::new(Keep { context: context.clone(), held: held.clone(), events: events.clone() });
-        let warden = Warden::start(keep.clone(), events.clone(), settings.scratch_limit);
+        let warden = guard::start(settings.target.clone(), keep.clone(), events.clone(), settings.scratch_limit);
         let watch = tokio::spawn(watch::look_into(keep.clone(), warden.alarm(), suspicions));
         let (_, qemu) = context.link.call("tell its version", LIMIT, libvirt::Domain::versions).await?;
         let found = inventory::query(&context.link, settings.disks.as_ref()).await?;
@@ -231,14 +233,14 @@ impl LibvirtVm {
     /// Runs the steps; when the instant was.
     async fn run(&self, number: u64, steps: Steps, quiesce: bool) -> Result<SystemTime> {
         let (context, ledger) = (&*self.context, &self.ledger);
-        let Steps { place, begin, begun } = steps;
+        let Steps { place, begin, begun, targets } = steps;
         ledger.run(context, vec![vec![place]]).await?;
         let failed = |error| Error::with_source(Kind::Io, "cannot keep a descriptor of a scratch file", error);
         let files: std::io::Result<Vec<ScratchFile>> = context
             .files()
             .iter()
-            .enumerate()
-            .map(|(index, file)| Ok(ScratchFile { node: index.to_string(), file: file.try_clone()? }))
+            .zip(targets)
+            .map(|(file, target)| Ok(ScratchFile { node: target, file: file.try_clone()? }))
             .collect();
         let scratch = Arc::new(files.map_err(failed)?);
         self.warden.hold(warden::Held { number, jobs: Vec::new(), scratch }).await?;
@@ -266,6 +268,8 @@ impl LibvirtVm {
             ledger.keep(|left| matches!(left, Leftover::Frozen));
         }
         outcome?;
+        // The scratch images have the names by which libvirt warns of them.
+        self.warden.alarm().grew();
         ledger.run(context, vec![vec![begun]]).await?;
         Ok(time)
     }
@@ -332,6 +336,19 @@ fn check(only: Option<&BTreeSet<String>>, found: &Found) -> Result<()> {
     Ok(())
 }
 
+/// Why a point in time could not be had: what ended it before it was there says more than what failed then.
+fn because(mut lost: broadcast::Receiver<Event>, number: u64, error: Error) -> Error {
+    while let Ok(event) = lost.try_recv() {
+        match event {
+            Event::Lost { number: which, words, .. } if which == number => {
+                return Error::with_source(Kind::Io, words, error);
+            }
+            _ => {}
+        }
+    }
+    error
+}
+
 /// A version as libvirt tells it, for people.
 fn version(number: u64) -> String {
     format!("{}.{}.{}", number / 1_000_000, number / 1_000 % 1_000, number % 1_000)
@@ -341,6 +358,8 @@ struct Steps {
     place: Step,
     begin: Step,
     begun: Step,
+    /// The disks, in the order of their scratch images.
+    targets: Vec<String>,
 }
 
 /// What is planned for a disk.
@@ -424,10 +443,12 @@ impl Vm for LibvirtVm {
             place: Step::Place { dir: dir.clone(), sizes: disks.iter().map(|disk| disk.size).collect(), user },
             begin: Step::Begin { socket: socket.clone(), backup, checkpoint, user },
             begun: Step::Begun { socket: socket.clone() },
+            targets: disks.iter().map(|disk| disk.name.to_string()).collect(),
         };
         let aliases = found.domain.disks.iter().filter_map(|disk| disk.alias.clone()).collect();
         let held = Held { number, socket: socket.display().to_string(), total: None, aliases };
         // What happens to the machine while the steps run must not be missed.
+        let lost = self.events.subscribe();
         self.hold(Some(held.clone()));
         let taken = match self.run(number, steps, wanted.quiesce).await {
             Ok(time) => self.total(disks).await.map(|total| (time, total)),
@@ -439,7 +460,7 @@ impl Vm for LibvirtVm {
                 if let Err(left) = self.release().await {
                     tracing::warn!("something may be left in the machine until the next try: {}", chain(&left));
                 }
-                return Err(error);
+                return Err(because(lost, number, error));
             }
         };
         self.hold(Some(Held { total: Some(total), ..held }));

@@ -8,20 +8,15 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use libvirt::{Code, PauseReason, State};
+use libvirt::Code;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
+use super::end::end_backup;
 use super::link::{LIMIT, Link};
 use super::{place, xml};
 use crate::error::{Error, Kind, Result, chain};
 use crate::point::plan;
-
-/// How long a backup may take to end once it was aborted.
-const END_LIMIT: Duration = Duration::from_secs(30);
-
-/// Between two looks at whether it has.
-const PAUSE: Duration = Duration::from_millis(20);
 
 /// How long a backup that was begun, and of which nobody knows what became, may still come: libvirt waits for 30 s for what
 /// else goes on in the domain.
@@ -54,49 +49,13 @@ impl Context {
         self.settled.store(known, Ordering::Relaxed);
     }
 
-    /// Whether the domain has a backup over this socket; none if it has none at all.
-    async fn backup(&self, socket: &str) -> Result<Option<bool>> {
-        let told = self.link.call("tell of the backup", LIMIT, |domain| match domain.backup_xml() {
-            Ok(xml) => Ok(Some(xml)),
-            Err(error) if error.code() == Code::NoBackup => Ok(None),
-            Err(error) => Err(error),
-        });
-        match told.await {
-            Ok(None) => Ok(None),
-            Ok(Some(told)) => Ok(Some(xml::backup_socket(&told)?.as_deref() == Some(socket))),
-            // What is not there has no backup.
-            Err(error) if error.kind() == Kind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Aborts the domain's backup if it is over this socket, waits for its end, and lets a guest go on that stands still for
-    /// it; whether it was there.
-    pub(super) async fn end_backup(&self, socket: &str) -> Result<bool> {
-        if self.backup(socket).await? != Some(true) {
-            return Ok(false);
-        }
-        let aborted = self.link.call("end the backup", LIMIT, |domain| match domain.abort_job() {
-            // It ended by itself in between, or ends already.
-            Err(error) if matches!(error.code(), Code::Invalid | Code::NoDomain) => Ok(()),
-            other => other,
-        });
-        aborted.await?;
-        let deadline = Instant::now() + END_LIMIT;
-        while self.backup(socket).await? == Some(true) {
-            if Instant::now() >= deadline {
-                let limit = END_LIMIT.as_secs();
-                return Err(Error::new(Kind::Timeout, format!("libvirt did not end the backup within {limit} s")));
-            }
-            sleep(PAUSE).await;
-        }
-        // libvirt removes the last scratch image from QEMU after it has told that there is no backup any more, while it lets
-        // no other question to QEMU pass: the answer comes when it is gone.
-        self.link.call("tell of the backup", LIMIT, |domain| Ok(domain.job_stats().is_ok())).await?;
-        if self.resume().await? {
+    /// As [`end_backup`]; whether there was one.
+    async fn end_backup(&self, socket: &str) -> Result<bool> {
+        let ended = end_backup(&self.link, socket).await?;
+        if ended == Some(true) {
             tracing::warn!("the guest stood still, its writes waiting for scratch space; it goes on");
         }
-        Ok(true)
+        Ok(ended.is_some())
     }
 
     /// Whether libvirt does not know the domain any more, which then can get no backup.
@@ -121,18 +80,6 @@ impl Context {
                 return Ok(());
             }
             sleep(LONG_PAUSE).await;
-        }
-    }
-
-    /// Lets the guest go on if it stands still because a write of it failed; whether it did.
-    async fn resume(&self) -> Result<bool> {
-        let resumed = self.link.call("let the guest go on", LIMIT, |domain| match domain.state()? {
-            State::Paused(PauseReason::IoError) => domain.resume().map(|()| true),
-            _ => Ok(false),
-        });
-        match resumed.await {
-            Err(error) if error.kind() == Kind::NotFound => Ok(false),
-            other => other,
         }
     }
 }

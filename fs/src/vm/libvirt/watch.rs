@@ -14,14 +14,14 @@ use libvirt::{Event as Told, Lifecycle};
 use tokio::sync::{broadcast, mpsc};
 use tokio::time::{Instant, sleep};
 
-use super::link::LIMIT;
+use super::link::{LIMIT, Link};
 use super::undo::Context;
 use super::xml;
 use crate::error::{Kind, Result, chain};
 use crate::point::reason::Reason;
 use crate::vm::Event;
 use crate::vm::confirm::{Answer, Keeper};
-use crate::vm::warden::{Alarm, Guest};
+use crate::vm::warden::Alarm;
 
 /// How long a reader waits for a libvirt that was restarted.
 const RECONNECT_LIMIT: Duration = Duration::from_secs(10);
@@ -90,7 +90,8 @@ pub(super) async fn look_into(keep: Arc<Keep>, alarm: Alarm, mut suspicions: mps
         match suspicion {
             Suspicion::Stopped if now(&keep.held).is_some() => alarm.failed().await,
             Suspicion::Stopped => {}
-            Suspicion::Ended => keep.check().await,
+            // One that cannot be asked now is asked again by the scratch space's warden.
+            Suspicion::Ended => drop(keep.check(&keep.context.link).await),
         }
     }
 }
@@ -104,32 +105,36 @@ pub(super) struct Keep {
 
 impl Keep {
     /// Tells that what is held is lost, if it is.
-    async fn check(&self) {
+    ///
+    /// # Errors
+    /// When libvirt cannot be asked.
+    pub(super) async fn check(&self, link: &Link) -> Result<()> {
         // What is only about to be held looks for itself when it has begun.
-        let Some(held) = now(&self.held).filter(|held| held.total.is_some()) else { return };
-        if let Ok(Err(words)) = self.asked(&held).await {
+        let Some(held) = now(&self.held).filter(|held| held.total.is_some()) else { return Ok(()) };
+        if let Err(words) = asked(link, &held).await? {
             self.events.send(Event::Lost { number: held.number, reason: Reason::Ended, words }).ok();
         }
+        Ok(())
     }
+}
 
-    /// Whether libvirt keeps it at a moment after this call; else why not.
-    async fn asked(&self, held: &Held) -> Result<Answer> {
-        let told = self.context.link.call("tell of the backup", LIMIT, |domain| {
-            // In this order: what the figures say is of the backup that is there after them.
-            let stats = domain.job_stats()?;
-            Ok((stats, domain.backup_xml()))
-        });
-        let (stats, backup) = told.await?;
-        let ours = match backup {
-            Ok(backup) => xml::backup_socket(&backup)?.as_deref() == Some(&*held.socket),
-            Err(_) => false,
-        };
-        Ok(match stats {
-            _ if !ours => Err("libvirt's backup that kept it ended: somebody aborted it, or it failed".to_owned()),
-            Some(stats) if stats.backup && held.total.is_none_or(|total| stats.scratch_total == total) => Ok(()),
-            _ => Err("libvirt's backup that kept it ends, or a part of it did".to_owned()),
-        })
-    }
+/// Whether libvirt keeps it at a moment after this call; else why not.
+async fn asked(link: &Link, held: &Held) -> Result<Answer> {
+    let told = link.call("tell of the backup", LIMIT, |domain| {
+        // In this order: what the figures say is of the backup that is there after them.
+        let stats = domain.job_stats()?;
+        Ok((stats, domain.backup_xml()))
+    });
+    let (stats, backup) = told.await?;
+    let ours = match backup {
+        Ok(backup) => xml::backup_socket(&backup)?.as_deref() == Some(&*held.socket),
+        Err(_) => false,
+    };
+    Ok(match stats {
+        _ if !ours => Err("libvirt's backup that kept it ended: somebody aborted it, or it failed".to_owned()),
+        Some(stats) if stats.backup && held.total.is_none_or(|total| stats.scratch_total == total) => Ok(()),
+        _ => Err("libvirt's backup that kept it ends, or a part of it did".to_owned()),
+    })
 }
 
 #[async_trait]
@@ -138,36 +143,12 @@ impl Keeper for Keep {
         let Some(held) = now(&self.held) else { return (0, Err("no point in time is held".to_owned())) };
         let deadline = Instant::now() + RECONNECT_LIMIT;
         loop {
-            match self.asked(&held).await {
+            match asked(&self.context.link, &held).await {
                 Ok(answer) => return (held.number, answer),
                 Err(error) if error.kind() == Kind::Gone && Instant::now() < deadline => sleep(PAUSE).await,
                 Err(error) => return (held.number, Err(chain(&error))),
             }
         }
-    }
-}
-
-#[async_trait]
-impl Guest for Keep {
-    async fn warn_beyond(&self, _: &str, _: u64) -> Result<()> {
-        // The room is looked at often enough; libvirt's images have numbers only once the backup has begun.
-        Ok(())
-    }
-
-    async fn migrates(&self) -> Result<bool> {
-        // libvirt migrates no domain that has a backup. Whether both are there is asked all the same: an event may have been
-        // told while nobody was connected.
-        if let Some(held) = now(&self.held).filter(|held| held.total.is_some())
-            && let Err(words) = self.asked(&held).await?
-        {
-            self.events.send(Event::Lost { number: held.number, reason: Reason::Ended, words }).ok();
-        }
-        Ok(false)
-    }
-
-    async fn let_go(&self, _: &[String]) -> Result<bool> {
-        let Some(held) = now(&self.held) else { return Ok(false) };
-        self.context.end_backup(&held.socket).await
     }
 }
 

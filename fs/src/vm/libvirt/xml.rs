@@ -200,6 +200,18 @@ pub(super) fn backup_socket(xml: &str) -> Result<Option<String>> {
     Ok(server.and_then(|server| server.attribute("socket")).map(str::to_owned))
 }
 
+/// What libvirt calls the scratch image of a disk's target, such as `vda[5]`, if the backup is over this socket.
+pub(super) fn scratch_image(xml: &str, socket: &str, target: &str) -> Result<Option<String>> {
+    let document = document("the backup", xml)?;
+    let root = document.root_element();
+    if child(root, "server").and_then(|server| server.attribute("socket")) != Some(socket) {
+        return Ok(None);
+    }
+    let disk = children(root, "disks", "disk").into_iter().find(|disk| disk.attribute("name") == Some(target));
+    let index = disk.and_then(|disk| disk.attribute("index")?.parse::<u32>().ok());
+    Ok(index.map(|index| format!("{target}[{index}]")))
+}
+
 /// Describes a backup; `others` are the disks that are left out.
 pub(super) fn backup(socket: &str, disks: &[BackupDisk<'_>], others: &[&str]) -> Result<String> {
     let mut xml = format!("<domainbackup mode='pull'><server transport='unix' socket='{}'/><disks>", escape(socket));
@@ -359,6 +371,18 @@ mod tests {
     }
 
     #[test]
+    fn a_scratch_image_is_known_by_its_index() {
+        let xml = "<domainbackup mode='pull'><server transport='unix' socket='/s'/><disks>
+            <disk name='vda' backup='yes' index='7'><scratch file='/a'/></disk><disk name='vdb' backup='no'/>
+            <disk name='vdc' backup='yes' index='-1'/></disks></domainbackup>";
+        let image = |socket: &str, target: &str| scratch_image(xml, socket, target).unwrap();
+        assert_eq!(image("/s", "vda").as_deref(), Some("vda[7]"));
+        for (socket, target) in [("/other", "vda"), ("/s", "vdb"), ("/s", "vdc"), ("/s", "vdd")] {
+            assert_eq!(image(socket, target), None, "{socket} {target}");
+        }
+    }
+
+    #[test]
     fn foreign_checkpoints_are_read() {
         let xml = "<domaincheckpoint><name>virtnbdbackup.1</name><parent><name>virtnbdbackup.0</name></parent>
             <description>by somebody</description><disks><disk name='vda' checkpoint='bitmap' bitmap='x' size='131072'/>
@@ -386,7 +410,7 @@ mod tests {
 
         #[test]
         fn anything_may_be_described(xml in "\\PC{0,200}") {
-            let _ = (domain(&xml), checkpoint(&xml), backup_socket(&xml));
+            let _ = (domain(&xml), checkpoint(&xml), backup_socket(&xml), scratch_image(&xml, "s", "vda"));
         }
     }
 }

@@ -190,8 +190,9 @@ fn not_understood(command: &str) -> Error {
 
 #[async_trait]
 impl Guest for Session {
-    async fn warn_beyond(&self, node: &str, offset: u64) -> Result<()> {
-        self.run("block-set-write-threshold", json!({"node-name": node, "write-threshold": offset})).await
+    async fn warn_beyond(&self, node: &str, offset: u64) -> Result<bool> {
+        self.run("block-set-write-threshold", json!({"node-name": node, "write-threshold": offset})).await?;
+        Ok(true)
     }
 
     async fn migrates(&self) -> Result<bool> {
