@@ -145,10 +145,12 @@ impl Drop for Domain {
 #[track_caller]
 pub fn node(qmp: &mut Qmp, disk: &str) -> String {
     let devices = qmp.must("query-block", json!({}));
-    let device = format!("/machine/peripheral/ua-{disk}");
+    let id = format!("ua-{disk}");
+    let device = format!("/machine/peripheral/{id}");
     let path = |found: &&Value| {
         let qdev = found["qdev"].as_str().unwrap_or_default();
-        qdev == device || qdev.strip_prefix(&device) == Some("/virtio-backend")
+        // A SCSI disk goes by its id.
+        qdev == id || qdev == device || qdev.strip_prefix(&device) == Some("/virtio-backend")
     };
     let found = devices.as_array().into_iter().flatten().find(path);
     let node = found.and_then(|found| found["inserted"]["node-name"].as_str());

@@ -12,6 +12,10 @@ use crate::error::{Error, Kind, Result};
 /// How long a backup may take to end once it was aborted.
 const END_LIMIT: Duration = Duration::from_secs(30);
 
+/// After this long it is aborted again. libvirt forgets a disk that left the machine by itself, and its job: a backup of such
+/// a one ends only when it is aborted while no other job is left.
+const AGAIN: Duration = Duration::from_secs(1);
+
 /// Between two looks at whether it has.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -21,11 +25,16 @@ pub(super) async fn end_backup(link: &Link, socket: &str) -> Result<Option<bool>
     if !ours_after(link, socket, true).await? {
         return Ok(None);
     }
-    let deadline = Instant::now() + END_LIMIT;
-    while ours_after(link, socket, false).await? {
-        if Instant::now() >= deadline {
+    let begun = Instant::now();
+    let mut again = begun + AGAIN;
+    while ours_after(link, socket, Instant::now() >= again).await? {
+        let now = Instant::now();
+        if now >= begun + END_LIMIT {
             let limit = END_LIMIT.as_secs();
             return Err(Error::new(Kind::Timeout, format!("libvirt did not end the backup within {limit} s")));
+        }
+        if now >= again {
+            again = now + AGAIN;
         }
         sleep(PAUSE).await;
     }

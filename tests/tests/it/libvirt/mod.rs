@@ -6,6 +6,7 @@ mod checkpoints;
 mod disks;
 mod ended;
 mod restarts;
+mod unplugged;
 
 use std::fs::{self, File};
 use std::io;
