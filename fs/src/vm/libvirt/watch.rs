@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use libvirt::{Event as Told, Lifecycle};
+use libvirt::{Event as Told, Lifecycle, State};
 use tokio::sync::{broadcast, mpsc};
 use tokio::time::{Instant, sleep};
 
@@ -28,6 +28,8 @@ const RECONNECT_LIMIT: Duration = Duration::from_secs(10);
 
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(200);
+
+const SHUTDOWN: &str = "the machine shuts down";
 
 /// What is held, and by what it is known.
 #[derive(Debug, Clone)]
@@ -52,9 +54,7 @@ pub(super) fn now(held: &Shared) -> Option<Held> {
 pub(super) fn lost(held: &Shared, event: &Told) -> Option<Event> {
     let Held { number, aliases, .. } = now(held)?;
     let (reason, words) = match event {
-        Told::Lifecycle { change: Lifecycle::Stopped | Lifecycle::Crashed, .. } => {
-            (Reason::Shutdown, "the machine shuts down")
-        }
+        Told::Lifecycle { change: Lifecycle::Stopped | Lifecycle::Crashed, .. } => (Reason::Shutdown, SHUTDOWN),
         Told::Lifecycle { change: Lifecycle::Migrated, .. } => (Reason::Migration, "the machine is being migrated"),
         Told::DeviceRemoved { alias, .. } if aliases.contains(alias) => {
             (Reason::Unplugged, "one of its disks was unplugged")
@@ -111,9 +111,14 @@ impl Keep {
     pub(super) async fn check(&self, link: &Link) -> Result<()> {
         // What is only about to be held looks for itself when it has begun.
         let Some(held) = now(&self.held).filter(|held| held.total.is_some()) else { return Ok(()) };
-        if let Err(words) = asked(link, &held).await? {
-            self.events.send(Event::Lost { number: held.number, reason: Reason::Ended, words }).ok();
-        }
+        let Err(words) = asked(link, &held).await? else { return Ok(()) };
+        // The end of a domain's backup may be told before that of the domain.
+        let state = link.call("tell of the domain", LIMIT, libvirt::Domain::state).await;
+        let (reason, words) = match state {
+            Ok(State::Other) => (Reason::Shutdown, SHUTDOWN.to_owned()),
+            _ => (Reason::Ended, words),
+        };
+        self.events.send(Event::Lost { number: held.number, reason, words }).ok();
         Ok(())
     }
 }

@@ -49,7 +49,7 @@ impl Drop for Readers {
     }
 }
 
-on!(readers_that_are_stopped_cost_the_guest_nothing: new = New, old = Old, libvirt_old = LibvirtOld);
+on!(readers_that_are_stopped_cost_the_guest_nothing: new = New, old = Old, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn readers_that_are_stopped_cost_the_guest_nothing(flavor: Flavor) {
     let guest = Stalls::boot(flavor, SIZE);
     let nothing = Leftovers::of(guest.machine());
@@ -81,7 +81,7 @@ fn readers_that_are_stopped_cost_the_guest_nothing(flavor: Flavor) {
 }
 
 // A daemon that is killed under 64 readers.
-on!(a_daemon_that_is_killed_costs_the_guest_nothing: new = New, old = Old, libvirt = Libvirt);
+on!(a_daemon_that_is_killed_costs_the_guest_nothing: new = New, old = Old, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn a_daemon_that_is_killed_costs_the_guest_nothing(flavor: Flavor) {
     let guest = Stalls::boot(flavor, SIZE);
     let nothing = Leftovers::of(guest.machine());

@@ -10,11 +10,14 @@ use pullfs_tests::mount::{Mount, open_direct};
 use pullfs_tests::oracle;
 use pullfs_tests::process::{ok, wait_until};
 use pullfs_tests::random::Random;
+use pullfs_tests::stalls::Stalls;
 use pullfs_tests::tools::tool;
 use rustix::io::Errno;
+use serde_json::json;
 
 use super::{
-    DISKS, LIMIT, SIZE, builder, contents, errno, has_backup, last_error, nothing_is_left, read_until_it_fails,
+    DISKS, LIMIT, SIZE, builder, contents, errno, has_backup, is_empty, last_error, nothing_is_left,
+    read_until_it_fails,
 };
 
 const ROUNDS: u8 = 12;
@@ -64,6 +67,25 @@ fn an_aborted_backup_shows_no_live_data(flavor: Flavor) {
         nothing_is_left(&machine, &mount);
     }
     assert_eq!(mount.status()["point"]["number"], ROUNDS, "each round had one");
+    assert!(mount.unmount().success());
+}
+
+on!(a_domain_that_powers_off_ends_it: libvirt = Libvirt, libvirt_old = LibvirtOld);
+fn a_domain_that_powers_off_ends_it(flavor: Flavor) {
+    let guest = Stalls::boot_with(flavor, 32, "pullfs.passes=12", &[]);
+    let machine = guest.machine();
+    // It is not to be done before it is looked at.
+    machine.qmp().must("stop", json!({}));
+    let mount = Mount::of(machine);
+    let open = open_direct(&mount.disk("vda"));
+    machine.qmp().must("cont", json!({}));
+    wait_until("a domain that is off", LIMIT, || !machine.domain().is_running());
+    wait_until("the end of the point in time", LIMIT, || mount.state() == "none");
+    let end = mount.status()["last_end"].clone();
+    assert_eq!(end["kind"], "shutdown", "{end}");
+    drop(open);
+    wait_until("an empty scratch directory", LIMIT, || is_empty(&mount.scratch()));
+    guest.untroubled();
     assert!(mount.unmount().success());
 }
 
