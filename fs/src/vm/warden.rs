@@ -179,7 +179,7 @@ impl Drop for Warden {
 struct Marked {
     held: Held,
     marks: Marks,
-    /// By scratch image: the mark, in bytes from its start; 0 if there is none yet.
+    /// By scratch image: the mark, in bytes from its start; 0 if there is none.
     warned: Vec<u64>,
     /// What was left when the marks were set, in bytes.
     granted: u64,
@@ -302,6 +302,10 @@ impl Watching {
         marked.next = Instant::now() + if fast { HURRY } else { PERIOD };
         // Others may have taken what the marks allow for.
         let outdated = left < marked.granted / 2;
+        if grew {
+            // One of the marks is gone, and its image may not have grown yet: QEMU tells of a write before it is done.
+            marked.warned.fill(0);
+        }
         if grew || outdated {
             self.try_mark(room).await;
         }
@@ -325,7 +329,7 @@ impl Watching {
         for (scratch, warned) in marked.held.scratch.iter().zip(&mut marked.warned) {
             let size = scratch.file.metadata().map_err(unmeasured)?.len();
             let mark = size.saturating_add(share).max(1);
-            // A mark that was passed is gone; one that is far off lets too much through.
+            // One that is far off lets too much through.
             if *warned <= size || *warned > mark {
                 marks.push((scratch.node.as_str(), warned, mark));
             }
