@@ -144,8 +144,8 @@ on!(another_program_may_fill_the_scratch_directory: new = New, old = Old, libvir
 fn another_program_may_fill_the_scratch_directory(flavor: Flavor) {
     let guest = Stalls::boot(flavor, 64);
     let nothing = Leftovers::of(guest.machine());
-    // Enough for all that the guest can overwrite.
-    let room = Tmpfs::seen_by(guest.machine(), "128m");
+    // A quarter, the rest being the reserve, is enough for all that the guest can overwrite.
+    let room = Tmpfs::seen_by(guest.machine(), "320m");
     let mount = Mount::with(guest.machine(), &room.scratch());
     let open = File::open(mount.disk("vda")).expect("a disk");
     guest.wait_more(16);
