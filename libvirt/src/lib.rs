@@ -5,7 +5,7 @@
 //! calls has a thread to spare and a time limit outside. Any thread may call; libvirt's own are one, which runs its event
 //! loop for the whole process.
 //!
-//! All unsafe code of pullfs is in this crate. What it holds to: a pointer that libvirt gave is freed once, in the `Drop`
+//! All unsafe code of pullfs is in this crate and in that of the kernel's automounter (`autofs/`). What it holds to: a pointer that libvirt gave is freed once, in the `Drop`
 //! of the one value that owns it; strings that libvirt gave are copied and freed at once; a callback's data is freed by
 //! libvirt's own word for it. `tests/signatures.rs` compares the declarations with libvirt's headers.
 
