@@ -13,12 +13,14 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::error::{Error, Kind, Result, chain};
 use crate::fuse::mount::detach_dead;
 use crate::metrics::textfile::Textfile;
-use crate::point::journal::{Header, Journal};
+use crate::point::journal::{Header, Journal, has_notes};
 #[cfg(feature = "libvirt")]
-use crate::vm::libvirt;
+use crate::vm::libvirt::{self, mounted::detach_host};
 use crate::vm::qmp;
 use crate::vm::qmp::monitor::Monitor;
 use crate::vm::qmp::transport::Qmp;
+#[cfg(feature = "libvirt")]
+use crate::vm::source::HOST;
 use crate::vm::source::{Reach, Source};
 
 /// A directory without a journal is younger than this if its mount is just beginning.
@@ -51,6 +53,10 @@ enum Remains {
     Qmp(qmp::recover::Remains),
     #[cfg(feature = "libvirt")]
     Libvirt(libvirt::recover::Remains),
+    /// A whole host's mount makes nothing in a machine; those of its domains are mounts of their own. The journal stays
+    /// locked meanwhile.
+    #[cfg(feature = "libvirt")]
+    Host(#[expect(dead_code, reason = "its lock is what it is for")] Journal),
 }
 
 /// A mount that died.
@@ -72,6 +78,8 @@ impl Dead {
             Source::Qmp(_) => Remains::Qmp(qmp::recover::Remains::of(journal)?),
             #[cfg(feature = "libvirt")]
             Source::Libvirt(_) => Remains::Libvirt(libvirt::recover::Remains::of(journal)?),
+            #[cfg(feature = "libvirt")]
+            Source::Host => Remains::Host(journal),
         };
         Ok(Some(Self { dir: dir.to_owned(), header, remains }))
     }
@@ -87,6 +95,8 @@ impl Dead {
             Remains::Qmp(remains) => remains.names(),
             #[cfg(feature = "libvirt")]
             Remains::Libvirt(remains) => remains.names(),
+            #[cfg(feature = "libvirt")]
+            Remains::Host(_) => Vec::new(),
         }
     }
 
@@ -96,8 +106,15 @@ impl Dead {
     /// When something may be left; the journal stays then.
     pub async fn bury(&self) -> Result<()> {
         // Readers of the dead mount get errors already; the place is free again from here on.
-        let (mount_point, source) = (self.header.mount_point.clone(), self.header.source.clone());
-        let detached = tokio::task::spawn_blocking(move || detach_dead(&mount_point, &source));
+        let header = self.header.clone();
+        let detached = tokio::task::spawn_blocking(move || {
+            let Header { mount_point, source, .. } = header;
+            #[cfg(feature = "libvirt")]
+            if source == HOST {
+                return detach_host(&mount_point, header.pid);
+            }
+            detach_dead(&mount_point, &source)
+        });
         let (undone, detached) = tokio::join!(self.undo(), timeout(DETACH_LIMIT, detached));
         undone?;
         let unable = |why: String| Error::new(Kind::Io, format!("cannot take the dead mount away: {why}"));
@@ -112,6 +129,10 @@ impl Dead {
 
     async fn undo(&self) -> Result<()> {
         let Header { source, tls, insecure, uri, .. } = &self.header;
+        #[cfg(feature = "libvirt")]
+        if let Remains::Host(_) = self.remains {
+            return Ok(());
+        }
         match (&self.remains, Reach::new(&source.parse()?, tls.as_deref(), *insecure, uri.as_deref())?) {
             (Remains::Qmp(remains), _) if remains.is_empty() => Ok(()),
             (Remains::Qmp(remains), Reach::Qmp(monitor)) => match connect_to(&monitor).await? {
@@ -199,6 +220,17 @@ fn look(base: &Path, source: &str) -> Result<(Vec<Dead>, Vec<Header>)> {
         }
     }
     Ok((dead, living))
+}
+
+/// The directory of the mount that this daemon keeps the journal of.
+pub fn dir_of(base: &Path, daemon: u32) -> Option<PathBuf> {
+    let mut dirs = std::fs::read_dir(base).ok()?.flatten().map(|entry| entry.path());
+    dirs.find(|dir| Journal::header_in(dir).is_some_and(|header| header.pid == daemon))
+}
+
+/// Whether the mount of this daemon has made anything in its machine that it has not undone; `false` without such a mount.
+pub fn holds(base: &Path, daemon: u32) -> bool {
+    dir_of(base, daemon).is_some_and(|dir| has_notes(&dir))
 }
 
 /// Whether a process has ended: it is gone, or nobody has looked yet how it ended (proc(5), state `Z`).

@@ -13,7 +13,7 @@ use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
 /// The section for every machine.
-pub(super) const GENERAL: &str = "options";
+pub(crate) const GENERAL: &str = "options";
 /// What sections of one machine are below.
 const OF_SOURCE: &str = "source";
 

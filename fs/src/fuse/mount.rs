@@ -135,7 +135,23 @@ pub fn all() -> Result<Vec<Mounted>> {
     Ok(topmost.into_values().filter(|mounted| mounted.kind == TYPE).collect())
 }
 
-fn mountinfo() -> Result<Vec<u8>> {
+/// Whether the mount of this device is at this place, whatever lies over it.
+///
+/// # Errors
+/// When mountinfo cannot be read.
+pub fn is_there(path: &Path, device: &str) -> Result<bool> {
+    Ok(parse_mountinfo(&mountinfo()?).any(|mounted| mounted.path == path && mounted.device == device))
+}
+
+/// The pullfs mounts directly below a directory that nothing lies over, by their place.
+///
+/// # Errors
+/// When mountinfo cannot be read.
+pub fn below(dir: &Path) -> Result<Vec<Mounted>> {
+    Ok(all()?.into_iter().filter(|mounted| mounted.path.parent() == Some(dir)).collect())
+}
+
+pub(crate) fn mountinfo() -> Result<Vec<u8>> {
     std::fs::read("/proc/self/mountinfo")
         .map_err(|error| Error::with_source(Kind::Io, "cannot read /proc/self/mountinfo", error))
 }

@@ -35,6 +35,7 @@ pub(crate) struct InForce<'a> {
     insecure: bool,
     agent: Option<String>,
     uri: Option<&'a str>,
+    expire: Option<f64>,
     connections: usize,
     cache: u64,
     readahead: u64,
@@ -83,6 +84,7 @@ impl<'a> InForce<'a> {
             insecure: options.insecure,
             agent: options.agent.as_deref().map(path),
             uri: options.uri.as_deref(),
+            expire: options.expire.as_ref().map(Duration::as_secs_f64),
             connections: options.connections,
             cache: options.cache,
             readahead: options.readahead,
@@ -120,6 +122,7 @@ pub fn told(options: &Options, owner: (u32, u32)) -> Vec<Told> {
         let time = match name {
             "idle_timeout" => options.idle_timeout,
             "hold_limit" => options.hold_limit,
+            "expire" => options.expire,
             _ => None,
         };
         let text = match (time, option.value(), &value) {

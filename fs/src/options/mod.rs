@@ -115,6 +115,8 @@ pub struct Options {
     pub agent: Option<PathBuf>,
     /// The libvirt that a domain is of; none for the system's.
     pub uri: Option<String>,
+    /// After how long a domain of a whole host that nobody uses is unmounted; none for what is usual.
+    pub expire: Option<Duration>,
     /// NBD connections for each disk, at most.
     pub connections: usize,
     /// What blocks of disks may take in the daemon's memory, in bytes.
@@ -163,6 +165,7 @@ impl Default for Options {
             insecure: false,
             agent: None,
             uri: None,
+            expire: None,
             // Of one connection QEMU takes 16 requests at once (nbd/server.c): a guest's write waits for no more.
             connections: 1,
             cache: 32 << 20,
@@ -267,6 +270,7 @@ impl Options {
             "tls" => return Err(bad(name, value, "the absolute path of a directory of certificates")),
             "agent" if value.starts_with('/') => self.agent = Some(PathBuf::from(value)),
             "agent" => return Err(bad(name, value, "the absolute path of the guest agent's socket")),
+            "expire" => self.expire = Some(duration(name, value)?),
             "uri" if value.contains(':') => self.uri = Some(value.to_owned()),
             "uri" => return Err(bad(name, value, "the URI of a libvirt, such as qemu:///system")),
             "sandbox" => {

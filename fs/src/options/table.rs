@@ -40,7 +40,7 @@ pub fn live_names() -> impl Iterator<Item = &'static str> {
 }
 
 /// All mount options, in the order in which they are shown.
-pub const TABLE: [Described; 32] = [
+pub const TABLE: [Described; 33] = [
     option("formats=raw+qcow2+map+partitions", "which files appear (all)"),
     option("backing=NAME", "backing file of a delta.qcow2 ({disk}.{checkpoint}.qcow2)"),
     option("cluster_size=SIZE", "of the qcow2 files (64K)"),
@@ -58,6 +58,7 @@ pub const TABLE: [Described; 32] = [
     option("insecure", "TCP without TLS is meant"),
     option("agent=PATH", "the guest agent's socket, for --quiesce"),
     option("uri=URI", "of `libvirt:DOMAIN`, which libvirt (qemu:///system)"),
+    option("expire=TIME", "of `libvirt:`, unmount a domain that nobody used for so long (10m)"),
     option("connections=N", "NBD connections for each disk, at most (1)"),
     option("cache=SIZE", "memory for blocks of disks, read ahead or lately (32M)"),
     live("readahead=SIZE", "how far to read ahead of a reader that goes on; 0 not at all (4M)"),

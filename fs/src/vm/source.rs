@@ -11,6 +11,9 @@ use crate::options::Options;
 #[cfg(feature = "libvirt")]
 pub use super::libvirt::link::Target;
 
+/// A whole host: all domains of a libvirt that run.
+pub const HOST: &str = "libvirt:";
+
 /// The libvirt that is meant where nobody says which.
 #[cfg(feature = "libvirt")]
 const SYSTEM: &str = "qemu:///system";
@@ -23,6 +26,9 @@ pub enum Source {
     /// `libvirt:DOMAIN`, a name or a UUID.
     #[cfg(feature = "libvirt")]
     Libvirt(String),
+    /// `libvirt:`, all that run, each with a mount of its own.
+    #[cfg(feature = "libvirt")]
+    Host,
 }
 
 impl fmt::Display for Source {
@@ -31,6 +37,8 @@ impl fmt::Display for Source {
             Self::Qmp(endpoint) => endpoint.fmt(f),
             #[cfg(feature = "libvirt")]
             Self::Libvirt(domain) => write!(f, "libvirt:{domain}"),
+            #[cfg(feature = "libvirt")]
+            Self::Host => f.write_str(HOST),
         }
     }
 }
@@ -41,10 +49,12 @@ impl FromStr for Source {
     fn from_str(source: &str) -> Result<Self> {
         match source.strip_prefix("libvirt:") {
             #[cfg(feature = "libvirt")]
-            Some(domain) if !domain.is_empty() && !domain.contains('/') => Ok(Self::Libvirt(domain.to_owned())),
+            Some("") => Ok(Self::Host),
+            #[cfg(feature = "libvirt")]
+            Some(domain) if !domain.contains('/') => Ok(Self::Libvirt(domain.to_owned())),
             #[cfg(feature = "libvirt")]
             Some(_) => {
-                let takes = "it takes libvirt:DOMAIN, the name or UUID of a domain";
+                let takes = "it takes libvirt:DOMAIN, the name or UUID of a domain, or libvirt: for all that run";
                 Err(Error::new(Kind::Invalid, format!("source {source}: {takes}")))
             }
             #[cfg(not(feature = "libvirt"))]
@@ -72,7 +82,7 @@ impl Reach {
     /// libvirt.
     ///
     /// # Errors
-    /// [`Kind::Invalid`] as of [`Monitor::new`]; [`Kind::Unsupported`] for a libvirt of another host.
+    /// [`Kind::Invalid`] as of [`Monitor::new`], and for a whole host; [`Kind::Unsupported`] for a libvirt of another host.
     #[cfg_attr(not(feature = "libvirt"), expect(unused_variables, reason = "no source goes through a libvirt"))]
     pub fn new(source: &Source, tls: Option<&Path>, insecure: bool, uri: Option<&str>) -> Result<Self> {
         match source {
@@ -82,6 +92,11 @@ impl Reach {
                 let uri = libvirt_of(uri)?;
                 Ok(Self::Libvirt(Target { domain: domain.clone(), uri }))
             }
+            #[cfg(feature = "libvirt")]
+            Source::Host => {
+                let takes = "it is a whole host; name one of its domains, libvirt:DOMAIN";
+                Err(Error::new(Kind::Invalid, format!("source {source}: {takes}")))
+            }
         }
     }
 
@@ -90,26 +105,8 @@ impl Reach {
     /// # Errors
     /// As [`Reach::new`]; [`Kind::Invalid`] for an option that means nothing to such a source.
     pub fn of(source: &Source, options: &Options) -> Result<Self> {
+        fit(source, options)?;
         let Options { tls, insecure, uri, .. } = options;
-        let wrong = match source {
-            Source::Qmp(_) => uri.as_ref().map(|_| "uri="),
-            #[cfg(feature = "libvirt")]
-            Source::Libvirt(_) => {
-                use crate::options::Fleece;
-                [
-                    ("agent=", options.agent.is_some()),
-                    ("nbd=", options.nbd.is_some()),
-                    ("tls=", tls.is_some()),
-                    ("read_once", options.read_once),
-                    ("fleece=", !matches!(options.fleece, Fleece::Auto | Fleece::Backing)),
-                ]
-                .into_iter()
-                .find_map(|(name, given)| given.then_some(name))
-            }
-        };
-        if let Some(option) = wrong {
-            return Err(Error::new(Kind::Invalid, format!("mount option {option} means nothing to {source}")));
-        }
         Self::new(source, tls.as_deref(), *insecure, uri.as_deref())
     }
 
@@ -138,6 +135,37 @@ impl Reach {
             #[cfg(feature = "libvirt")]
             Self::Libvirt(target) => Some(&target.uri),
         }
+    }
+}
+
+/// Whether a mount's options mean anything to such a source.
+///
+/// # Errors
+/// [`Kind::Invalid`] for one that does not.
+pub fn fit(source: &Source, options: &Options) -> Result<()> {
+    let wrong = match source {
+        Source::Qmp(_) => [("uri=", options.uri.is_some()), ("expire=", options.expire.is_some())]
+            .into_iter()
+            .find(|(_, given)| *given),
+        #[cfg(feature = "libvirt")]
+        Source::Libvirt(_) | Source::Host => {
+            use crate::options::Fleece;
+            [
+                ("agent=", options.agent.is_some()),
+                ("nbd=", options.nbd.is_some()),
+                ("tls=", options.tls.is_some()),
+                ("read_once", options.read_once),
+                ("fleece=", !matches!(options.fleece, Fleece::Auto | Fleece::Backing)),
+                // Each of the mounts would want the place for itself.
+                ("metrics=", matches!(source, Source::Host) && options.metrics.is_some()),
+            ]
+            .into_iter()
+            .find(|(_, given)| *given)
+        }
+    };
+    match wrong {
+        Some((option, _)) => Err(Error::new(Kind::Invalid, format!("mount option {option} means nothing to {source}"))),
+        None => Ok(()),
     }
 }
 
@@ -181,9 +209,10 @@ mod tests {
     fn domains_are_reached_on_this_host() {
         let source: Source = "libvirt:vm 1:a".parse().unwrap();
         assert_eq!(source.to_string(), "libvirt:vm 1:a");
-        for wrong in ["libvirt:", "libvirt:a/b"] {
-            assert_eq!(wrong.parse::<Source>().unwrap_err().kind(), Kind::Invalid);
-        }
+        assert_eq!("libvirt:a/b".parse::<Source>().unwrap_err().kind(), Kind::Invalid);
+        let host: Source = "libvirt:".parse().unwrap();
+        assert_eq!((host.to_string(), &host), ("libvirt:".to_owned(), &Source::Host));
+        assert_eq!(Reach::new(&host, None, false, None).unwrap_err().kind(), Kind::Invalid);
         let reach = |uri| Reach::new(&source, None, false, Some(uri));
         for here in ["qemu:///system", "qemu+unix:///session", "qemu+unix:///system?socket=/run/x/y"] {
             assert_eq!(reach(here).unwrap().uri(), Some(here));
@@ -194,6 +223,8 @@ mod tests {
         let wrong = |options: Options| Reach::of(&source, &options).unwrap_err().to_string();
         assert!(wrong(Options { read_once: true, ..Options::default() }).contains("read_once"));
         assert!(wrong(Options { agent: Some("/a".into()), ..Options::default() }).contains("agent="));
+        let metrics = Options { metrics: crate::metrics::Target::parse(":9500"), ..Options::default() };
+        assert!(fit(&source, &metrics).is_ok() && fit(&host, &metrics).is_err());
         let uri = Options { uri: Some("qemu:///system".to_owned()), ..Options::default() };
         let error = Reach::of(&"qmp:/a".parse().unwrap(), &uri).unwrap_err();
         assert!(error.to_string().contains("uri="), "{error}");
