@@ -36,7 +36,8 @@ changed (exit code 1); what would end the point in time that is held at once is 
 
 const STATUS: &str = "\
 --watch ends with Ctrl-C, or when the mount goes away (exit code 3). On a terminal it redraws in place; elsewhere it prints \
-one block, with --json one line, for each reading. Rates are between two readings.";
+one block, with --json one line, for each reading. Rates are between two readings. Of a whole host (libvirt:) it shows each \
+domain that runs: idle, mounted, or why it is not.";
 
 const LIST: &str = "\
 One line for each running domain: what pullfs mount takes, the UUID, disks (drives with a medium among them) and their sizes \
@@ -117,7 +118,8 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct Mount {
-    /// The machine: qmp:PATH, its QMP socket, qmp:HOST:PORT with the mount option tls=, or libvirt:DOMAIN
+    /// The machine: qmp:PATH, its QMP socket, qmp:HOST:PORT with the mount option tls=, or libvirt:DOMAIN; libvirt: for all
+    /// domains that run
     pub(crate) source: String,
     /// An empty directory
     pub(crate) mount_point: PathBuf,
@@ -133,6 +135,9 @@ pub(crate) struct Mount {
     /// Say on standard output when the mount answers, then leave the terminal alone
     #[arg(long, hide = true, requires = "foreground")]
     pub(crate) announce: bool,
+    /// End when standard input is closed
+    #[arg(long, hide = true, requires = "foreground")]
+    pub(crate) leashed: bool,
 }
 
 #[derive(Debug, Args)]
@@ -166,7 +171,7 @@ pub(crate) struct Recover {
 
 #[derive(Debug, Args)]
 pub(crate) struct Doctor {
-    /// The machine, as it would be mounted: qmp:PATH, qmp:HOST:PORT or libvirt:DOMAIN
+    /// The machine, as it would be mounted: qmp:PATH, qmp:HOST:PORT, libvirt:DOMAIN or libvirt:
     pub(crate) source: String,
     /// Mount options, as they would be given to mount
     #[arg(short = 'o', value_name = "OPTIONS")]

@@ -30,6 +30,7 @@ use tokio::time::timeout;
 
 use crate::failure::{Code, Failure, Outcome};
 use crate::harden::{self, Needs};
+use crate::leash::Leash;
 use crate::log::{self, Fields};
 use crate::machine::{self, Connected};
 use crate::mounter::Mounter;
@@ -56,6 +57,8 @@ pub(crate) struct Task {
     pub(crate) config: PathBuf,
     /// Whether somebody waits for [`READY`] on standard output.
     pub(crate) announce: bool,
+    /// Whether it ends with whoever holds the other end of standard input.
+    pub(crate) leashed: bool,
     pub(crate) verbose: u8,
 }
 
@@ -98,7 +101,7 @@ pub(crate) fn run(task: Task) -> Outcome {
 }
 
 /// A daemon of which a part has died must not go on holding a point in time: the guardian cleans up after all of it.
-fn end_with_a_panic() {
+pub(crate) fn end_with_a_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         report(panic);
@@ -161,6 +164,7 @@ async fn live(task: Task, start: Start) -> Outcome {
     let Start { mount_id, runtime_dir, journal, recruit, mounter, sandbox, outlet } = start;
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let leash = Leash::new(task.leashed)?;
     let guardian = recruit.on_post().await?;
     let Connected { vm, throttle, meter } = machine::connect(&task, &mount_id, runtime_dir.path(), journal).await?;
 
@@ -236,6 +240,7 @@ async fn live(task: Task, start: Start) -> Outcome {
         }
         _ = terminate.recv() => tracing::info!("told to end"),
         _ = interrupt.recv() => tracing::info!("interrupted"),
+        () = leash.cut() => tracing::info!("the mount of the whole host has ended"),
     }
     // Detached first, so that nobody begins anything new; a mount that was unmounted is not there any more.
     let detached = guardian.detach(&mount).await;
@@ -291,7 +296,7 @@ fn needs<'a>(task: &'a Task, runtime_dir: &'a RuntimeDir) -> Needs<'a> {
 }
 
 /// Tells who waits, and lets go of the terminal: what is written there from now on would come as a surprise.
-fn announce() -> anyhow::Result<()> {
+pub(crate) fn announce() -> anyhow::Result<()> {
     std::env::set_current_dir("/").context("cannot leave the current directory")?;
     let mut out = std::io::stdout();
     // Whoever waited may have given up; the mount stays.

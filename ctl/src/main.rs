@@ -13,6 +13,9 @@ mod doctor;
 mod failure;
 mod guardian;
 mod harden;
+#[cfg(feature = "libvirt")]
+mod host;
+mod leash;
 mod list;
 mod log;
 mod look_inside;

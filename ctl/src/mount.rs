@@ -25,6 +25,10 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 pub(crate) fn run(arguments: &Mount) -> Outcome {
     let source: Source = arguments.source.parse()?;
     let resolved = config::resolve(Some(&source), &arguments.options)?;
+    #[cfg(feature = "libvirt")]
+    if source == Source::Host {
+        return crate::host::mount(arguments, resolved);
+    }
     let reach = Reach::of(&source, &resolved.options)?;
     let source = source.to_string();
     // What a dead daemon left mounted there goes with the rest of what it left.
@@ -40,14 +44,21 @@ pub(crate) fn run(arguments: &Mount) -> Outcome {
             resolved,
             config: config::path().context("cannot find the current directory")?,
             announce: arguments.announce,
+            leashed: arguments.leashed,
             verbose: arguments.verbose,
         };
         return daemon::run(task).map_err(Failure::of_mount);
     }
-    background(arguments, &source, &mount_point).map_err(Failure::of_mount)
+    background(arguments, &source, &mount_point, answers).map_err(Failure::of_mount)
 }
 
-fn background(arguments: &Mount, source: &str, mount_point: &Path) -> Outcome {
+/// Starts the daemon, and returns when it says that its mount answers and `check` finds that it does.
+pub(crate) fn background(
+    arguments: &Mount,
+    source: &str,
+    mount_point: &Path,
+    check: impl FnOnce(&Path) -> anyhow::Result<()>,
+) -> Outcome {
     // By its path, so that it is known by its name; where its file was replaced meanwhile, by what it was.
     let path = std::env::current_exe().ok().filter(|path| path.exists());
     let mut command = Command::new(path.unwrap_or_else(|| daemon::SELF.into()));
@@ -73,7 +84,7 @@ fn background(arguments: &Mount, source: &str, mount_point: &Path) -> Outcome {
     }
     let Some(status) = ended else {
         ready?;
-        return answers(mount_point).map_err(Failure::from);
+        return check(mount_point).map_err(Failure::from);
     };
     let status = status.context("cannot wait for the daemon")?;
     let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(Code::Mount as u8);

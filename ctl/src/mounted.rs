@@ -120,7 +120,18 @@ pub(crate) struct Mounted {
 
 impl Mounted {
     /// The mount at `path`, which may be given in any way that leads there.
+    ///
+    /// A directory of a whole host is mounted by that, as by any other look into it.
     pub(crate) fn find(path: &Path) -> Outcome<Self> {
+        if let Ok(mounted) = Self::find_as_it_is(path) {
+            return Ok(mounted);
+        }
+        std::fs::read_dir(path).ok();
+        Self::find_as_it_is(path)
+    }
+
+    /// The mount at `path`, unless nothing is mounted there.
+    pub(crate) fn find_as_it_is(path: &Path) -> Outcome<Self> {
         let absolute = std::path::absolute(path).with_context(|| path.display().to_string())?;
         // The daemon may hang or be dead, so the path is not walked if it is the mount point as it stands.
         for candidate in [Ok(absolute.clone()), absolute.canonicalize()].into_iter().flatten() {

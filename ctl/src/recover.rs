@@ -6,7 +6,7 @@ use pullfs_fs::options::Options;
 use pullfs_fs::point::journal::Header;
 use pullfs_fs::recovery;
 use pullfs_fs::vm::qmp::recover::{connect, mounts_in};
-use pullfs_fs::vm::source::{Reach, Source};
+use pullfs_fs::vm::source::{HOST, Reach, Source};
 
 use crate::args::Recover;
 use crate::config;
@@ -16,7 +16,9 @@ use crate::waiting::waiting;
 pub(crate) fn run(arguments: &Recover) -> Outcome {
     let source: Source = arguments.source.parse()?;
     let Options { tls, insecure, uri, .. } = config::resolve(Some(&source), &arguments.options)?.options;
-    let reach = Reach::new(&source, tls.as_deref(), insecure, uri.as_deref())?;
+    let reach = || Reach::new(&source, tls.as_deref(), insecure, uri.as_deref());
+    // A whole host has nothing in any machine: its domains' mounts have.
+    let reach = if source.to_string() == HOST { None } else { Some(reach()?) };
     let source = source.to_string();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the runtime")?;
@@ -37,7 +39,7 @@ pub(crate) fn run(arguments: &Recover) -> Outcome {
     let others = waiting("waiting for the machine", || {
         runtime.block_on(async {
             // A domain of libvirt has one backup, of which libvirt says whose it is.
-            let Some(monitor) = reach.monitor() else { return Ok(Vec::new()) };
+            let Some(monitor) = reach.as_ref().and_then(Reach::monitor) else { return Ok(Vec::new()) };
             match connect(monitor).await {
                 Ok(qmp) => mounts_in(&qmp).await,
                 // A machine that has ended has nothing left in it.

@@ -17,7 +17,11 @@ use crate::waiting::waiting;
 const END_LIMIT: Duration = Duration::from_secs(130);
 
 pub(crate) fn run(mount_point: &Path) -> Outcome {
-    let mounted = Mounted::find(mount_point)?;
+    #[cfg(feature = "libvirt")]
+    if let Some(host) = crate::host::Found::find(mount_point)? {
+        return host.unmount();
+    }
+    let mounted = Mounted::find_as_it_is(mount_point)?;
     // A daemon that is dead or does not answer is not waited for; its mount goes all the same.
     let daemon = mounted.status().ok().and_then(|status| daemon(status.pid));
     unmount(mounted.path(), false)?;
@@ -28,12 +32,13 @@ pub(crate) fn run(mount_point: &Path) -> Outcome {
 }
 
 /// A descriptor of the process, so that no other one with the same number can be mistaken for it later.
-fn daemon(pid: u32) -> Option<OwnedFd> {
+pub(crate) fn daemon(pid: u32) -> Option<OwnedFd> {
     let pid = Pid::from_raw(i32::try_from(pid).ok()?)?;
     pidfd_open(pid, PidfdFlags::empty()).ok()
 }
 
-fn wait(daemon: &OwnedFd) -> anyhow::Result<()> {
+/// Waits for the end of a daemon.
+pub(crate) fn wait(daemon: &OwnedFd) -> anyhow::Result<()> {
     let deadline = Instant::now() + END_LIMIT;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());

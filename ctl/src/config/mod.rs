@@ -18,6 +18,7 @@ use rustix::process::{getgid, getuid};
 use serde::Serialize;
 use serde_json::Value;
 
+#[cfg(feature = "libvirt")]
 pub(crate) use self::file::GENERAL;
 use self::file::Wanted;
 use crate::args::Config;

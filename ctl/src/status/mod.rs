@@ -17,6 +17,10 @@ pub(crate) use text::{NOTICE, WARNING, describe_checkpoint, paint, plain, size, 
 
 pub(crate) fn run(arguments: &args::Status) -> Outcome {
     let Some(mount_point) = &arguments.mount_point else { return list::run(arguments.json, arguments.color) };
+    #[cfg(feature = "libvirt")]
+    if let Some(host) = crate::host::Found::find(mount_point)? {
+        return host.status(arguments);
+    }
     let mounted = Mounted::find(mount_point)?;
     if let Some(seconds) = arguments.watch {
         return watch::run(&mounted, seconds, arguments.json, arguments.color);
