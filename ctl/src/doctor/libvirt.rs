@@ -74,21 +74,25 @@ fn found<T>(findings: &mut Vec<Finding>, check: &'static str, asked: Result<T>) 
 fn unreachable(target: &Target, error: &Error) -> Vec<Finding> {
     let Target { domain, uri } = target;
     let words = chain(error);
-    let cure = match error.kind() {
-        Kind::NotFound => {
-            let there = Finding::ok("libvirt", format!("it answers at {uri}"));
-            let cure = format!("virsh -c '{uri}' list --all shows those that there are");
-            return vec![there, Finding::wrong("domain", words, cure)];
-        }
+    if error.kind() == Kind::NotFound {
+        let there = Finding::ok("libvirt", format!("it answers at {uri}"));
+        let cure = format!("virsh -c '{uri}' list --all shows those that there are");
+        return vec![there, Finding::wrong("domain", words, cure)];
+    }
+    vec![Finding::wrong("libvirt", words, cure_of(error, uri, &format!("dominfo {domain}")))]
+}
+
+/// What helps where libvirt does not answer; `asks` is what virsh would have to be told.
+pub(super) fn cure_of(error: &Error, uri: &str, asks: &str) -> String {
+    match error.kind() {
         Kind::Denied => "adduser USER libvirt and log in again, or run it as root (polkit decides who may)".to_owned(),
         Kind::Timeout => HANGS.to_owned(),
         Kind::Gone => format!(
             "systemctl start libvirtd (or virtqemud), or name the right one with -o uri=; a socket that this user may not \
-             open takes the group libvirt, or root; then virsh -c '{uri}' dominfo {domain} works, too"
+             open takes the group libvirt, or root; then virsh -c '{uri}' {asks} works, too"
         ),
-        _ => format!("see whether virsh -c '{uri}' dominfo {domain} works"),
-    };
-    vec![Finding::wrong("libvirt", words, cure)]
+        _ => format!("see whether virsh -c '{uri}' {asks} works"),
+    }
 }
 
 fn describe(domain: &str, doing: Doing) -> Finding {

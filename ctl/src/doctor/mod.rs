@@ -12,6 +12,8 @@ mod libvirt;
 mod machine;
 mod qmp;
 mod scratch;
+#[cfg(feature = "libvirt")]
+mod whole;
 
 use std::time::Duration;
 
@@ -19,6 +21,8 @@ use anyhow::Context;
 use pullfs_fs::error::{Error, Kind, Result, chain};
 use pullfs_fs::options::Options;
 use pullfs_fs::recovery;
+#[cfg(feature = "libvirt")]
+use pullfs_fs::vm::source;
 use pullfs_fs::vm::source::{Reach, Source};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
@@ -51,7 +55,11 @@ pub(crate) fn run(arguments: &Doctor) -> Outcome {
 }
 
 async fn examine(source: &Source, given: &[String]) -> Vec<Finding> {
-    let (mut findings, reach) = configured(source, given);
+    #[cfg(feature = "libvirt")]
+    if *source == Source::Host {
+        return examine_host(given).await;
+    }
+    let (mut findings, reach) = configured(source, given, |options| Reach::of(source, options));
     let allow_other = reach.as_ref().is_some_and(|(options, _)| options.allow_other);
     findings.extend(local("host", move || host::check(allow_other)).await);
     let Some((options, reach)) = reach else { return findings };
@@ -74,10 +82,27 @@ async fn examine(source: &Source, given: &[String]) -> Vec<Finding> {
     findings
 }
 
-/// What the options come to, and whether they make sense.
-fn configured(source: &Source, given: &[String]) -> (Vec<Finding>, Option<(Options, Reach)>) {
+/// What a whole host needs, beside what each of its domains does.
+#[cfg(feature = "libvirt")]
+async fn examine_host(given: &[String]) -> Vec<Finding> {
+    let fits = |options: &Options| source::fit(&Source::Host, options);
+    let (mut findings, options) = configured(&Source::Host, given, fits);
+    let allow_other = options.as_ref().is_some_and(|(options, ())| options.allow_other);
+    findings.extend(local("host", move || host::check(allow_other)).await);
+    if let Some((options, ())) = options {
+        findings.extend(whole::check(&options).await);
+    }
+    findings
+}
+
+/// What the options come to, and whether they make sense to the source, with what follows from that.
+fn configured<T>(
+    source: &Source,
+    given: &[String],
+    fit: impl FnOnce(&Options) -> Result<T>,
+) -> (Vec<Finding>, Option<(Options, T)>) {
     let resolved = config::resolve(Some(source), given).map(|resolved| resolved.options);
-    match resolved.and_then(|options| Reach::of(source, &options).map(|reach| (options, reach))) {
+    match resolved.and_then(|options| fit(&options).map(|fits| (options, fits))) {
         Ok(found) => {
             (vec![Finding::ok("options", "configuration file, environment and -o are understood")], Some(found))
         }
