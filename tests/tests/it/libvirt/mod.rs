@@ -5,6 +5,7 @@ mod bases;
 mod checkpoints;
 mod disks;
 mod ended;
+mod host;
 mod marks;
 mod restarts;
 mod unplugged;
