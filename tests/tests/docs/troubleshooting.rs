@@ -45,6 +45,7 @@ const WITHOUT_ERRORS: [&str; 16] = [
     "ctl/src/doctor/mod.rs",
     "ctl/src/doctor/qmp.rs",
     "ctl/src/doctor/scratch.rs",
+    "ctl/src/doctor/whole.rs",
     "ctl/src/list.rs",
     "ctl/src/map/svg.rs",
     "ctl/src/status/list.rs",
@@ -56,7 +57,7 @@ const WITHOUT_ERRORS: [&str; 16] = [
 ];
 
 /// Words of results and commands, names of fields, and QEMU's own words that are looked for.
-const OTHER_WORDS: [&str; 22] = [
+const OTHER_WORDS: [&str; 24] = [
     "point in time",
     "virtual size",
     "the point in time",
@@ -77,6 +78,8 @@ const OTHER_WORDS: [&str; 22] = [
     "… written, … made zeroes; the copy is … as of …; …",
     "# written by pullfs mount",
     "text/plain; version=0.0.4; charset=utf-8",
+    "… domain…",
+    "libvirt at …, … running",
     "pullfs: …",
     "mount.pullfs: …",
 ];
