@@ -37,7 +37,8 @@ fn check(answer: &Answer, from: u64, length: usize) {
     match answer {
         Answer::Table(table) => {
             for partition in &table.partitions {
-                assert!(partition.offset + partition.size <= SIZE, "{partition:?}");
+                let end = partition.offset.checked_add(partition.size);
+                assert!(partition.problem.is_some() || end.is_some_and(|end| end <= SIZE), "{partition:?}");
             }
         }
         Answer::Open(summary, _) => assert!(summary.free_blocks <= summary.blocks && summary.block_size > 0),

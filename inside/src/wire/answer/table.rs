@@ -130,9 +130,6 @@ fn put_partition(out: &mut Output, partition: &Partition) {
 fn partition(input: &mut Input<'_>, disk: u64) -> Result<Partition, Invalid> {
     let number = input.u32()?;
     let (offset, size) = (input.u64()?, input.u64()?);
-    if offset.checked_add(size).is_none_or(|end| end > disk) {
-        return Err(Invalid("size"));
-    }
     let (type_id, id) = (input.option(word)?, input.option(word)?);
     let name = input.option(|input| input.text(MAX_LABEL))?;
     let content = input.option(|input| {
@@ -144,5 +141,9 @@ fn partition(input: &mut Input<'_>, disk: u64) -> Result<Partition, Invalid> {
         })
     })?;
     let problem = input.option(|input| input.text(MAX_TEXT))?;
+    // A table may say so of a partition, and then that is its problem.
+    if problem.is_none() && offset.checked_add(size).is_none_or(|end| end > disk) {
+        return Err(Invalid("size"));
+    }
     Ok(Partition { number, offset, size, type_id, id, name, content, problem })
 }
