@@ -15,7 +15,7 @@ pub(super) const SIZE: u64 = 48 * MIB;
 pub(super) const DISK: u64 = 64 * MIB;
 
 /// What fills a file system: all that a copy may lose.
-const FILL: &str = r#"
+pub(super) const FILL: &str = r#"
 set -e
 cd "$1"
 mkdir -p etc home/user/deep/er many empty
@@ -60,17 +60,23 @@ pub(super) fn make(path: &Path) {
     ok(tool("sh").args(["-c", FILL, "fill"]).arg(&mounted.0));
 }
 
-/// The first partition, mounted by the kernel until this is dropped.
+/// A file system in an image, mounted by the kernel until this is dropped.
 pub(super) struct Mounted(pub(super) PathBuf);
 
 impl Mounted {
-    /// Mounts an image's.
+    /// Mounts the first partition of what [`make`] made.
     #[track_caller]
     pub(super) fn of(image: &Path, options: &str) -> Self {
-        let place = image.with_extension("mnt");
+        Self::part(image, "ext4", options, (START, SIZE))
+    }
+
+    /// Mounts a part (offset, size) of an image.
+    #[track_caller]
+    pub(super) fn part(image: &Path, kind: &str, options: &str, (offset, size): (u64, u64)) -> Self {
+        let place = image.with_extension(format!("{offset}.mnt"));
         fs::create_dir_all(&place).expect("a mount point");
-        let options = format!("{options},noatime,offset={START},sizelimit={SIZE}");
-        ok(tool("mount").args(["-t", "ext4", "-o", &options]).arg(image).arg(&place));
+        let options = format!("{options},noatime,offset={offset},sizelimit={size}");
+        ok(tool("mount").args(["-t", kind, "-o", &options]).arg(image).arg(&place));
         Self(place)
     }
 }

@@ -1,0 +1,58 @@
+//! A directory of 100,000 files is listed whole, in memory that does not grow with it.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+
+use super::image::Mounted;
+use super::killed::children;
+use pullfs_tests::disk::Disk;
+use pullfs_tests::flavor::Flavor;
+use pullfs_tests::machine::{MIB, Machine};
+use pullfs_tests::mount::Mount;
+use pullfs_tests::process::ok;
+use pullfs_tests::tools::tool;
+
+const FILES: usize = 100_000;
+const SIZE: u64 = 96 * MIB;
+
+/// What the daemon may grow by, in KiB: the kernel remembers files, and so does the daemon until the kernel forgets them.
+const DAEMON: u64 = 64 << 10;
+/// What the process that reads the disk may take in all, in KiB.
+const READER: u64 = 64 << 10;
+
+/// The most that a process ever had in memory, in KiB.
+#[track_caller]
+fn peak(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("a process");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a peak");
+    line.trim().trim_end_matches(" kB").parse().expect("KiB")
+}
+
+on!(a_hundred_thousand_files_are_listed_in_bounded_memory: new = New);
+fn a_hundred_thousand_files_are_listed_in_bounded_memory(flavor: Flavor) {
+    let dir = tempfile::Builder::new().prefix("pullfs-inside-").tempdir().expect("a temporary directory");
+    let image = dir.path().join("vda.raw");
+    File::create(&image).expect("an image").set_len(SIZE).expect("its size");
+    ok(tool("mkfs.ext4").args(["-q", "-N", "101000"]).arg(&image));
+    {
+        let mounted = Mounted::part(&image, "ext4", "loop", (0, SIZE));
+        let many = mounted.0.join("many");
+        fs::create_dir(&many).expect("a directory");
+        for number in 0..FILES {
+            File::create(many.join(format!("a file of the guest, number {number}"))).expect("a file");
+        }
+    }
+    let machine = Machine::build(flavor).disk(Disk::raw("vda", SIZE).from_image(&image)).start();
+    let mount = Mount::of(&machine);
+    let many = mount.path("current/vda/partitions/0/files/many");
+    assert!(many.is_dir());
+    let before = peak(mount.pid());
+    let found = ok(tool("find").arg(&many).args(["-type", "f", "-printf", "%f\\n"]));
+    let names: BTreeSet<&str> = found.lines().collect();
+    assert_eq!((found.lines().count(), names.len()), (FILES, FILES));
+    let grown = peak(mount.pid()) - before;
+    let readers: Vec<u64> = children(mount.pid()).into_iter().map(peak).collect();
+    assert!(grown < DAEMON && readers.iter().all(|peak| *peak < READER), "{grown} KiB, {readers:?} KiB");
+    assert!(!readers.is_empty());
+    assert!(mount.unmount().success());
+}
