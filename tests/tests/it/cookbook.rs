@@ -28,7 +28,7 @@ use pullfs_tests::tools::{pullfs, tool, workspace};
 use tempfile::TempDir;
 
 const BLOCK: u64 = 4096;
-const RECIPES: [&str; 6] = ["incremental", "cron", "differential", "sync", "restore", "one-file"];
+const RECIPES: [&str; 7] = ["incremental", "cron", "differential", "sync", "restore", "one-file", "files"];
 
 on!(full_once_incremental_forever: new = New, old = Old);
 fn full_once_incremental_forever(flavor: Flavor) {
@@ -58,6 +58,11 @@ fn restore_a_chain(flavor: Flavor) {
 on!(restore_one_file: new = New, old = Old);
 fn restore_one_file(flavor: Flavor) {
     cook(flavor, "one-file");
+}
+
+on!(files_of_a_machine_that_runs: new = New, old = Old);
+fn files_of_a_machine_that_runs(flavor: Flavor) {
+    cook(flavor, "files");
 }
 
 #[test]
