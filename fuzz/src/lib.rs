@@ -8,11 +8,10 @@
 //! whose name begins with `regression-`.
 
 mod disks;
-mod ext;
+mod images;
 mod map;
 pub mod mutation;
 mod walk;
-mod windows;
 mod wire;
 mod xfs;
 
@@ -43,12 +42,12 @@ pub const TARGETS: [Target; 19] = [
     Target { name: "control", run: text::control },
     Target { name: "mountinfo", run: text::mountinfo },
     Target { name: "printable", run: text::printed },
-    Target { name: "ext", run: ext::run },
+    Target { name: "ext", run: images::ext },
     Target { name: "table", run: disks::table },
     Target { name: "lvm", run: disks::lvm },
     Target { name: "xfs", run: xfs::run },
-    Target { name: "fat", run: windows::fat },
-    Target { name: "ntfs", run: windows::ntfs },
+    Target { name: "fat", run: images::fat },
+    Target { name: "ntfs", run: images::ntfs },
     Target { name: "wire", run: wire::run },
 ];
 

@@ -8,13 +8,15 @@
 //! what cannot be right is an [`Error`], never a guess. A reader tells where a file's data is ([`FileSystem::extents`]);
 //! whoever asked reads it there.
 
+mod acl;
+mod checksum;
 mod disk;
 mod error;
 pub mod ext;
 pub mod fat;
-mod fields;
 pub mod lvm;
 pub mod ntfs;
+mod numbers;
 mod open;
 mod probe;
 pub mod raid;

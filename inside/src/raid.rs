@@ -5,7 +5,8 @@
 
 use std::ops::Range;
 
-use crate::raw::{array, has, label, le16, le32, le64, read, uuid};
+use crate::numbers::maybe::{array, le16, le32, le64};
+use crate::raw::{has, label, read, uuid};
 use crate::{Disk, Result};
 
 const MAGIC: u32 = 0xa92b_4efc;

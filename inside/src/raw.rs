@@ -1,40 +1,8 @@
-//! Numbers, names and checksums at their places in bytes. Whatever is not there is `None`.
+//! What disks, partitions and file systems are told apart by: magic bytes, identifiers and labels.
 
 use std::fmt::Write as _;
 
 use crate::{Disk, Result};
-
-pub(crate) fn array<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
-    bytes.get(at..at.checked_add(N)?)?.try_into().ok()
-}
-
-pub(crate) fn byte(bytes: &[u8], at: usize) -> Option<u8> {
-    bytes.get(at).copied()
-}
-
-pub(crate) fn le16(bytes: &[u8], at: usize) -> Option<u16> {
-    array(bytes, at).map(u16::from_le_bytes)
-}
-
-pub(crate) fn le32(bytes: &[u8], at: usize) -> Option<u32> {
-    array(bytes, at).map(u32::from_le_bytes)
-}
-
-pub(crate) fn le64(bytes: &[u8], at: usize) -> Option<u64> {
-    array(bytes, at).map(u64::from_le_bytes)
-}
-
-pub(crate) fn be16(bytes: &[u8], at: usize) -> Option<u16> {
-    array(bytes, at).map(u16::from_be_bytes)
-}
-
-pub(crate) fn be32(bytes: &[u8], at: usize) -> Option<u32> {
-    array(bytes, at).map(u32::from_be_bytes)
-}
-
-pub(crate) fn be64(bytes: &[u8], at: usize) -> Option<u64> {
-    array(bytes, at).map(u64::from_be_bytes)
-}
 
 /// Whether `magic` is at that place.
 pub(crate) fn has(bytes: &[u8], at: usize, magic: &[u8]) -> bool {
@@ -85,76 +53,9 @@ pub(crate) fn label(bytes: &[u8]) -> Option<Vec<u8>> {
     (end > 0).then(|| bytes[..end].to_vec())
 }
 
-/// UTF-16 in UTF-8, up to the first NUL; what is no character becomes U+FFFD.
-pub(crate) fn utf16(bytes: &[u8], from: fn([u8; 2]) -> u16) -> String {
-    let units = bytes.chunks_exact(2).map(|pair| from([pair[0], pair[1]])).take_while(|&unit| unit != 0);
-    char::decode_utf16(units).map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
-}
-
-/// A cyclic redundancy check of 32 bits, its lowest bit first.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Crc {
-    state: u32,
-    table: &'static [u32; 256],
-}
-
-static IEEE: [u32; 256] = crc_table(0xedb8_8320);
-static CASTAGNOLI: [u32; 256] = crc_table(0x82f6_3b78);
-
-const fn crc_table(polynomial: u32) -> [u32; 256] {
-    let mut table = [0; 256];
-    let mut index = 0;
-    let mut value = 0_u32;
-    while index < 256 {
-        let mut remainder = value;
-        let mut bit = 0;
-        while bit < 8 {
-            remainder = (remainder >> 1) ^ if remainder & 1 == 1 { polynomial } else { 0 };
-            bit += 1;
-        }
-        table[index] = remainder;
-        index += 1;
-        value += 1;
-    }
-    table
-}
-
-impl Crc {
-    /// CRC-32 that begins with that state.
-    pub(crate) fn ieee(state: u32) -> Self {
-        Self { state, table: &IEEE }
-    }
-
-    /// CRC-32C that begins with that state.
-    pub(crate) fn castagnoli(state: u32) -> Self {
-        Self { state, table: &CASTAGNOLI }
-    }
-
-    /// Takes bytes in.
-    #[must_use]
-    pub(crate) fn over(mut self, bytes: &[u8]) -> Self {
-        for byte in bytes {
-            let [low, ..] = self.state.to_le_bytes();
-            self.state = (self.state >> 8) ^ self.table[usize::from(low ^ byte)];
-        }
-        self
-    }
-
-    /// What it is now, not inverted.
-    pub(crate) fn state(self) -> u32 {
-        self.state
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn checksums_are_the_known_ones() {
-        assert_eq!(!Crc::ieee(u32::MAX).over(b"1234").over(b"56789").state(), 0xcbf4_3926);
-        assert_eq!(!Crc::castagnoli(u32::MAX).over(b"123456789").state(), 0xe306_9283);
-    }
 
     #[test]
     fn labels_are_cut_as_blkid_does() {
@@ -170,6 +71,5 @@ mod tests {
         assert_eq!(guid(bytes), "c12a7328-f81f-11d2-ba4b-00a0c93ec93b");
         assert_eq!(uuid(bytes).unwrap(), "28732ac1-1ff8-d211-ba4b-00a0c93ec93b");
         assert_eq!(uuid([0; 16]), None);
-        assert_eq!(utf16(&[b'a', 0, 0, 0xd8, b'b', 0, 0, 0, b'c', 0], u16::from_le_bytes), "a\u{fffd}b");
     }
 }

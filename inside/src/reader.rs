@@ -28,6 +28,22 @@ pub enum FileKind {
     Socket,
 }
 
+impl FileKind {
+    /// What directories of ext4 and XFS have that number for.
+    pub(crate) fn numbered(number: u8) -> Option<Self> {
+        Some(match number {
+            1 => Self::File,
+            2 => Self::Directory,
+            3 => Self::CharDevice,
+            4 => Self::BlockDevice,
+            5 => Self::Fifo,
+            6 => Self::Socket,
+            7 => Self::Symlink,
+            _ => return None,
+        })
+    }
+}
+
 /// A time, from 1970 on, in UTC.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct Time {

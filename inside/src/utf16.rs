@@ -1,4 +1,4 @@
-//! Names in UTF-16, as Windows has them, and as bytes.
+//! Names in UTF-16, as Windows has them, and as bytes; labels in UTF-16, as text.
 //!
 //! A name of Windows is any sequence of 16-bit units, so a surrogate may stand alone. As bytes it is WTF-8: UTF-8, and a lone
 //! surrogate in three bytes as if it were a character. No two names become one, and each goes back to what it was.
@@ -52,6 +52,12 @@ pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Vec<u16>> {
     (to_bytes(&units) == bytes).then_some(units)
 }
 
+/// UTF-16 in UTF-8, up to the first NUL; what is no character becomes U+FFFD.
+pub(crate) fn text(bytes: &[u8], from: fn([u8; 2]) -> u16) -> String {
+    let units = bytes.chunks_exact(2).map(|pair| from([pair[0], pair[1]])).take_while(|&unit| unit != 0);
+    char::decode_utf16(units).map(|unit| unit.unwrap_or(char::REPLACEMENT_CHARACTER)).collect()
+}
+
 /// Whether these bytes can be a name in a directory.
 pub(crate) fn is_name(bytes: &[u8]) -> bool {
     !bytes.is_empty() && bytes != b"." && bytes != b".." && !bytes.iter().any(|&byte| byte == b'/' || byte == 0)
@@ -84,6 +90,11 @@ mod tests {
         assert_eq!(from_bytes(b"\xED\xA0\xBD\xED\xB8\x80"), None, "a pair as two");
         assert_eq!(from_bytes(b"a\xFF"), None);
         assert_eq!(from_bytes(b"a\xED\xA0"), None);
+    }
+
+    #[test]
+    fn a_text_ends_with_the_first_nul() {
+        assert_eq!(text(&[b'a', 0, 0, 0xd8, b'b', 0, 0, 0, b'c', 0], u16::from_le_bytes), "a\u{fffd}b");
     }
 
     #[test]

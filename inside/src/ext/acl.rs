@@ -1,37 +1,30 @@
-//! Access control lists, which the disk has in another form than the kernel tells them in.
+//! Access control lists in the form that ext4 has them in.
 
-use super::bytes::{le16, le32};
+use crate::acl::{List, is_named};
+use crate::numbers::{le16, le32};
 use crate::{Error, Result};
-
-/// What the kernel tells a list's entries in.
-const KERNEL_VERSION: u32 = 2;
-
-/// Owner and mask, which need no number.
-const NOBODY: u32 = u32::MAX;
 
 /// The list as getxattr(2) gives it; none if it has no entries, as for the kernel.
 pub(super) fn convert(value: &[u8]) -> Result<Option<Vec<u8>>> {
     if le32(value, 0)? != 1 {
         return Err(Error::unsupported("an access control list is of an unknown version"));
     }
-    let mut list = KERNEL_VERSION.to_le_bytes().to_vec();
+    let mut list = List::new();
     let mut at = 4;
     while at < value.len() {
         let (tag, permissions) = (le16(value, at)?, le16(value, at + 2)?);
         at += 4;
         let who = match tag {
-            0x1 | 0x4 | 0x10 | 0x20 => NOBODY,
-            0x2 | 0x8 => {
+            0x1 | 0x4 | 0x10 | 0x20 => 0,
+            _ if is_named(tag) => {
                 at += 4;
                 le32(value, at - 4)?
             }
             _ => return Err(Error::corrupt("an access control list names an unknown kind of user")),
         };
-        list.extend(tag.to_le_bytes());
-        list.extend(permissions.to_le_bytes());
-        list.extend(who.to_le_bytes());
+        list.push(tag, permissions, who);
     }
-    Ok((list.len() > 4).then_some(list))
+    Ok((!list.is_empty()).then(|| list.into_bytes()))
 }
 
 #[cfg(test)]

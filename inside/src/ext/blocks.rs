@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::bytes::length;
+use crate::numbers::in_memory;
 use crate::{Disk, Error, Result};
 
 /// Most blocks that are kept.
@@ -91,7 +91,7 @@ impl<D: Disk> Blocks<D> {
         if block >= self.count || copy.at >= self.count {
             return Err(Error::corrupt(format!("block {block} is past the end of the file system")));
         }
-        let mut bytes = vec![0; length(self.size.into())?];
+        let mut bytes = vec![0; in_memory(self.size.into())?];
         self.disk.read_at(copy.at.saturating_mul(self.size.into()), &mut bytes)?;
         if let (true, Some(start)) = (copy.escaped, bytes.first_chunk_mut()) {
             *start = JOURNAL_MAGIC;

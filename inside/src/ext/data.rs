@@ -1,9 +1,9 @@
 //! Where the data of files and symbolic links is.
 
 use super::Volume;
-use super::bytes::{length, number};
 use super::inode::{Inode, flags};
 use super::xattr;
+use crate::numbers::{in_memory, length};
 use crate::{Disk, Error, Extent, FileKind, Kind, Place, Result};
 
 /// Most pieces of a file that are looked at for one answer, beyond those that it has.
@@ -59,7 +59,7 @@ impl<D: Disk> Volume<D> {
             Some((_, copy)) if !copy.escaped => Ok((1, on_disk(copy.at))),
             Some(_) => {
                 let bytes = self.blocks.read(at)?;
-                Ok((1, Place::Inline(bytes.iter().skip(length(within)?).copied().collect())))
+                Ok((1, Place::Inline(bytes.iter().skip(in_memory(within)?).copied().collect())))
             }
         }
     }
@@ -73,7 +73,7 @@ impl<D: Disk> Volume<D> {
         if inode.size == 0 || inode.size > TARGET {
             return Err(wrong());
         }
-        let size = length(inode.size)?;
+        let size = in_memory(inode.size)?;
         let target = if inode.has(flags::INLINE_DATA) {
             let mut data = inline(inode)?;
             data.truncate(size);
@@ -145,9 +145,9 @@ impl Pieces {
 
     /// A file that is in its inode, and zeroes after it where it was made longer.
     fn inline(&mut self, size: u64, from: u64, data: &[u8]) -> Result<()> {
-        let end = size.min(number(data.len()));
+        let end = size.min(length(data.len()));
         if from < end {
-            let bytes = data.get(length(from)?..length(end)?).unwrap_or_default();
+            let bytes = data.get(in_memory(from)?..in_memory(end)?).unwrap_or_default();
             self.push(from, end, Place::Inline(bytes.to_vec()));
         }
         if from.max(end) < size {

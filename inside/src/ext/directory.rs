@@ -3,12 +3,12 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use super::bytes::{le16, le32, number, slice, u8_at};
-use super::checksum::crc32c;
 use super::features::incompatible;
 use super::inode::{Inode, flags};
 use super::superblock::ROOT;
 use super::{Volume, data, htree};
+use crate::checksum::crc32c;
+use crate::numbers::{byte, le16, le32, length, slice};
 use crate::{Disk, Entry, Error, FileKind, Id, Kind, Result};
 
 /// Of a name, before it.
@@ -80,8 +80,8 @@ impl<D: Disk> Volume<D> {
             each(Entry {
                 name: this.name,
                 id: Id(this.inode.into()),
-                kind: if told { kind(this.kind) } else { None },
-                next: start + number(this.next),
+                kind: if told { FileKind::numbered(this.kind & 7) } else { None },
+                next: start + length(this.next),
             })
         })
     }
@@ -165,7 +165,7 @@ impl<D: Disk> Volume<D> {
             let name = self.name_at(directory, bytes, at, range.end)?;
             at = name.next;
             let shown = name.inode != 0 && name.name != b"." && name.name != b"..";
-            if shown && start + number(name.at) >= from && each(start, &name).is_break() {
+            if shown && start + length(name.at) >= from && each(start, &name).is_break() {
                 return Ok(ControlFlow::Break(()));
             }
         }
@@ -180,7 +180,7 @@ impl<D: Disk> Volume<D> {
             (65536, 0 | 65535) => 65536,
             (_, reach) => reach,
         };
-        let name = slice(bytes, at + ENTRY, u8_at(bytes, at + 6)?.into())?;
+        let name = slice(bytes, at + ENTRY, byte(bytes, at + 6)?.into())?;
         let next = at.checked_add(reach).filter(|next| *next <= end).ok_or_else(wrong)?;
         if reach % 4 != 0 || reach < TAIL || ENTRY + name.len() > reach || inode > self.superblock.inodes {
             return Err(wrong());
@@ -188,7 +188,7 @@ impl<D: Disk> Volume<D> {
         if inode != 0 && (name.is_empty() || name.contains(&b'/') || name.contains(&0)) {
             return Err(wrong());
         }
-        Ok(Name { at, next, inode, kind: u8_at(bytes, at + 7)?, name })
+        Ok(Name { at, next, inode, kind: byte(bytes, at + 7)?, name })
     }
 
     /// Where names end in a block; at once if it has hashes instead.
@@ -235,17 +235,4 @@ fn is_right(seed: u32, bytes: &[u8]) -> Result<bool> {
     let tail = slice(bytes, names, TAIL)?;
     let looks_right = le32(tail, 0)? == 0 && le32(tail, 4)? == 0xde00_000c;
     Ok(looks_right && le32(tail, 8)? == crc32c(seed, slice(bytes, 0, names)?))
-}
-
-fn kind(kind: u8) -> Option<FileKind> {
-    Some(match kind & 7 {
-        1 => FileKind::File,
-        2 => FileKind::Directory,
-        3 => FileKind::CharDevice,
-        4 => FileKind::BlockDevice,
-        5 => FileKind::Fifo,
-        6 => FileKind::Socket,
-        7 => FileKind::Symlink,
-        _ => return None,
-    })
 }

@@ -4,10 +4,10 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use super::Volume;
-use super::bytes::{le16, le32};
-use super::checksum::crc32c;
 use super::inode::Inode;
 use super::mapping::Run;
+use crate::checksum::crc32c;
+use crate::numbers::{le16, le32};
 use crate::{Disk, Error, Result};
 
 /// Of a node's header, and of each entry.

@@ -1,10 +1,11 @@
 //! Group descriptors: where the inodes of each group are.
 
 use super::blocks::Blocks;
-use super::bytes::{le16, le32, length, slice};
-use super::checksum::{crc16, crc32c};
+use super::checksum::crc16;
 use super::features::{incompatible, read_only};
 use super::superblock::{OFFSET, Superblock};
+use crate::checksum::crc32c;
+use crate::numbers::{in_memory, le16, le32, slice};
 use crate::{Disk, Error, Result};
 
 /// Most groups whose descriptors are read when a file system is opened: 64 MiB of descriptors, a file system of 128 TiB.
@@ -25,7 +26,7 @@ pub(super) fn read<D: Disk>(blocks: &Blocks<D>, superblock: &Superblock, group: 
     let size = u32::from(superblock.descriptor_size);
     let per_block = superblock.block_size / size;
     let block = blocks.read(place(superblock, group / per_block, per_block))?;
-    let bytes = slice(&block, length((group % per_block * size).into())?, length(size.into())?)?;
+    let bytes = slice(&block, in_memory((group % per_block * size).into())?, in_memory(size.into())?)?;
     if !is_right(superblock, group, bytes)? {
         return Err(Error::corrupt(format!("the checksum of group descriptor {group} is wrong")));
     }

@@ -1,11 +1,11 @@
 //! The tree of hashes of a large directory: in which block a name is.
 
 use super::Volume;
-use super::bytes::{le16, le32, slice, u8_at};
-use super::checksum::crc32c;
 use super::features::{compatible, incompatible};
 use super::hash::{Method, hash};
 use super::inode::{Inode, flags};
+use crate::checksum::crc32c;
+use crate::numbers::{byte, le16, le32, slice};
 use crate::{Disk, Result};
 
 /// Of a hash and its block.
@@ -40,7 +40,7 @@ impl<D: Disk> Volume<D> {
             return Ok(Answer::Unknown);
         }
         let Some(root) = self.names_of(directory, 0)? else { return Ok(Answer::Unknown) };
-        let (version, levels) = (u8_at(&root, 28)?, u8_at(&root, 30)?);
+        let (version, levels) = (byte(&root, 28)?, byte(&root, 30)?);
         let deepest = if self.superblock.features.has(incompatible::LARGEDIR) { 3 } else { 2 };
         let method = match version % 3 {
             0 => Method::Legacy,
@@ -136,7 +136,7 @@ impl<D: Disk> Volume<D> {
 /// Where a block has its hashes, if it can be one of the tree. There it has how many fit, and how many are there.
 pub(super) fn countlimit(bytes: &[u8]) -> Option<usize> {
     let start = match le16(bytes, 4).ok()? {
-        12 if le32(bytes, 24).ok()? == 0 && u8_at(bytes, 29).ok()? == 8 => IN_ROOT,
+        12 if le32(bytes, 24).ok()? == 0 && byte(bytes, 29).ok()? == 8 => IN_ROOT,
         reach if usize::from(reach) == bytes.len() || bytes.len() == 65536 && matches!(reach, 0 | 65535) => IN_NODE,
         _ => return None,
     };

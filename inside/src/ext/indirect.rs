@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use super::Volume;
-use super::bytes::{le32, length};
 use super::inode::Inode;
 use super::mapping::Run;
+use crate::numbers::{in_memory, le32};
 use crate::{Disk, Error, Result};
 
 /// Pointers in the inode to blocks of data.
@@ -69,5 +69,5 @@ fn together(node: &[u8], index: u64, end: u64) -> Result<Run> {
 }
 
 fn pointer(node: &[u8], index: u64) -> Result<u64> {
-    le32(node, length(index)?.saturating_mul(4)).map(u64::from)
+    le32(node, in_memory(index)?.saturating_mul(4)).map(u64::from)
 }

@@ -1,11 +1,11 @@
 //! Inodes: what a file is.
 
 use super::Volume;
-use super::bytes::{le16, le32, length, slice};
-use super::checksum::crc32c;
 use super::features::{incompatible, read_only};
 use super::groups;
 use super::superblock::{ROOT, Superblock};
+use crate::checksum::crc32c;
+use crate::numbers::{in_memory, le16, le32, slice};
 use crate::{Attributes, Disk, Error, FileKind, Kind, Result, Time};
 
 /// Length of the inode without what later kernels put after it.
@@ -70,7 +70,7 @@ impl<D: Disk> Volume<D> {
         let block = group.inode_table.checked_add(offset / block_size).filter(|block| superblock.holds(*block, 1));
         let block = block.ok_or_else(|| Error::corrupt(format!("inode {number} is outside of the file system")))?;
         let block = self.blocks.read(block)?;
-        let bytes = slice(&block, length(offset % block_size)?, superblock.inode_size.into())?;
+        let bytes = slice(&block, in_memory(offset % block_size)?, superblock.inode_size.into())?;
         Inode::parse(superblock, number, bytes.to_vec())
     }
 }

@@ -13,7 +13,6 @@
 
 mod acl;
 mod blocks;
-mod bytes;
 mod checksum;
 mod data;
 mod directory;
@@ -32,9 +31,9 @@ mod xattr;
 use std::ops::ControlFlow;
 
 use self::blocks::Blocks;
-use self::bytes::{length, slice};
 use self::features::{compatible, incompatible};
 use self::superblock::{LENGTH, OFFSET, ROOT, Superblock};
+use crate::numbers::{in_memory, slice};
 use crate::{Attributes, Disk, Entry, Error, Extent, FileKind, FileSystem, Id, Result, Summary, Xattr};
 
 /// A file system whose superblock is known.
@@ -103,14 +102,14 @@ pub fn open<D: Disk>(disk: D) -> Result<Ext<D>> {
 
 impl<D: Disk> Volume<D> {
     fn block_size(&self) -> usize {
-        length(self.superblock.block_size.into()).unwrap_or(usize::MAX)
+        in_memory(self.superblock.block_size.into()).unwrap_or(usize::MAX)
     }
 
     /// The superblock as the journal has it.
     fn replayed_superblock(&self) -> Result<Superblock> {
         let size = u64::from(self.superblock.block_size);
         let block = self.blocks.read(OFFSET / size)?;
-        let superblock = Superblock::parse(slice(&block, length(OFFSET % size)?, LENGTH)?)?;
+        let superblock = Superblock::parse(slice(&block, in_memory(OFFSET % size)?, LENGTH)?)?;
         let old = &self.superblock;
         if (superblock.block_size, superblock.blocks) != (old.block_size, old.blocks) {
             return Err(Error::new(

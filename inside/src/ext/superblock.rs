@@ -1,8 +1,8 @@
 //! The superblock: what everything else is found by.
 
-use super::bytes::{array, le16, le32, slice, u8_at};
-use super::checksum::crc32c;
 use super::features::{Features, compatible, incompatible, read_only};
+use crate::checksum::crc32c;
+use crate::numbers::{array, byte, le16, le32, slice};
 use crate::{Error, Result};
 
 /// Where it is, in bytes, and how long.
@@ -67,7 +67,7 @@ impl Superblock {
         };
         features.check()?;
         if features.has_read_only(read_only::METADATA_CSUM) {
-            if u8_at(bytes, 0x175)? != 1 {
+            if byte(bytes, 0x175)? != 1 {
                 return Err(Error::unsupported("the ext4 superblock names an unknown kind of checksum"));
             }
             if crc32c(!0, slice(bytes, 0, 0x3fc)?) != le32(bytes, 0x3fc)? {

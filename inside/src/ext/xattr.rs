@@ -2,9 +2,9 @@
 
 use super::Volume;
 use super::acl;
-use super::bytes::{le16, le32, length, slice, u8_at};
-use super::checksum::crc32c;
 use super::inode::{Inode, flags};
+use crate::checksum::crc32c;
+use crate::numbers::{byte, in_memory, le16, le32, slice};
 use crate::{Disk, Error, Result, Xattr};
 
 /// What attributes begin with, in the inode and in a block.
@@ -100,7 +100,7 @@ impl<D: Disk> Volume<D> {
     }
 
     fn value(&self, inode: &Inode, area: &[u8], raw: &Raw<'_>) -> Result<Vec<u8>> {
-        let size = length(raw.size.into())?;
+        let size = in_memory(raw.size.into())?;
         if raw.inode == 0 {
             return slice(area, raw.offset, size).map(<[u8]>::to_vec).map_err(|_| wrong(inode));
         }
@@ -126,7 +126,7 @@ pub(super) fn inline_data(inode: &Inode) -> Result<&[u8]> {
     while let Some((raw, next)) = entry(body, at).map_err(|_| wrong(inode))? {
         at = next;
         if raw.index == SYSTEM && raw.name == b"data" && raw.inode == 0 {
-            return slice(body, raw.offset, length(raw.size.into())?).map_err(|_| wrong(inode));
+            return slice(body, raw.offset, in_memory(raw.size.into())?).map_err(|_| wrong(inode));
         }
     }
     Ok(&[])
@@ -147,9 +147,9 @@ fn entry(area: &[u8], at: usize) -> Result<Option<(Raw<'_>, usize)>> {
     if at + 4 > area.len() || le32(area, at)? == 0 {
         return Ok(None);
     }
-    let name = usize::from(u8_at(area, at)?);
+    let name = usize::from(byte(area, at)?);
     let raw = Raw {
-        index: u8_at(area, at + 1)?,
+        index: byte(area, at + 1)?,
         offset: le16(area, at + 2)?.into(),
         inode: le32(area, at + 4)?,
         size: le32(area, at + 8)?,
@@ -162,8 +162,8 @@ fn entry(area: &[u8], at: usize) -> Result<Option<(Raw<'_>, usize)>> {
 fn prefix(index: u8) -> Option<&'static str> {
     Some(match index {
         1 => "user.",
-        2 => "system.posix_acl_access",
-        3 => "system.posix_acl_default",
+        2 => crate::acl::ACCESS,
+        3 => crate::acl::DEFAULT,
         4 => "trusted.",
         6 => "security.",
         10 => "gnu.",

@@ -1,6 +1,6 @@
 //! The boot sector: where things are.
 
-use crate::fields::{u8_at, u16_at, u32_at};
+use crate::numbers::{byte, le16, le32};
 use crate::{Disk, Error, Result};
 
 /// How wide the entries of the file allocation table are.
@@ -57,12 +57,12 @@ impl Geometry {
     pub(super) fn read(disk: &impl Disk) -> Result<Self> {
         let mut boot = [0; 512];
         disk.read_at(0, &mut boot)?;
-        let sector_size = u64::from(u16_at(&boot, 11)?);
-        let per_cluster = u8_at(&boot, 13)?;
-        let reserved = u64::from(u16_at(&boot, 14)?);
-        let tables = u64::from(u8_at(&boot, 16)?);
-        let root_entries = u64::from(u16_at(&boot, 17)?);
-        let media = u8_at(&boot, 21)?;
+        let sector_size = u64::from(le16(&boot, 11)?);
+        let per_cluster = byte(&boot, 13)?;
+        let reserved = u64::from(le16(&boot, 14)?);
+        let tables = u64::from(byte(&boot, 16)?);
+        let root_entries = u64::from(le16(&boot, 17)?);
+        let media = byte(&boot, 21)?;
         if !sector_size.is_power_of_two() || !(512..=4096).contains(&sector_size) {
             return Err(wrong("the size of a sector"));
         }
@@ -75,14 +75,14 @@ impl Geometry {
         if media < 0xF8 && media != 0xF0 {
             return Err(wrong("the medium"));
         }
-        let short_table = u64::from(u16_at(&boot, 22)?);
+        let short_table = u64::from(le16(&boot, 22)?);
         let wide = short_table == 0;
-        let table_sectors = if wide { u64::from(u32_at(&boot, 36)?) } else { short_table };
-        let sectors = match u16_at(&boot, 19)? {
-            0 => u64::from(u32_at(&boot, 32)?),
+        let table_sectors = if wide { u64::from(le32(&boot, 36)?) } else { short_table };
+        let sectors = match le16(&boot, 19)? {
+            0 => u64::from(le32(&boot, 32)?),
             few => u64::from(few),
         };
-        let flags = if wide { u64::from(u16_at(&boot, 40)?) } else { 0 };
+        let flags = if wide { u64::from(le16(&boot, 40)?) } else { 0 };
         // Bit 7: one table alone is kept up to date, and this is its number.
         let active = if flags & 0x80 == 0 { 0 } else { flags & 0xF };
         if active >= tables {
@@ -105,16 +105,16 @@ impl Geometry {
         if clusters == 0 || clusters > most {
             return Err(wrong("the number of clusters"));
         }
-        let hint = if wide { u64::from(u16_at(&boot, 48)?) } else { 0 };
+        let hint = if wide { u64::from(le16(&boot, 48)?) } else { 0 };
         Ok(Self {
             width,
-            cluster_size: u32::from(per_cluster) * u32::from(u16_at(&boot, 11)?),
+            cluster_size: u32::from(per_cluster) * u32::from(le16(&boot, 11)?),
             clusters,
             table: (reserved + active * table_sectors) * sector_size,
-            root: if wide { Root::Chain(u32_at(&boot, 44)?) } else { Root::Fixed(root * sector_size, root_size) },
+            root: if wide { Root::Chain(le32(&boot, 44)?) } else { Root::Fixed(root * sector_size, root_size) },
             data: data * sector_size,
             hint: (0 < hint && hint < reserved).then_some(hint * sector_size),
-            dirty: u8_at(&boot, if wide { 65 } else { 37 })? & 1 != 0,
+            dirty: byte(&boot, if wide { 65 } else { 37 })? & 1 != 0,
         })
     }
 

@@ -3,7 +3,7 @@
 use std::sync::Mutex;
 
 use super::boot::{Geometry, Width};
-use crate::fields::{u8_at, u16_at, u32_at};
+use crate::numbers::{byte, le16, le32};
 use crate::{Disk, Error, Result};
 
 /// What is read of the table at once, in bytes. No entry of 16 or 32 bits lies in two pages.
@@ -67,12 +67,12 @@ impl<D: Disk> Table<D> {
         let (value, bad) = match self.geometry.width {
             Width::Twelve => {
                 let at = cluster * 3 / 2;
-                let byte = |at| self.page(at, u8_at);
+                let byte = |at| self.page(at, byte);
                 let both = u32::from(u16::from_le_bytes([byte(at)?, byte(at + 1)?]));
                 (if cluster.is_multiple_of(2) { both & 0xFFF } else { both >> 4 }, 0xFF7)
             }
-            Width::Sixteen => (u32::from(self.page(cluster * 2, u16_at)?), 0xFFF7),
-            Width::ThirtyTwo => (self.page(cluster * 4, u32_at)? & 0x0FFF_FFFF, BAD),
+            Width::Sixteen => (u32::from(self.page(cluster * 2, le16)?), 0xFFF7),
+            Width::ThirtyTwo => (self.page(cluster * 4, le32)? & 0x0FFF_FFFF, BAD),
         };
         Ok(if value >= bad { 0x0FFF_FFF0 | value & 0xF } else { value })
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::boot::Root;
 use super::chain::{Table, Walk};
 use super::name::{self, Long};
-use crate::fields::{u16_at, u32_at};
+use crate::numbers::{le16, le32};
 use crate::{Disk, Error, Result, utf16};
 
 /// Most slots of 32 bytes in a directory, by the format and by Linux.
@@ -38,14 +38,14 @@ impl Raw {
 
     /// Its first cluster; 0 if it has none, and for the root directory.
     pub(super) fn first<D: Disk>(&self, table: &Table<D>) -> Result<u32> {
-        let low = u32::from(u16_at(&self.0, 26)?);
+        let low = u32::from(le16(&self.0, 26)?);
         let wide = matches!(table.geometry().root, Root::Chain(_));
-        Ok(if wide { u32::from(u16_at(&self.0, 20)?) << 16 | low } else { low })
+        Ok(if wide { u32::from(le16(&self.0, 20)?) << 16 | low } else { low })
     }
 
     /// Its size, in bytes; 0 for directories.
     pub(super) fn size(&self) -> Result<u64> {
-        u32_at(&self.0, 28).map(u64::from)
+        le32(&self.0, 28).map(u64::from)
     }
 }
 

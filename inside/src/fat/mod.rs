@@ -23,7 +23,7 @@ use boot::{Geometry, Root, Width};
 use chain::{Table, Walk};
 use directory::{Directory, Raw};
 
-use crate::fields::{u16_at, u32_at};
+use crate::numbers::{le16, le32};
 use crate::{
     Attributes, Disk, Entry, Error, Extent, FileKind, FileSystem, Id, Kind, Place, Result, Summary, Time, Xattr,
 };
@@ -65,7 +65,7 @@ fn free_clusters<D: Disk>(table: &Table<D>) -> Result<u32> {
         let Some(offset) = table.geometry().hint else { return Ok(0) };
         let mut sector = [0; 512];
         table.disk().read_at(offset, &mut sector)?;
-        let noted = u32_at(&sector, 488)?;
+        let noted = le32(&sector, 488)?;
         return Ok(if sector.starts_with(b"RRaA") && noted <= clusters { noted } else { 0 });
     }
     let mut free = 0;
@@ -212,8 +212,8 @@ impl<D: Disk> FileSystem for Fat<D> {
         let read_only = raw.is_some_and(|raw| raw.is_read_only() && !directory);
         let (mut accessed, mut modified) = (Time::default(), Time::default());
         if let Some(Raw(bytes)) = raw {
-            modified = time::unix(u16_at(&bytes, 24)?, u16_at(&bytes, 22)?);
-            accessed = time::unix(u16_at(&bytes, 18)?, 0);
+            modified = time::unix(le16(&bytes, 24)?, le16(&bytes, 22)?);
+            accessed = time::unix(le16(&bytes, 18)?, 0);
         }
         let cluster_size = u64::from(self.table.geometry().cluster_size);
         Ok(Attributes {

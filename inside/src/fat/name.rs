@@ -1,6 +1,6 @@
 //! Names: long ones, and those of eight and three characters.
 
-use crate::fields::bytes_at;
+use crate::numbers::slice;
 use crate::utf16;
 
 /// Most units of a long name, and how many are in one slot.
@@ -94,7 +94,7 @@ impl Long {
 
 /// A slot of 32 bytes of a directory.
 pub(super) fn slot(directory: &[u8], index: usize) -> Option<&[u8; 32]> {
-    bytes_at(directory, index.checked_mul(32)?, 32).ok()?.try_into().ok()
+    slice(directory, index.checked_mul(32)?, 32).ok()?.try_into().ok()
 }
 
 #[cfg(test)]

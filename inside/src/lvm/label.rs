@@ -1,6 +1,8 @@
 //! Physical volumes: the label in one of the first sectors, and the metadata areas that it tells of.
 
-use crate::raw::{Crc, has, le32, le64, read};
+use crate::checksum::crc32;
+use crate::numbers::maybe::{le32, le64};
+use crate::raw::{has, read};
 use crate::{Disk, Result};
 
 /// What LVM2's checksums begin with.
@@ -31,7 +33,7 @@ fn sector(front: &[u8]) -> Option<&[u8]> {
         has(sector, 0, b"LABELONE")
             && has(sector, 24, b"LVM2 001")
             && le64(sector, 8) == Some(*number)
-            && le32(sector, 16) == Some(Crc::ieee(INITIAL).over(&sector[20..]).state())
+            && le32(sector, 16) == Some(crc32(INITIAL, &sector[20..]))
     });
     labels.next().map(|(_, sector)| sector)
 }
@@ -85,7 +87,7 @@ fn text<D: Disk>(disk: &D, offset: u64, size: u64) -> Result<std::result::Result
     const HEADER: u64 = 512;
     const IGNORED: u32 = 1;
     let Some(header) = read(disk, offset, SECTOR)? else { return Ok(Err("it is not on the disk")) };
-    if !has(&header, 4, AREA) || le32(&header, 0) != Some(Crc::ieee(INITIAL).over(&header[4..]).state()) {
+    if !has(&header, 4, AREA) || le32(&header, 0) != Some(crc32(INITIAL, &header[4..])) {
         return Ok(Err("its header has a wrong checksum"));
     }
     if le32(&header, 20) != Some(1) || le64(&header, 24) != Some(offset) || le64(&header, 32) != Some(size) {
@@ -114,7 +116,7 @@ fn text<D: Disk>(disk: &D, offset: u64, size: u64) -> Result<std::result::Result
         };
         text.extend(piece);
     }
-    if Crc::ieee(INITIAL).over(&text).state() != checksum {
+    if crc32(INITIAL, &text) != checksum {
         return Ok(Err("its text has a wrong checksum"));
     }
     Ok(Ok(Some(text)))
@@ -147,8 +149,8 @@ mod tests {
         for (at, number) in [(24, 4096), (32, size), (40, start), (48, 150)] {
             area[at..at + 8].copy_from_slice(&u64::to_le_bytes(number));
         }
-        area[56..60].copy_from_slice(&Crc::ieee(INITIAL).over(&text).state().to_le_bytes());
-        let checksum = Crc::ieee(INITIAL).over(&area[4..512]).state();
+        area[56..60].copy_from_slice(&crc32(INITIAL, &text).to_le_bytes());
+        let checksum = crc32(INITIAL, &area[4..512]);
         area[..4].copy_from_slice(&checksum.to_le_bytes());
         assert_eq!(super::text(&disk, 4096, size).unwrap(), Ok(Some(text)));
         disk[4096 + 512] ^= 1;

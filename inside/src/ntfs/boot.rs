@@ -1,6 +1,6 @@
 //! The boot sector: where things are.
 
-use crate::fields::{u8_at, u16_at, u64_at};
+use crate::numbers::{byte, le16, le64};
 use crate::{Disk, Error, Result};
 
 /// Where things are.
@@ -31,12 +31,12 @@ impl Geometry {
         if &boot[3..11] != b"NTFS    " {
             return Err(wrong("the name"));
         }
-        let sector_size = u64::from(u16_at(&boot, 11)?);
+        let sector_size = u64::from(le16(&boot, 11)?);
         if !sector_size.is_power_of_two() || !(256..=4096).contains(&sector_size) {
             return Err(wrong("the size of a sector"));
         }
         // From 0xF4 on it is a power of two, negative.
-        let sectors = match u8_at(&boot, 13)? {
+        let sectors = match byte(&boot, 13)? {
             count @ 1..=0x80 => u64::from(count),
             power @ 0xF4.. => 1 << (0x100 - u32::from(power)),
             _ => 0,
@@ -45,7 +45,7 @@ impl Geometry {
         if !cluster_size.is_power_of_two() || !(512..=2 << 20).contains(&cluster_size) {
             return Err(wrong("the size of a cluster"));
         }
-        let record_size = match u8_at(&boot, 64)? {
+        let record_size = match byte(&boot, 64)? {
             count @ 1..=0x7F => u64::from(count) * cluster_size,
             power @ 0xE1.. => 1 << (0x100 - u32::from(power)),
             _ => 0,
@@ -54,8 +54,8 @@ impl Geometry {
             return Err(wrong("the size of a file record"));
         }
         let of_disk = disk.size() / cluster_size;
-        let clusters = u64_at(&boot, 40)?.saturating_mul(sector_size) / cluster_size;
-        let first = u64_at(&boot, 48)?;
+        let clusters = le64(&boot, 40)?.saturating_mul(sector_size) / cluster_size;
+        let first = le64(&boot, 48)?;
         if first == 0 || first >= clusters.min(of_disk) {
             return Err(wrong("the place of the first file record"));
         }

@@ -2,7 +2,7 @@
 
 use super::record::{Attribute, Body, Record, kind};
 use super::volume::{Volume, listed, record_number};
-use crate::fields::{u8_at, u32_at, u64_at};
+use crate::numbers::{byte, le32, le64};
 use crate::{Disk, Error, Kind, Result, Time};
 
 /// Most streams, indexes and the like of a file that are looked at.
@@ -168,14 +168,14 @@ impl File {
     fn take(&mut self, record: &Record, attribute: &Attribute<'_>) -> Result<()> {
         match (attribute.kind, attribute.body) {
             (kind::STANDARD_INFORMATION, Body::Resident(bytes)) => {
-                self.modified = time(u64_at(bytes, 8)?);
-                self.changed = time(u64_at(bytes, 16)?);
-                self.accessed = time(u64_at(bytes, 24)?);
-                self.flags = u32_at(bytes, 32)?;
+                self.modified = time(le64(bytes, 8)?);
+                self.changed = time(le64(bytes, 16)?);
+                self.accessed = time(le64(bytes, 24)?);
+                self.flags = le32(bytes, 32)?;
             }
-            (kind::FILE_NAME, Body::Resident(bytes)) if u8_at(bytes, 65)? != DOS => {
+            (kind::FILE_NAME, Body::Resident(bytes)) if byte(bytes, 65)? != DOS => {
                 self.names = self.names.saturating_add(1);
-                self.parent = Some(u64_at(bytes, 0)?);
+                self.parent = Some(le64(bytes, 0)?);
             }
             (kind::DATA | kind::REPARSE_POINT, _) => self.take_stream(record, attribute)?,
             (kind::INDEX_ROOT | kind::INDEX_ALLOCATION | kind::BITMAP, _) if attribute.name == DIRECTORY_INDEX => {

@@ -10,7 +10,7 @@ use super::file::{DOS, File, Stream, Value, flag};
 use super::record::{kind, restore};
 use super::upcase::UpCase;
 use super::volume::{Volume, record_number};
-use crate::fields::{bytes_at, u8_at, u16_at, u32_at, u64_at};
+use crate::numbers::{byte, le16, le32, le64, slice};
 use crate::{Disk, Entry, Error, FileKind, Id, Kind, Result, utf16};
 
 /// Largest index that is read, in bytes: some hundred million names.
@@ -54,22 +54,22 @@ fn wrong(what: &str) -> Error {
 /// The entry at `at`, in a node's entries that end before `end`.
 fn entry(bytes: &[u8], at: usize, end: usize) -> Result<Found<'_>> {
     let bytes = bytes.get(..end).ok_or_else(|| wrong("a node's length"))?;
-    let length = usize::from(u16_at(bytes, at + 8)?);
-    let key_length = usize::from(u16_at(bytes, at + 10)?);
-    let flags = u16_at(bytes, at + 12)?;
+    let length = usize::from(le16(bytes, at + 8)?);
+    let key_length = usize::from(le16(bytes, at + 10)?);
+    let flags = le16(bytes, at + 12)?;
     if length < 16 || length % 8 != 0 {
         return Err(wrong("an entry's length"));
     }
-    let bytes = bytes_at(bytes, at, length)?;
+    let bytes = slice(bytes, at, length)?;
     let (last, has_child) = (flags & 2 != 0, flags & 1 != 0);
-    let child = if has_child { Some(u64_at(bytes, (length - 8).max(16))?) } else { None };
-    let key = if last { &[] } else { bytes_at(bytes, 16, key_length)? };
-    Ok(Found { reference: u64_at(bytes, 0)?, key, child, last, end: at + length })
+    let child = if has_child { Some(le64(bytes, (length - 8).max(16))?) } else { None };
+    let key = if last { &[] } else { slice(bytes, 16, key_length)? };
+    Ok(Found { reference: le64(bytes, 0)?, key, child, last, end: at + length })
 }
 
 /// Where the entries of a node begin and end, given where its header is.
 fn entries(bytes: &[u8], header: usize) -> Result<(usize, usize)> {
-    let place = |at| u32_at(bytes, at).map(|value| usize::try_from(value).unwrap_or(usize::MAX));
+    let place = |at| le32(bytes, at).map(|value| usize::try_from(value).unwrap_or(usize::MAX));
     let (first, length) = (place(header)?, place(header + 4)?);
     if first < 16 || first > length || length > bytes.len() - header {
         return Err(wrong("a node's length"));
@@ -93,10 +93,10 @@ impl<'a, D: Disk> Index<'a, D> {
         let Some(Stream { value: Value::Resident(root), .. }) = file.stream(kind::INDEX_ROOT) else {
             return Err(wrong("its root"));
         };
-        if u32_at(root, 0)? != kind::FILE_NAME {
+        if le32(root, 0)? != kind::FILE_NAME {
             return Err(wrong("its kind"));
         }
-        let block_size = u64::from(u32_at(root, 8)?);
+        let block_size = u64::from(le32(root, 8)?);
         if !block_size.is_power_of_two() || !(512..=1 << 16).contains(&block_size) {
             return Err(wrong("the size of its blocks"));
         }
@@ -118,7 +118,7 @@ impl<'a, D: Disk> Index<'a, D> {
         let mut bytes = vec![0; usize::try_from(self.block_size).map_err(|_| wrong("the size of its blocks"))?];
         self.volume.read(blocks, offset, &mut bytes)?;
         restore(&mut bytes, *b"INDX", "a block of a directory's index")?;
-        if u64_at(&bytes, 16)?.checked_mul(self.unit()) != Some(offset) {
+        if le64(&bytes, 16)?.checked_mul(self.unit()) != Some(offset) {
             return Err(wrong("a block's own number"));
         }
         Ok(bytes)
@@ -224,8 +224,8 @@ struct FileName<'a> {
 }
 
 fn file_name(key: &[u8]) -> Result<FileName<'_>> {
-    let units = bytes_at(key, 66, usize::from(u8_at(key, 64)?) * 2)?;
-    Ok(FileName { units, space: u8_at(key, 65)?, flags: u32_at(key, 56)? })
+    let units = slice(key, 66, usize::from(byte(key, 64)?) * 2)?;
+    Ok(FileName { units, space: byte(key, 65)?, flags: le32(key, 56)? })
 }
 
 impl FileName<'_> {

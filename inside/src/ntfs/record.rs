@@ -1,6 +1,6 @@
 //! File records and the attributes in them.
 
-use crate::fields::{bytes_at, u8_at, u16_at, u32_at, u64_at};
+use crate::numbers::{byte, le16, le32, le64, slice};
 use crate::{Error, Result};
 
 /// After how many bytes the last two are in the update sequence instead; the same with sectors of any size.
@@ -14,18 +14,18 @@ pub(super) fn restore(bytes: &mut [u8], mark: [u8; 4], what: &str) -> Result<()>
     if !bytes.starts_with(&mark) {
         return Err(Error::corrupt(format!("{what} does not begin as one")));
     }
-    let sequence = usize::from(u16_at(bytes, 4)?);
-    let count = usize::from(u16_at(bytes, 6)?);
+    let sequence = usize::from(le16(bytes, 4)?);
+    let count = usize::from(le16(bytes, 6)?);
     if count != bytes.len() / STRIDE + 1 || sequence % 2 != 0 || sequence < 8 || sequence + count * 2 > STRIDE - 2 {
         return Err(Error::corrupt(format!("{what} has an update sequence that cannot be right")));
     }
-    let number = u16_at(bytes, sequence)?;
+    let number = le16(bytes, sequence)?;
     for index in 1..count {
         let end = index * STRIDE - 2;
-        if u16_at(bytes, end)? != number {
+        if le16(bytes, end)? != number {
             return Err(Error::corrupt(format!("{what} is torn: not all of its sectors were written")));
         }
-        let saved = u16_at(bytes, sequence + index * 2)?.to_le_bytes();
+        let saved = le16(bytes, sequence + index * 2)?.to_le_bytes();
         bytes.get_mut(end..end + 2).into_iter().for_each(|place| place.copy_from_slice(&saved));
     }
     Ok(())
@@ -98,20 +98,20 @@ impl Record {
 
     /// How often this record was another file's before.
     pub(super) fn sequence(&self) -> Result<u16> {
-        u16_at(&self.bytes, 16)
+        le16(&self.bytes, 16)
     }
 
     pub(super) fn in_use(&self) -> Result<bool> {
-        Ok(u16_at(&self.bytes, 22)? & 1 != 0)
+        Ok(le16(&self.bytes, 22)? & 1 != 0)
     }
 
     pub(super) fn is_directory(&self) -> Result<bool> {
-        Ok(u16_at(&self.bytes, 22)? & 2 != 0)
+        Ok(le16(&self.bytes, 22)? & 2 != 0)
     }
 
     /// The record of which this one is a continuation, as in a directory; 0 if of none.
     pub(super) fn base(&self) -> Result<u64> {
-        u64_at(&self.bytes, 32)
+        le64(&self.bytes, 32)
     }
 
     /// The attributes, in their order.
@@ -119,45 +119,45 @@ impl Record {
     /// # Errors
     /// If one is not right.
     pub(super) fn attributes(&self) -> Result<Vec<Attribute<'_>>> {
-        let used = usize::try_from(u32_at(&self.bytes, 24)?).unwrap_or(usize::MAX);
+        let used = usize::try_from(le32(&self.bytes, 24)?).unwrap_or(usize::MAX);
         let bytes = self.bytes.get(..used).ok_or_else(|| self.wrong("its length"))?;
         let mut attributes = Vec::new();
-        let mut at = usize::from(u16_at(bytes, 20)?);
+        let mut at = usize::from(le16(bytes, 20)?);
         loop {
-            let kind = u32_at(bytes, at)?;
+            let kind = le32(bytes, at)?;
             if kind == u32::MAX {
                 return Ok(attributes);
             }
-            let length = usize::try_from(u32_at(bytes, at + 4)?).unwrap_or(usize::MAX);
+            let length = usize::try_from(le32(bytes, at + 4)?).unwrap_or(usize::MAX);
             if length < 24 || length % 8 != 0 {
                 return Err(self.wrong("an attribute's length"));
             }
-            attributes.push(self.attribute(kind, at, bytes_at(bytes, at, length)?)?);
+            attributes.push(self.attribute(kind, at, slice(bytes, at, length)?)?);
             at += length;
         }
     }
 
     fn attribute<'a>(&self, kind: u32, at: usize, bytes: &'a [u8]) -> Result<Attribute<'a>> {
-        let flags = u16_at(bytes, 12)?;
-        let name = bytes_at(bytes, usize::from(u16_at(bytes, 10)?), usize::from(u8_at(bytes, 9)?) * 2)?;
-        let body = if u8_at(bytes, 8)? == 0 {
-            let length = usize::try_from(u32_at(bytes, 16)?).unwrap_or(usize::MAX);
-            Body::Resident(bytes_at(bytes, usize::from(u16_at(bytes, 20)?), length)?)
+        let flags = le16(bytes, 12)?;
+        let name = slice(bytes, usize::from(le16(bytes, 10)?), usize::from(byte(bytes, 9)?) * 2)?;
+        let body = if byte(bytes, 8)? == 0 {
+            let length = usize::try_from(le32(bytes, 16)?).unwrap_or(usize::MAX);
+            Body::Resident(slice(bytes, usize::from(le16(bytes, 20)?), length)?)
         } else {
-            let lowest = u64_at(bytes, 16)?;
+            let lowest = le64(bytes, 16)?;
             // The last one is -1 if there is none at all.
-            let end = u64_at(bytes, 24)?.wrapping_add(1);
+            let end = le64(bytes, 24)?.wrapping_add(1);
             if end < lowest {
                 return Err(self.wrong("the clusters of an attribute"));
             }
-            let runs = bytes.get(usize::from(u16_at(bytes, 32)?)..).ok_or_else(|| self.wrong("an attribute's runs"))?;
+            let runs = bytes.get(usize::from(le16(bytes, 32)?)..).ok_or_else(|| self.wrong("an attribute's runs"))?;
             let mut piece = Elsewhere { lowest, end, occupied: 0, size: 0, initialized: 0, runs };
             if lowest == 0 {
-                let allocated = u64_at(bytes, 40)?;
-                piece.size = u64_at(bytes, 48)?;
-                piece.initialized = u64_at(bytes, 56)?.min(piece.size);
+                let allocated = le64(bytes, 40)?;
+                piece.size = le64(bytes, 48)?;
+                piece.initialized = le64(bytes, 56)?.min(piece.size);
                 // Compressed or sparse: there is a field more.
-                piece.occupied = if flags & 0x80FF == 0 { allocated } else { u64_at(bytes, 64)? };
+                piece.occupied = if flags & 0x80FF == 0 { allocated } else { le64(bytes, 64)? };
                 if piece.size > allocated {
                     return Err(self.wrong("the size of an attribute"));
                 }

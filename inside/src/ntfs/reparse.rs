@@ -3,7 +3,7 @@
 use super::file::{File, Stream, flag};
 use super::record::kind;
 use super::volume::Volume;
-use crate::fields::{bytes_at, u16_at, u32_at, u64_at};
+use crate::numbers::{le16, le32, le64, slice};
 use crate::{Disk, Error, FileKind, Result, utf16};
 
 /// Most bytes of a reparse point, as Windows has it.
@@ -72,7 +72,7 @@ fn interix<D: Disk>(volume: &Volume<D>, data: &Stream) -> Result<Option<Special>
     let bytes = contents(volume, data, data.size())?;
     let Some((mark, rest)) = bytes.split_first_chunk::<8>() else { return Ok(None) };
     let device = |kind| {
-        let number = |at| u64_at(rest, at).and_then(|number| u32::try_from(number).map_err(|_| wrong()));
+        let number = |at| le64(rest, at).and_then(|number| u32::try_from(number).map_err(|_| wrong()));
         Ok(Some(Special::Device(kind, (number(0)?, number(8)?))))
     };
     match mark {
@@ -85,8 +85,8 @@ fn interix<D: Disk>(volume: &Volume<D>, data: &Stream) -> Result<Option<Special>
 
 fn reparse_point<D: Disk>(volume: &Volume<D>, file: &File, point: &Stream) -> Result<Option<Special>> {
     let bytes = contents(volume, point, MAX_SIZE)?;
-    let tag = u32_at(&bytes, 0)?;
-    let data = bytes_at(&bytes, 8, usize::from(u16_at(&bytes, 4)?));
+    let tag = le32(&bytes, 0)?;
+    let data = slice(&bytes, 8, usize::from(le16(&bytes, 4)?));
     match tag {
         SYMLINK => windows_target(data?, 12).map(Some),
         JUNCTION => windows_target(data?, 8).map(Some),
@@ -107,8 +107,8 @@ fn is_away(file: &File) -> bool {
 /// The target of a link of Windows: the name that is shown, else the one that is used; names begin at `names`.
 fn windows_target(data: &[u8], names: usize) -> Result<Special> {
     let name = |at| {
-        let (offset, length) = (usize::from(u16_at(data, at)?), usize::from(u16_at(data, at + 2)?));
-        bytes_at(data, names + offset, length).map(utf16::units)
+        let (offset, length) = (usize::from(le16(data, at)?), usize::from(le16(data, at + 2)?));
+        slice(data, names + offset, length).map(utf16::units)
     };
     let shown = name(4)?;
     let mut units = if shown.is_empty() { name(0)? } else { shown };

@@ -3,7 +3,7 @@
 use super::file::File;
 use super::record::{Body, kind, restore};
 use super::volume::Volume;
-use crate::fields::{u16_at, u32_at, u64_at};
+use crate::numbers::{le16, le32, le64};
 use crate::{Disk, Id, Result};
 
 /// The files with the log and with what is known of the volume.
@@ -34,7 +34,7 @@ fn is_dirty<D: Disk>(volume: &Volume<D>) -> Result<bool> {
     let record = volume.record(VOLUME_RECORD)?;
     for attribute in record.attributes()? {
         if let (kind::VOLUME_INFORMATION, Body::Resident(bytes)) = (attribute.kind, attribute.body) {
-            return Ok(u16_at(bytes, 10)? & 1 != 0);
+            return Ok(le16(bytes, 10)? & 1 != 0);
         }
     }
     Ok(false)
@@ -61,17 +61,17 @@ fn log_is_clean<D: Disk>(volume: &Volume<D>) -> Result<bool> {
     if !head.is_empty() && head.iter().all(|&byte| byte == 0xFF) {
         return Ok(true);
     }
-    let page_size = u32_at(&head, 16).ok().and_then(|size| usize::try_from(size).ok()).unwrap_or_default();
+    let page_size = le32(&head, 16).ok().and_then(|size| usize::try_from(size).ok()).unwrap_or_default();
     let pages = [0, page_size].map(|at| restart_page(head.get(at..).unwrap_or_default()).ok());
     Ok(pages.into_iter().flatten().max().is_some_and(|(_, clean)| clean))
 }
 
 /// When a restart page was written, and whether all was done by then.
 fn restart_page(bytes: &[u8]) -> Result<(u64, bool)> {
-    let size = usize::try_from(u32_at(bytes, 16)?).unwrap_or(usize::MAX);
-    let mut page = crate::fields::bytes_at(bytes, 0, size)?.to_vec();
+    let size = usize::try_from(le32(bytes, 16)?).unwrap_or(usize::MAX);
+    let mut page = crate::numbers::slice(bytes, 0, size)?.to_vec();
     restore(&mut page, *b"RSTR", "a restart page of the log")?;
-    let area = usize::from(u16_at(&page, 24)?);
-    let (written, in_use, flags) = (u64_at(&page, area)?, u16_at(&page, area + 12)?, u16_at(&page, area + 14)?);
+    let area = usize::from(le16(&page, 24)?);
+    let (written, in_use, flags) = (le64(&page, area)?, le16(&page, area + 12)?, le16(&page, area + 14)?);
     Ok((written, in_use == u16::MAX || flags & 2 != 0))
 }

@@ -7,7 +7,7 @@ use super::boot::Geometry;
 use super::file::{Piece, Stream, Value};
 use super::record::{Attribute, Body, Record, kind};
 use super::runs::{self, Run};
-use crate::fields::{u8_at, u16_at, u64_at};
+use crate::numbers::{byte, le16, le64};
 use crate::{Disk, Error, Kind, Result};
 
 /// Most runs of the file records themselves, which are kept.
@@ -55,15 +55,15 @@ pub(super) fn listed(list: &[u8]) -> Result<Vec<Listed>> {
     let mut entries = Vec::new();
     let mut rest = list;
     while rest.len() >= 26 {
-        let length = usize::from(u16_at(rest, 4)?);
+        let length = usize::from(le16(rest, 4)?);
         if length < 26 || length % 8 != 0 {
             return Err(Error::corrupt("a list of attributes has an entry that cannot be right"));
         }
         entries.push(Listed {
-            kind: crate::fields::u32_at(rest, 0)?,
-            named: u8_at(rest, 6)? != 0,
-            lowest: u64_at(rest, 8)?,
-            record: record_number(u64_at(rest, 16)?),
+            kind: crate::numbers::le32(rest, 0)?,
+            named: byte(rest, 6)? != 0,
+            lowest: le64(rest, 8)?,
+            record: record_number(le64(rest, 16)?),
         });
         rest = rest.get(length..).unwrap_or_default();
     }

@@ -1,6 +1,8 @@
 //! ext2, ext3 and ext4, told apart by the features that each of them knows.
 
-use crate::raw::{Crc, array, has, label, le32, uuid};
+use crate::checksum::crc32c;
+use crate::numbers::maybe::{array, le32};
+use crate::raw::{has, label, uuid};
 use crate::table::Content;
 
 const SUPERBLOCK: std::ops::Range<usize> = 1024..2048;
@@ -19,9 +21,7 @@ pub(super) fn ext(front: &[u8]) -> Option<Content> {
         return None;
     }
     let (compatible, incompatible, read_only) = (le32(bytes, 0x5c)?, le32(bytes, 0x60)?, le32(bytes, 0x64)?);
-    if read_only & METADATA_CSUM != 0
-        && Crc::castagnoli(u32::MAX).over(bytes.get(..1020)?).state() != le32(bytes, 1020)?
-    {
+    if read_only & METADATA_CSUM != 0 && crc32c(!0, bytes.get(..1020)?) != le32(bytes, 1020)? {
         return None;
     }
     let (name, id) = (label(bytes.get(0x78..0x88)?), uuid(array(bytes, 0x68)?));

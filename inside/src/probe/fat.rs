@@ -3,8 +3,10 @@
 use std::ops::ControlFlow;
 
 use super::{Look, serial, text_label};
-use crate::raw::{array, byte, has, label, le16, le32, read, utf16};
+use crate::numbers::maybe::{array, byte, le16, le32};
+use crate::raw::{has, label, read};
 use crate::table::Content;
+use crate::utf16;
 use crate::{Disk, Result};
 
 /// What of a root directory is looked through for the label, in clusters and in bytes.
@@ -175,7 +177,7 @@ impl Exfat {
                 }
                 if entry[0] == LABEL {
                     let length = 2 * usize::from(entry[1]).min(11);
-                    return Ok(text_label(&utf16(&entry[2..2 + length], u16::from_le_bytes)));
+                    return Ok(text_label(&utf16::text(&entry[2..2 + length], u16::from_le_bytes)));
                 }
             }
             seen += size;

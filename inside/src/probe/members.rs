@@ -1,7 +1,8 @@
 //! What is no file system, but a part of something, or something that is locked.
 
 use super::Look;
-use crate::raw::{array, be16, be32, be64, has, label, le64, read, uuid};
+use crate::numbers::maybe::{array, be16, be32, be64, le64};
+use crate::raw::{has, label, read, uuid};
 use crate::table::Content;
 use crate::{Part, Result, lvm, raid};
 

@@ -2,8 +2,10 @@
 
 use super::{Look, text_label};
 use crate::Result;
-use crate::raw::{byte, has, le16, le32, le64, read, utf16};
+use crate::numbers::maybe::{byte, le16, le32, le64};
+use crate::raw::{has, read};
 use crate::table::Content;
+use crate::utf16;
 
 /// The number of `$Volume`'s record.
 const VOLUME: u64 = 3;
@@ -85,7 +87,7 @@ fn volume_name(record: &mut [u8], sector: usize) -> Option<Vec<u8>> {
         if kind == NAME && byte(attribute, 8)? == 0 {
             let (from, length) = (usize::from(le16(attribute, 0x14)?), usize::try_from(le32(attribute, 0x10)?).ok()?);
             let name = attribute.get(from..from.checked_add(length)?)?;
-            return text_label(&utf16(name, u16::from_le_bytes));
+            return text_label(&utf16::text(name, u16::from_le_bytes));
         }
         at = at.checked_add(length)?;
     }

@@ -1,8 +1,11 @@
 //! File systems whose label and UUID are at a fixed place.
 
 use super::text_label;
-use crate::raw::{Crc, array, be16, be32, has, label, le16, le32, utf16, uuid};
+use crate::checksum::crc32c;
+use crate::numbers::maybe::{array, be16, be32, le16, le32};
+use crate::raw::{has, label, uuid};
 use crate::table::Content;
+use crate::utf16;
 
 /// File systems that are named and no more.
 const NAMED: [(&str, usize, &[u8]); 6] = [
@@ -35,8 +38,8 @@ pub(super) fn btrfs(front: &[u8]) -> Option<Content> {
     if !has(bytes, 0x40, b"_BHRfS_M") {
         return None;
     }
-    let crc32c = le16(bytes, 0xc4)? == 0;
-    if crc32c && !Crc::castagnoli(u32::MAX).over(bytes.get(32..4096)?).state() != le32(bytes, 0)? {
+    let summed = le16(bytes, 0xc4)? == 0;
+    if summed && !crc32c(!0, bytes.get(32..4096)?) != le32(bytes, 0)? {
         return None;
     }
     Some(Content::not_read("btrfs", label(bytes.get(0x12b..0x22b)?), uuid(array(bytes, 0x20)?)))
@@ -79,7 +82,7 @@ pub(super) fn squashfs(front: &[u8]) -> Option<Content> {
 
 pub(super) fn f2fs(front: &[u8]) -> Option<Content> {
     let bytes = front.get(1024..).filter(|bytes| has(bytes, 0, &[0x10, 0x20, 0xf5, 0xf2]))?;
-    let (id, name) = (uuid(array(bytes, 108)?), utf16(bytes.get(124..1148)?, u16::from_le_bytes));
+    let (id, name) = (uuid(array(bytes, 108)?), utf16::text(bytes.get(124..1148)?, u16::from_le_bytes));
     Some(Content::not_read("f2fs", text_label(&name), id))
 }
 
@@ -95,7 +98,7 @@ pub(super) fn iso9660(front: &[u8]) -> Option<Content> {
         match bytes[0] {
             1 => primary = bytes,
             2 if [b"%/@", b"%/C", b"%/E"].iter().any(|sequence| has(bytes, 88, *sequence)) => {
-                joliet = bytes.get(40..72).map(|name| utf16(name, u16::from_be_bytes));
+                joliet = bytes.get(40..72).map(|name| utf16::text(name, u16::from_be_bytes));
             }
             255 => break,
             _ => {}

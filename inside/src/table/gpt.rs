@@ -7,7 +7,10 @@
 //! taken, else the backup; what is wrong with either is said.
 
 use super::{Partition, Scheme, Table};
-use crate::raw::{Crc, array, guid, has, le32, le64, read, utf16};
+use crate::checksum::crc32;
+use crate::numbers::maybe::{array, le32, le64};
+use crate::raw::{guid, has, read};
+use crate::utf16;
 use crate::{Disk, Result};
 
 pub(super) const SIGNATURE: &[u8] = b"EFI PART";
@@ -154,8 +157,8 @@ fn parse<D: Disk>(
     };
     let whole = usize::try_from(size).ok().filter(|&size| size >= 92).and_then(|size| bytes.get(..size));
     let Some(whole) = whole else { return Ok(Err("its header has an impossible size")) };
-    let crc = Crc::ieee(u32::MAX).over(&whole[..16]).over(&[0; 4]).over(&whole[20..]);
-    if !crc.state() != checksum {
+    let crc = crc32(crc32(crc32(!0, &whole[..16]), &[0; 4]), &whole[20..]);
+    if !crc != checksum {
         return Ok(Err("its header has a wrong checksum"));
     }
     if own != sector {
@@ -190,13 +193,13 @@ impl Header {
     /// Reads the entries; whether they are right.
     fn read_entries<D: Disk>(&mut self, disk: &D, start: u64, length: u64, entry_size: u32) -> Result<bool> {
         let step = usize::try_from(entry_size).unwrap_or(usize::MAX);
-        let mut crc = Crc::ieee(u32::MAX);
+        let mut crc = !0;
         let (mut done, mut number) = (0, 0);
         while done < length {
             let piece = PIECE.min(length - done);
             let mut bytes = vec![0; usize::try_from(piece).unwrap_or(0)];
             disk.read_at(start + done, &mut bytes)?;
-            crc = crc.over(&bytes);
+            crc = crc32(crc, &bytes);
             for entry in bytes.chunks_exact(step) {
                 number += 1;
                 if let Some(used) = Used::parse(entry, number) {
@@ -209,7 +212,7 @@ impl Header {
             }
             done += piece;
         }
-        Ok(!crc.state() == self.checksum)
+        Ok(!crc == self.checksum)
     }
 
     fn table(self, size: u64, problem: Option<String>) -> Table {
@@ -229,7 +232,7 @@ impl Header {
 impl Used {
     fn parse(entry: &[u8], number: u32) -> Option<Self> {
         let kind = array(entry, 0).filter(|kind| *kind != [0; 16])?;
-        let name = utf16(entry.get(56..128)?, u16::from_le_bytes);
+        let name = utf16::text(entry.get(56..128)?, u16::from_le_bytes);
         Some(Self { number, kind, id: array(entry, 16)?, first: le64(entry, 32)?, last: le64(entry, 40)?, name })
     }
 

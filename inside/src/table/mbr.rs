@@ -6,7 +6,8 @@
 use std::collections::BTreeSet;
 
 use super::{Partition, Table};
-use crate::raw::{array, byte, has, le32, read};
+use crate::numbers::maybe::{array, byte, le32};
+use crate::raw::{has, read};
 use crate::{Disk, Result};
 
 /// The type of the entry that keeps a GUID partition table from programs that know none.

@@ -4,7 +4,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 
 use super::*;
-use crate::raw::Crc;
+use crate::checksum::crc32;
 
 /// A GUID partition table's shape.
 #[derive(Debug, Clone)]
@@ -76,7 +76,7 @@ impl Shape {
         for (at, number) in [(24, own), (32, other), (40, 2), (48, last_usable), (72, entries)] {
             header[at..at + 8].copy_from_slice(&number.to_le_bytes());
         }
-        let crc = |bytes: &[u8]| !Crc::ieee(u32::MAX).over(bytes).state();
+        let crc = |bytes: &[u8]| !crc32(!0, bytes);
         for (at, number) in [(80, self.count), (84, self.entry), (88, crc(&array))] {
             header[at..at + 4].copy_from_slice(&number.to_le_bytes());
         }

@@ -7,9 +7,9 @@ use std::ops::ControlFlow;
 
 use crate::{Disk, Entry, Error, FileKind, Id, Kind, Result};
 
-use super::bytes::{array, be16, be32, be64, byte, index, length, slice};
 use super::inode::{Format, Inode};
 use super::volume::{Seal, Volume};
+use crate::numbers::{array, be16, be32, be64, byte, index, length, slice};
 
 /// Where the hashes begin, in bytes of the directory.
 pub(super) const HASHES: u64 = 1 << 35;
@@ -91,19 +91,6 @@ fn is_name(name: &[u8]) -> bool {
     !name.is_empty() && !name.contains(&b'/') && !name.contains(&0)
 }
 
-fn kind(ftype: u8) -> Option<FileKind> {
-    Some(match ftype {
-        1 => FileKind::File,
-        2 => FileKind::Directory,
-        3 => FileKind::CharDevice,
-        4 => FileKind::BlockDevice,
-        5 => FileKind::Fifo,
-        6 => FileKind::Socket,
-        7 => FileKind::Symlink,
-        _ => return None,
-    })
-}
-
 impl<D: Disk> Volume<D> {
     pub(super) fn directory(&self, number: u64) -> Result<Inode> {
         let inode = self.inode(number)?;
@@ -125,7 +112,12 @@ impl<D: Disk> Volume<D> {
             if name.place < from || name.name == b"." || name.name == b".." {
                 return ControlFlow::Continue(());
             }
-            each(Entry { name: name.name, id: Id(name.inode), kind: kind(name.ftype), next: name.place + 1 })
+            each(Entry {
+                name: name.name,
+                id: Id(name.inode),
+                kind: FileKind::numbered(name.ftype),
+                next: name.place + 1,
+            })
         };
         if directory.data().format == Format::Local {
             return self.short(directory, &mut tell).map(drop);

@@ -4,10 +4,10 @@ use std::ops::ControlFlow;
 
 use crate::{Disk, Error, Extent, Place, Result};
 
-use super::bytes::{be16, be64, index, slice};
 use super::inode::{Fork, Format, Inode};
 use super::superblock::Superblock;
 use super::volume::{Seal, Volume};
+use crate::numbers::{be16, be64, index, slice};
 
 /// More levels than a tree of the smallest blocks has for the largest file.
 const MAX_LEVELS: u16 = 12;

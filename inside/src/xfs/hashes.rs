@@ -4,10 +4,10 @@ use std::ops::ControlFlow;
 
 use crate::{Disk, Error, Kind, Result};
 
-use super::bytes::{be16, be32, index, length, slice};
 use super::directory::{HASHES, Names};
 use super::inode::Inode;
 use super::volume::{Seal, Volume};
+use crate::numbers::{be16, be32, index, length, slice};
 
 /// A leaf has a hash and a place for each name.
 const ENTRY: usize = 8;
@@ -151,14 +151,14 @@ impl<D: Disk> Volume<D> {
                 continue;
             }
             search.look_at(directory, 1)?;
-            let number = place / size;
+            let block = place / size;
             let names = match search.names.take() {
-                Some((at, names)) if at == number => names,
-                _ => self.names(directory, length(number))?,
+                Some((at, names)) if at == block => names,
+                _ => self.names(directory, length(block))?,
             };
             let found = names.named(place % size)?;
             let inode = (found.name == search.name).then_some(found.inode);
-            search.names = Some((number, names));
+            search.names = Some((block, names));
             if inode.is_some() {
                 return Ok(ControlFlow::Break(inode));
             }

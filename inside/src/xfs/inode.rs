@@ -2,9 +2,9 @@
 
 use crate::{Attributes, Disk, Error, FileKind, Kind, Result, Time};
 
-use super::bytes::{array, be16, be32, be64, byte};
-use super::crc32c;
+use super::checksum;
 use super::volume::Volume;
+use crate::numbers::{array, be16, be32, be64, byte};
 
 /// Length of the core of version 3, in bytes; the forks follow.
 pub(super) const CORE_V3: usize = 176;
@@ -100,7 +100,7 @@ impl<D: Disk> Volume<D> {
             return Err(corrupt("there is none at its place"));
         }
         if version == 3 && self.checked {
-            if !changed && !crc32c::is_right(&bytes, 100) {
+            if !changed && !checksum::is_right(&bytes, 100) {
                 return Err(corrupt("its checksum is wrong"));
             }
             if be64(&bytes, 152)? != number || array(&bytes, 160)? != self.superblock.meta_uuid {

@@ -8,8 +8,7 @@
 //! verified by their checksums, addresses, owners and UUIDs. Work is bounded: walks over extents only go forward, trees have
 //! levels that only go down, and lists of blocks that point to the next one have a greatest length.
 
-mod bytes;
-mod crc32c;
+mod checksum;
 mod directory;
 mod extents;
 mod hashes;
@@ -24,9 +23,9 @@ mod xattrs;
 
 use std::ops::ControlFlow;
 
+use crate::numbers::{be32, index};
 use crate::{Attributes, Disk, Entry, Error, Extent, FileKind, FileSystem, Id, Kind, Result, Summary, Xattr};
 
-use bytes::{be32, index};
 use log::Replayed;
 use overlay::{Overlay, Sectors};
 use superblock::{MAX_SECTOR, Superblock};

@@ -6,8 +6,8 @@ use std::ops::Range;
 
 use crate::{Disk, Error, Kind, Result};
 
-use super::bytes::{index, length};
 use super::superblock::BASIC;
+use crate::numbers::{index, length};
 
 /// Most that a log may change, in bytes: 131,072 inodes of 512 bytes. With what holds them, some 80 MiB of memory.
 const MAX_CHANGED: usize = 64 << 20;

@@ -2,8 +2,8 @@
 
 use crate::{Error, Kind, Result};
 
-use super::bytes::{array, be16, be32, be64, byte, index};
-use super::crc32c;
+use super::checksum;
+use crate::numbers::{array, be16, be32, be64, byte, index};
 
 /// Basic blocks: what addresses on the disk and in the log are counted in, in bytes.
 pub(super) const BASIC: u64 = 512;
@@ -83,7 +83,7 @@ impl Superblock {
             return Err(corrupt("the size of a sector"));
         }
         let sector = sectors.get(..usize::from(sector_size)).ok_or_else(|| corrupt("the size of a sector"))?;
-        if v5 && checked && !crc32c::is_right(sector, 224) {
+        if v5 && checked && !checksum::is_right(sector, 224) {
             return Err(corrupt("its checksum is wrong"));
         }
         refuse(sector, version, v5)?;

@@ -2,9 +2,9 @@
 
 use crate::{Disk, Error, FileKind, Kind, Result};
 
-use super::bytes::{be32, index, length, slice};
 use super::inode::Format;
 use super::volume::{Seal, Volume};
+use crate::numbers::{be32, index, length, slice};
 
 /// Longest target, in bytes.
 const MAX_TARGET: usize = 1024;

@@ -2,11 +2,11 @@
 
 use crate::{Disk, Error, Result};
 
-use super::bytes::{array, be64};
-use super::crc32c;
+use super::checksum;
 use super::overlay::Overlay;
 use super::superblock::{BASIC, Superblock};
 use super::unfinished::Unfinished;
+use crate::numbers::{array, be64};
 
 #[derive(Debug)]
 pub(super) struct Volume<D> {
@@ -49,7 +49,7 @@ impl<D: Disk> Volume<D> {
             return Ok(());
         }
         let wrong = |what| Err(Error::corrupt(format!("XFS: inode {owner}: the block at {offset} has a wrong {what}")));
-        if !changed && !crc32c::is_right(block, seal.checksum) {
+        if !changed && !checksum::is_right(block, seal.checksum) {
             return wrong("checksum");
         }
         if be64(block, seal.place)?.checked_mul(BASIC) != Some(offset) {

@@ -1,11 +1,12 @@
 //! Extended attributes: in the inode, or in leaves, with large values in blocks of their own.
 
+use crate::acl::{ACCESS, DEFAULT, List};
 use crate::{Disk, Error, Kind, Result, Xattr};
 
-use super::bytes::{be16, be32, byte, index, slice};
 use super::hashes::Block;
 use super::inode::{Fork, Format, Inode};
 use super::volume::{Seal, Volume};
+use crate::numbers::{be16, be32, byte, index, length, slice};
 
 /// Of one value, in bytes.
 const MAX_VALUE: usize = 64 << 10;
@@ -26,8 +27,8 @@ const INCOMPLETE: u8 = 0x80;
 fn full_name(flags: u8, name: &[u8]) -> Option<Vec<u8>> {
     let prefix: &[u8] = match (flags & !LOCAL, name) {
         (0, _) => b"user.",
-        (TRUSTED, b"SGI_ACL_FILE") => return Some(b"system.posix_acl_access".to_vec()),
-        (TRUSTED, b"SGI_ACL_DEFAULT") => return Some(b"system.posix_acl_default".to_vec()),
+        (TRUSTED, b"SGI_ACL_FILE") => return Some(ACCESS.into()),
+        (TRUSTED, b"SGI_ACL_DEFAULT") => return Some(DEFAULT.into()),
         (TRUSTED, _) => b"trusted.",
         (SECURITY, _) => b"security.",
         _ => return None,
@@ -39,17 +40,13 @@ fn full_name(flags: u8, name: &[u8]) -> Option<Vec<u8>> {
 fn access_list(disk: &[u8]) -> Result<Vec<u8>> {
     let count = index(be32(disk, 0)?);
     let entries = slice(disk, 4, count.saturating_mul(12))?;
-    let mut told = 2_u32.to_le_bytes().to_vec();
+    let mut told = List::new();
     for entry in entries.chunks_exact(12) {
         let (tag, id, permissions) = (be32(entry, 0)?, be32(entry, 4)?, be16(entry, 8)?);
         let tag = u16::try_from(tag).map_err(|_| Error::corrupt("XFS: an access control list for nobody"))?;
-        // Only named users and groups have an id.
-        let id = if matches!(tag, 2 | 8) { id } else { u32::MAX };
-        told.extend(tag.to_le_bytes());
-        told.extend(permissions.to_le_bytes());
-        told.extend(id.to_le_bytes());
+        told.push(tag, permissions, id);
     }
-    Ok(told)
+    Ok(told.into_bytes())
 }
 
 struct Found {
@@ -151,7 +148,7 @@ impl<D: Disk> Volume<D> {
         let block_size = index(self.superblock.block_size);
         let header = if self.superblock.v5 { 56 } else { 0 };
         let mut value = Vec::with_capacity(size);
-        let blocks = super::bytes::length(size.div_ceil(block_size - header));
+        let blocks = length(size.div_ceil(block_size - header));
         let mut bytes = vec![0; block_size];
         for (offset, count) in self.runs(fork, first.into(), blocks)? {
             for block in 0..count {

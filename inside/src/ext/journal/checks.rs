@@ -2,8 +2,8 @@
 
 use super::format::{Head, Sums, Tag};
 use super::{Result, be32, be64, damaged};
-use crate::ext::bytes::slice;
-use crate::ext::checksum::crc32c;
+use crate::checksum::crc32c;
+use crate::numbers::slice;
 
 /// Of a commit block, what is not zeroes.
 const COMMIT: usize = 64;

@@ -1,9 +1,9 @@
 //! What blocks of the journal are. Its numbers are big-endian.
 
 use super::{Error, Kind, Result, be16, be32, be64};
+use crate::checksum::crc32c;
 use crate::ext::blocks::JOURNAL_MAGIC;
-use crate::ext::bytes::slice;
-use crate::ext::checksum::crc32c;
+use crate::numbers::slice;
 
 /// Of a block's magic, kind and transaction.
 pub(super) const HEADER: usize = 12;

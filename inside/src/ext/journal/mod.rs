@@ -17,9 +17,9 @@ use self::checks::{Checks, Found};
 use self::format::{BlockKind, Head, Sums, Tag};
 use super::Volume;
 use super::blocks::{Blocks, Copy, Replayed};
-use super::bytes::{be16, be32, be64, le16, le32};
 use super::checksum::crc32_be;
 use super::mapping::Run;
+use crate::numbers::{be16, be32, be64, le16, le32};
 use crate::{Disk, Error, FileKind, Kind, Result};
 
 /// Most pieces that the journal is in.

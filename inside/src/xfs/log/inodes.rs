@@ -2,13 +2,13 @@
 
 use crate::{Disk, Result};
 
-use super::super::bytes::{be16, be32, be64, index, le16, le32, le64, length, slice, slice_mut};
 use super::super::inode::{BIG_TIMES, CORE_V3, LARGE_COUNTS};
 use super::super::overlay::Overlay;
 use super::super::superblock::BASIC;
 use super::replay::Replay;
 use super::transactions::Item;
 use super::unclean;
+use crate::numbers::{be16, be32, be64, index, le16, le32, le64, length, slice, slice_mut};
 
 const MAGIC: u16 = 0x494e;
 

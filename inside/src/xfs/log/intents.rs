@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use crate::Result;
 
-use super::super::bytes::{index, le32, le64, slice};
 use super::super::extents::Mapping;
 use super::super::unfinished::{Change, MAX_CHANGES};
 use super::transactions::Item;
 use super::unclean;
+use crate::numbers::{index, le32, le64, slice};
 
 const EXTENTS: u16 = 0x1244;
 const ATTRIBUTES: u16 = 0x1246;

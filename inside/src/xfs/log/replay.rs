@@ -4,12 +4,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{Disk, Result};
 
-use super::super::bytes::{array, be16, be32, be64, index, le16, le32, le64, slice, slice_mut};
 use super::super::overlay::Overlay;
 use super::super::superblock::{BASIC, Superblock};
 use super::intents::Intents;
 use super::transactions::{Item, Transaction};
 use super::{inodes, unclean};
+use crate::numbers::{array, be16, be32, be64, index, le16, le32, le64, slice, slice_mut};
 
 /// Largest buffer that one item may be of, in bytes: four times the largest block, or a chunk of the largest inodes twice.
 const MAX_BUFFER: u64 = 256 << 10;

@@ -5,10 +5,10 @@
 
 use crate::{Disk, Result};
 
-use super::super::bytes::{array, be32, be64, index, length, slice};
-use super::super::crc32c::Crc;
 use super::super::superblock::{BASIC, Superblock};
 use super::unclean;
+use crate::checksum::crc32c;
+use crate::numbers::{array, be32, be64, index, length, slice};
 
 const BLOCK: usize = 512;
 const MAGIC: u32 = 0xfeed_babe;
@@ -251,12 +251,12 @@ impl<'a, D: Disk> Ring<'a, D> {
         let stored = u32::from_le_bytes(array(headers, 32)?);
         let further = index(header.data().div_ceil(CYCLES_COVER));
         let sum = |length| -> Result<u32> {
-            let first =
-                Crc::new().update(slice(headers, 0, 32)?).update(&[0; 4]).update(slice(headers, 36, length - 36)?);
+            let first = crc32c(crc32c(!0, slice(headers, 0, 32)?), &[0; 4]);
+            let first = crc32c(first, slice(headers, 36, length - 36)?);
             let all = (1..further).try_fold(first, |sum, further| {
-                Ok::<_, crate::Error>(sum.update(slice(headers, further * BLOCK, FURTHER_LENGTH)?))
+                Ok::<_, crate::Error>(crc32c(sum, slice(headers, further * BLOCK, FURTHER_LENGTH)?))
             })?;
-            Ok(all.update(&body).value())
+            Ok(!crc32c(all, &body))
         };
         // What mkfs.xfs wrote has no checksum.
         if stored != 0 && self.checked && stored != sum(HEADER_LENGTHS[0])? && stored != sum(HEADER_LENGTHS[1])? {

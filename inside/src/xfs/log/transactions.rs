@@ -4,9 +4,9 @@ use std::collections::HashMap;
 
 use crate::Result;
 
-use super::super::bytes::{be32, byte, index, le16, le32, slice};
 use super::ring::Record;
 use super::unclean;
+use crate::numbers::{be32, byte, index, le16, le32, slice};
 
 /// Most that uncommitted transactions may have at once, in bytes: more than twice what the kernel lets one grow to.
 const MAX_OPEN: usize = 96 << 20;
