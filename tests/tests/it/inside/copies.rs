@@ -78,7 +78,9 @@ fn restic(repository: &Path) -> std::process::Command {
 
 on!(what_tools_restore_is_what_the_guest_has: new = New);
 fn what_tools_restore_is_what_the_guest_has(flavor: Flavor) {
-    ["mkfs.xfs", "mkntfs", "ntfs-3g", "mkfs.vfat"].iter().for_each(|tool| require(tool));
+    for tool in ["mkfs.xfs", "mkntfs", "ntfs-3g", "mkfs.vfat"] {
+        require(tool);
+    }
     let dir = tempfile::Builder::new().prefix("pullfs-inside-").tempdir().expect("a temporary directory");
     let (disk, copy) = (make(dir.path()), dir.path().join("copy.raw"));
     ok(tool("cp").arg("--sparse=always").args([&disk, &copy]));

@@ -73,7 +73,9 @@ fn who_reads_meanwhile_gets_what_is_right_or_an_error(flavor: Flavor) {
             pids = children(mount.pid());
             !pids.is_empty()
         });
-        pids.iter().for_each(|pid| signal_pid(*pid, Signal::KILL));
+        for pid in &pids {
+            signal_pid(*pid, Signal::KILL);
+        }
         wait_until("their end", LIMIT, || pids.iter().all(|pid| has_ended(*pid)));
     };
 
