@@ -46,7 +46,7 @@ mod tests {
         let args = Args::try_parse_from(["bench", "--work", "a,c", "--size", "512M", "--rounds", "3"]).unwrap();
         assert!(args.takes('a') && !args.takes('b') && args.takes('c'));
         assert_eq!((args.size, args.rounds), (512 << 20, 3));
-        assert!(Args::try_parse_from(["bench"]).unwrap().takes('h'));
+        assert!(Args::try_parse_from(["bench"]).unwrap().takes('i'));
     }
 
     #[test]

@@ -119,6 +119,20 @@ pub(crate) fn cpu_of_ended() -> f64 {
     (fields[13] + fields[14]) / TICKS_PER_SECOND
 }
 
+/// The processes that a process has started and that run.
+#[track_caller]
+pub(crate) fn children(pid: u32) -> Vec<u32> {
+    let numbers = fs::read_dir("/proc").expect("/proc").flatten();
+    let pids = numbers.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(|child: &u32| parent(*child) == Some(pid)).collect()
+}
+
+/// None of one that ended meanwhile.
+fn parent(pid: u32) -> Option<u32> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    stat.rsplit(')').next()?.split_whitespace().nth(1)?.parse().ok()
+}
+
 /// What a process had in memory at most, in MiB.
 #[track_caller]
 pub(crate) fn most_resident(pid: u32) -> f64 {
@@ -172,6 +186,14 @@ mod tests {
             }
         });
         assert!((2..=runs()).contains(&took.len()), "{took:?}");
+    }
+
+    #[test]
+    fn our_children_are_those_that_run() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let found = children(std::process::id());
+        child.kill().and_then(|()| child.wait()).unwrap();
+        assert!(found.contains(&child.id()) && !children(std::process::id()).contains(&child.id()), "{found:?}");
     }
 
     #[test]

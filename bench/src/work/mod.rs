@@ -1,6 +1,7 @@
 //! What is done by pullfs and its peers; a file each.
 
 pub(crate) mod data;
+mod find;
 mod first_byte;
 pub(crate) mod full;
 mod growth;
@@ -34,6 +35,7 @@ pub(crate) const ALL: &[Work] = &[
     sequential::COST,
     guest::WORK,
     growth::WORK,
+    find::WORK,
 ];
 
 /// What the chart shows of it all.
