@@ -10,7 +10,7 @@ use super::partitions::{about, of_another_instant};
 use super::{DirEntry, Entry, Fs};
 use crate::error::{Error, Kind, Result};
 use crate::guest::volumes::{self, Volume};
-use crate::guest::{Listed, Reader};
+use crate::guest::{Listed, Reader, is_name};
 use crate::image::pieces::{Gathering, Pieces};
 use crate::point::{Lease, PointInTime};
 use crate::tree::Node;
@@ -50,11 +50,6 @@ fn rest((begin, names): &Names, from: u64) -> Option<&[Listed]> {
     }
     let before = names.iter().position(|listed| listed.next == from)?;
     names.get(before + 1..).filter(|names| !names.is_empty())
-}
-
-/// Whether a name can be that of a file: who read it has parsed a disk that anybody may have written.
-fn is_name(name: &[u8]) -> bool {
-    !name.is_empty() && name != b"." && name != b".." && !name.iter().any(|byte| matches!(byte, b'/' | 0))
 }
 
 fn node(disk: &Arc<str>, partition: u32, file: Id) -> Node {

@@ -5,6 +5,7 @@
 //! them out only after the point in time is confirmed. Nothing but an open takes a point in time.
 
 mod attr;
+mod changed;
 mod checkpoint;
 pub(crate) mod command;
 mod generation;
@@ -169,6 +170,8 @@ pub struct Fs {
     readers: Option<Arc<dyn Readers>>,
     /// Pieces of guests' files that may be kept yet.
     pieces: Arc<Semaphore>,
+    /// One list of changed files is made at a time.
+    walks: Semaphore,
     /// The size of `status.json` when it was last written.
     status_size: AtomicU64,
     last_error: Mutex<Option<Noted>>,
@@ -213,6 +216,7 @@ impl Fs {
             meters: None,
             readers: None,
             pieces: Arc::new(Semaphore::new(MAX_ALL_PIECES)),
+            walks: Semaphore::new(1),
             status_size: AtomicU64::new(0),
             last_error: Mutex::default(),
             vm,

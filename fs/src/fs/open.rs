@@ -20,6 +20,9 @@ use crate::vm::{Bitmap, Inventory};
 /// Length that a line of a map is taken to have until it is known.
 const LINE: u64 = 40;
 
+/// Size that a list of changed files is taken to have until it was made, in bytes.
+const LIST: u64 = 4096;
+
 /// How large a file is.
 pub(super) struct Measure {
     /// Size, in bytes.
@@ -96,6 +99,14 @@ impl Fs {
                 Arc::new(Qcow2::new(size, self.options.cluster_size, &changes.data, &changes.zero, Some(&backing))?)
             }
             Content::DeltaRaw => Arc::new(Delta::new(size, changes(point, frozen, checkpoint).await?)),
+            Content::ChangedFiles => {
+                let changes = changes(point, frozen, checkpoint).await?;
+                let list = self.changed_files(point, frozen, &header(), &changes).await?;
+                if let Some(checkpoint) = checkpoint {
+                    point.maps().note_size(checkpoint, disk, content.name(), list.size());
+                }
+                Arc::new(list)
+            }
         })
     }
 
@@ -155,7 +166,13 @@ impl Fs {
         let bitmap = checkpoint.and_then(|checkpoint| known.bitmaps.get(checkpoint));
         let unusable = bitmap.is_some_and(|bitmap| bitmap.unusable.is_some());
         // What it does not have cannot be opened on it, so an estimate is never read by.
-        if let Some(point) = point.filter(|point| !unusable && point.serves(checkpoint)) {
+        // A list of changed files takes a walk of the guest's, which is not for whoever only looks.
+        let made = |point: &Arc<PointInTime>| {
+            checkpoint.is_some_and(|checkpoint| point.maps().size(checkpoint, disk, content.name()).is_some())
+        };
+        let known_well =
+            |point: &&Arc<PointInTime>| point.serves(checkpoint) && (content != Content::ChangedFiles || made(point));
+        if let Some(point) = point.filter(|point| !unusable && known_well(point)) {
             match self.exact(point, disk, checkpoint, content).await {
                 // It ended meanwhile: what is known without it is told.
                 Err(_) if point.check().is_err() => {}
@@ -171,6 +188,7 @@ impl Fs {
             Content::DiskQcow2 => (known.allocated.min(known.size), known.allocated.min(known.size)),
             Content::DeltaQcow2 => (dirty, dirty),
             Content::AllocatedMap | Content::DirtyMap | Content::DirtyJson => (text, text),
+            Content::ChangedFiles => (LIST, LIST),
         };
         Ok(Measure { size, data, settled: false })
     }

@@ -1,6 +1,7 @@
 //! The file system without a mount and without QEMU: a machine in memory is the reference.
 
 mod by_handle;
+mod changed;
 mod partitions;
 
 use std::ffi::{OsStr, OsString};

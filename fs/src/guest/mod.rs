@@ -3,6 +3,7 @@
 //! The guest's blocks are never parsed in this process: whoever implements [`Readers`] does that where it can do no harm. This
 //! process gives blocks of the frozen disk, gets told where a file's data is, and reads that by itself, through the cache.
 
+pub mod changed;
 mod children;
 mod process;
 mod slots;
@@ -27,6 +28,11 @@ use inside::{Attributes, Extent, Id, Summary, Xattr};
 pub use self::children::{Children, Limits, SUBCOMMAND};
 use crate::error::Result;
 pub use inside::wire::{Listed, MAX_ANSWERS, MAX_BLOCKS};
+
+/// Whether a name can be that of a file: who read it has parsed a disk that anybody may have written.
+pub fn is_name(name: &[u8]) -> bool {
+    !name.is_empty() && name != b"." && name != b".." && !name.iter().any(|byte| matches!(byte, b'/' | 0))
+}
 
 /// Blocks of a frozen disk, or of a part of one.
 #[async_trait]

@@ -62,7 +62,7 @@ pub struct Formats {
     pub qcow2: bool,
     /// `allocated.map`, `dirty.map`, `dirty.json`.
     pub map: bool,
-    /// `partitions`.
+    /// `partitions`, `changed-files.txt`.
     pub partitions: bool,
 }
 

@@ -6,7 +6,7 @@
 //! Root ─ Status, Control
 //!      ─ Current ─ Disk ─ disk.raw, disk.qcow2, allocated.map
 //!                      ─ Inside: partitions
-//!      ─ Checkpoints ─ Checkpoint ─ CheckpointDisk ─ dirty.map, dirty.json, delta.raw, delta.qcow2
+//!      ─ Checkpoints ─ Checkpoint ─ CheckpointDisk ─ dirty.map, dirty.json, delta.raw, delta.qcow2, changed-files.txt
 //! ```
 
 pub mod inode;
@@ -41,6 +41,8 @@ pub enum Content {
     DeltaRaw,
     /// The same as a qcow2 image over the backup that was taken at the checkpoint.
     DeltaQcow2,
+    /// Which of the guest's files lie in what changed.
+    ChangedFiles,
 }
 
 /// What a file of the tree is made as.
@@ -61,7 +63,8 @@ impl Content {
     }
 
     const CURRENT: [Self; 3] = [Self::DiskRaw, Self::DiskQcow2, Self::AllocatedMap];
-    const CHECKPOINT: [Self; 4] = [Self::DirtyMap, Self::DirtyJson, Self::DeltaRaw, Self::DeltaQcow2];
+    const CHECKPOINT: [Self; 5] =
+        [Self::DirtyMap, Self::DirtyJson, Self::DeltaRaw, Self::DeltaQcow2, Self::ChangedFiles];
 
     /// The file's name.
     pub fn name(self) -> &'static str {
@@ -73,6 +76,7 @@ impl Content {
             Self::DirtyJson => "dirty.json",
             Self::DeltaRaw => "delta.raw",
             Self::DeltaQcow2 => "delta.qcow2",
+            Self::ChangedFiles => "changed-files.txt",
         }
     }
 
@@ -81,12 +85,13 @@ impl Content {
         match self {
             Self::DiskRaw | Self::DeltaRaw => Form::Raw,
             Self::DiskQcow2 | Self::DeltaQcow2 => Form::Qcow2,
-            Self::AllocatedMap | Self::DirtyMap | Self::DirtyJson => Form::Map,
+            Self::AllocatedMap | Self::DirtyMap | Self::DirtyJson | Self::ChangedFiles => Form::Map,
         }
     }
 
     fn appears(self, formats: Formats) -> bool {
         match self.form() {
+            _ if self == Self::ChangedFiles => formats.partitions,
             Form::Raw => formats.raw,
             Form::Qcow2 => formats.qcow2,
             Form::Map => formats.map,

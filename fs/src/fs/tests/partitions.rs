@@ -8,14 +8,14 @@ use crate::guest::testing::{self as toy, Toy};
 const SIZE: usize = 256 << 10;
 const N: &str = "current/vda/partitions";
 
-struct Scene {
-    vm: Arc<Memory>,
-    fs: Arc<Fs>,
-    toy: Arc<Toy>,
+pub(super) struct Scene {
+    pub(super) vm: Arc<Memory>,
+    pub(super) fs: Arc<Fs>,
+    pub(super) toy: Arc<Toy>,
 }
 
 impl Scene {
-    fn new(options: &str) -> Self {
+    pub(super) fn new(options: &str) -> Self {
         Self::of(Memory::new(&[("vda", SIZE)], Fleece::Job), options)
     }
 
@@ -50,7 +50,7 @@ impl Scene {
         names
     }
 
-    fn write(&self, offset: u64, bytes: &[u8]) {
+    pub(super) fn write(&self, offset: u64, bytes: &[u8]) {
         self.vm.write("vda", usize::try_from(offset).unwrap(), bytes);
     }
 }

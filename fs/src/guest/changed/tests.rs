@@ -1,0 +1,205 @@
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use inside::{Attributes, Extent, Summary, Xattr};
+
+use super::*;
+
+/// A name in a directory, and the number of what has it.
+type Name<'a> = (&'a [u8], u64);
+
+/// File systems as somebody may have made them up: what is in each directory, and where each file is on the partition.
+struct Made {
+    summary: Summary,
+    directories: BTreeMap<u64, Vec<(Vec<u8>, u64)>>,
+    files: BTreeMap<u64, Vec<(u64, u64)>>,
+}
+
+const ROOT: u64 = 1;
+/// A file whose directory does not tell what it is.
+const UNKNOWN: u64 = 99_999;
+/// A file whose data is not on the disk as it reads.
+const COMPRESSED: u64 = 11;
+const START: u64 = 1 << 20;
+const SIZE: u64 = 1 << 20;
+
+impl Made {
+    fn new(directories: &[(u64, &[Name<'_>])], files: &[(u64, &[(u64, u64)])]) -> Self {
+        let names = |names: &[Name<'_>]| names.iter().map(|(name, id)| (name.to_vec(), *id)).collect();
+        let summary = Summary { kind: "made", block_size: 512, blocks: 1, free_blocks: 0, files: None, unclean: None };
+        Self {
+            summary,
+            directories: directories.iter().map(|(id, of)| (*id, names(of))).collect(),
+            files: files.iter().map(|(id, pieces)| (*id, pieces.to_vec())).collect(),
+        }
+    }
+
+    async fn list(&self, limits: Limits, dirty: Range<u64>) -> Result<String> {
+        let partition = Partition {
+            number: 7,
+            offset: START,
+            size: SIZE,
+            type_id: None,
+            id: None,
+            name: None,
+            content: None,
+            problem: None,
+        };
+        let mut changes = Changes::default();
+        changes.zero.push(START + dirty.start..START + dirty.end)?;
+        let mut list = List::new("# head\n", limits);
+        list.volume(self, &partition, &changes, &|| Ok(())).await?;
+        Ok(String::from_utf8_lossy(&list.finish()?).into_owned())
+    }
+
+    /// The lines below the header.
+    async fn lines(&self, dirty: Range<u64>) -> Vec<String> {
+        let text = self.list(Limits::default(), dirty).await.unwrap();
+        let body = text.strip_prefix("# head\n").and_then(|text| text.strip_prefix(CAVEATS)).expect("a header");
+        body.lines().map(str::to_owned).collect()
+    }
+}
+
+#[async_trait]
+impl Reader for Made {
+    fn summary(&self) -> &Summary {
+        &self.summary
+    }
+
+    fn root(&self) -> Id {
+        Id(ROOT)
+    }
+
+    async fn attributes(&self, _: Id) -> Result<Attributes> {
+        Err(Error::new(Kind::Io, "it has no attributes"))
+    }
+
+    async fn lookup(&self, _: Id, _: &[u8]) -> Result<Option<(Id, Attributes)>> {
+        unreachable!("nothing is looked up")
+    }
+
+    async fn list(&self, directory: Id, from: u64) -> Result<Vec<Listed>> {
+        let names = self.directories.get(&directory.0).ok_or_else(|| Error::new(Kind::Io, "it cannot be read"))?;
+        let kind = |id: &u64| if self.files.contains_key(id) { FileKind::File } else { FileKind::Directory };
+        let all = names.iter().zip(1..);
+        let rest = all.filter(|(_, next)| *next > from).take(3);
+        Ok(rest
+            .map(|((name, id), next)| Listed {
+                name: name.clone(),
+                id: Id(*id),
+                kind: (*id != UNKNOWN).then(|| kind(id)),
+                next,
+            })
+            .collect())
+    }
+
+    async fn parent(&self, _: Id) -> Result<Id> {
+        unreachable!("nobody asks for parents")
+    }
+
+    async fn link_target(&self, _: Id) -> Result<Vec<u8>> {
+        unreachable!("links are of no interest")
+    }
+
+    async fn xattrs(&self, _: Id) -> Result<Vec<Xattr>> {
+        unreachable!("attributes are of no interest")
+    }
+
+    async fn extents(&self, file: Id, from: u64) -> Result<Vec<Extent>> {
+        // Later names are told first.
+        tokio::time::sleep(Duration::from_millis(20_u64.saturating_sub(file.0))).await;
+        if file.0 == COMPRESSED {
+            return Err(Error::new(Kind::Unsupported, "it is compressed"));
+        }
+        let mut offset = 0;
+        let mut extents = Vec::new();
+        for &(at, length) in &self.files[&file.0] {
+            extents.push(Extent { offset, length, place: if at == 0 { Place::Hole } else { Place::Disk(at) } });
+            offset += length;
+        }
+        Ok(extents.into_iter().filter(|extent| extent.offset >= from).take(1).collect())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn only_files_in_what_changed_are_listed_in_the_order_of_the_walk() {
+    let made = Made::new(
+        &[
+            (ROOT, &[(b"a", 2), (b"one", 10), (b"two", 15), (b"three", 12), (b"b\n\\\xff", 3), (b"four", 13)]),
+            (2, &[(b"deep", 4), (b"one again", 10)]),
+            (3, &[(b"two", 15)]),
+            (4, &[(b"five", 14)]),
+        ],
+        &[
+            (10, &[(0, 100), (5000, 100), (0, 7)]),
+            (15, &[(4096, 904), (6000, 10)]),
+            (12, &[]),
+            (13, &[(5099, 1)]),
+            (14, &[(5100, 900), (4000, 96)]),
+        ],
+    );
+    let lines = made.lines(5000..5100).await;
+    assert_eq!(lines, ["7/files/one", "7/files/a/one again", "7/files/four", "# end: 3 files"], "to the byte");
+    let lines = made.lines(0..SIZE).await;
+    let all = [
+        "7/files/one",
+        "7/files/two",
+        "7/files/a/one again",
+        "7/files/a/deep/five",
+        "7/files/four",
+        "7/files/b\\012\\134\u{fffd}/two",
+        "# end: 6 files",
+    ];
+    assert_eq!((lines.len(), lines.iter().filter(|line| all.contains(&line.as_str())).count()), (7, 7), "{lines:?}");
+    assert_eq!(lines, made.lines(0..SIZE).await, "stable");
+    assert_eq!(made.lines(0..0).await, ["# end: 0 files"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_cannot_be_read_is_a_line_and_the_rest_is_listed() {
+    let made = Made::new(
+        &[
+            (ROOT, &[(b"loop", 2), (b"gone\n", 50), (b"..", 10), (b"out", 16), (b"odd", UNKNOWN), (b"fine", 10)]),
+            (2, &[(b"again", ROOT), (b"inside", 10)]),
+        ],
+        &[(10, &[(5000, 100)]), (16, &[(SIZE - 1, 2)])],
+    );
+    let mut lines = made.lines(5000..5100).await;
+    lines.sort();
+    let expected = [
+        "# end: 2 files",
+        "# incomplete: 5 of the above could not be read",
+        "# not read: 7/files/..: a name in a directory cannot be right",
+        "# not read: 7/files/gone\\012: it cannot be read",
+        "# not read: 7/files/loop/again: it is a directory within itself",
+        "# not read: 7/files/odd: it has no attributes",
+        "# not read: 7/files/out: where the guest's file lies on the disk cannot be right",
+        "7/files/fine",
+        "7/files/loop/inside",
+    ];
+    assert_eq!(lines, expected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_without_a_bound() {
+    let chain: Vec<(u64, [Name<'_>; 1])> = (1..2000).map(|id| (id, [(&b"d"[..], id + 1)])).collect();
+    let chain: Vec<(u64, &[Name<'_>])> = chain.iter().map(|(id, names)| (*id, &names[..])).collect();
+    let lines = Made::new(&chain, &[]).lines(0..1).await;
+    assert!(lines[0].ends_with("it is deeper than 512 directories"), "{lines:?}");
+
+    let names: Vec<Name<'_>> = (0..500).map(|id| (&b"gone"[..], 1000 + id)).collect();
+    let lines = Made::new(&[(ROOT, &names)], &[]).lines(0..1).await;
+    assert!(lines.len() < 120, "{}", lines.len());
+    assert!(lines.contains(&"# not read: the rest of partition 7: too much of it cannot be read".to_owned()));
+
+    let names: Vec<Name<'_>> = (0..500).map(|_| (&b"file"[..], COMPRESSED)).collect();
+    let lines = Made::new(&[(ROOT, &names)], &[(COMPRESSED, &[])]).lines(0..1).await;
+    assert_eq!(lines.iter().filter(|line| *line == "# not read: 7/files/file: it is compressed").count(), 500);
+
+    let names: Vec<Name<'_>> = (0..500).map(|_| (&b"file"[..], 10)).collect();
+    let made = Made::new(&[(ROOT, &names)], &[(10, &[(5000, 100)])]);
+    for limits in [Limits { entries: 400, ..Limits::default() }, Limits { text: 4096, ..Limits::default() }] {
+        let error = made.list(limits, 5000..5100).await.unwrap_err();
+        assert_eq!(error.kind(), Kind::TooLarge, "{error}");
+    }
+}
