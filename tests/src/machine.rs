@@ -156,6 +156,19 @@ impl Machine {
         }
     }
 
+    /// The guest writes these bytes.
+    #[track_caller]
+    pub fn write_bytes(&self, id: &str, offset: u64, bytes: &[u8]) {
+        if let Some(file) = self.guest_file(id) {
+            file.write_all_at(bytes, offset).expect("writing through the export");
+            file.sync_all().expect("flushing the export");
+        } else {
+            let data = self.spec.dir.path().join("written");
+            std::fs::write(&data, bytes).expect("what is written, in a file");
+            self.guest_io(id, &format!("write -s {} {offset} {}", data.display(), bytes.len()), "wrote");
+        }
+    }
+
     /// The guest discards `length` bytes.
     #[track_caller]
     pub fn discard(&self, id: &str, offset: u64, length: u64) {

@@ -1,5 +1,6 @@
 //! What is inside of disks: partitions and the guest's own files, of a running machine.
 
+mod changed;
 mod copies;
 mod damaged;
 mod image;
