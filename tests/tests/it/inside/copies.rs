@@ -4,7 +4,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use super::differences;
-use super::image::{FILL, Mounted};
+use super::image::{FILL, Mounted, fill};
 use pullfs_tests::disk::Disk;
 use pullfs_tests::flavor::Flavor;
 use pullfs_tests::machine::{MIB, Machine};
@@ -60,7 +60,7 @@ fn make(dir: &Path) -> PathBuf {
         match kind {
             "ntfs" => shell(TO_NTFS, &[&plain, &part, &dir.join("ntfs.mnt")]),
             "vfat" => shell(TO_FAT, &[&plain, &part]),
-            _ => shell(FILL, &[&Mounted::part(&part, kind, "loop", (0, size * MIB)).0, Path::new("200")]),
+            _ => fill(&part, kind, (0, size * MIB), FILL, &["200"]),
         }
         ok(tool("sgdisk").args(["-n", &format!("{number}:{}:+{size}M", start * 2048)]).arg(&disk));
         let mut dd = tool("dd");

@@ -2,11 +2,9 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::thread;
-use std::time::{Duration, Instant};
 
 use pullfs_tests::machine::MIB;
-use pullfs_tests::process::{LIMIT, ok, run};
+use pullfs_tests::process::{ok, run};
 use pullfs_tests::tools::tool;
 
 /// Where the first partition is, in bytes.
@@ -59,12 +57,25 @@ pub(super) fn make(path: &Path) {
     ok(tool("sgdisk").args(["-n", "2:0:+4M", "-n", "3:0:+4M", "-t", "3:8200"]).arg(path));
     let offset = format!("offset={START}");
     ok(tool("mkfs.ext4").args(["-q", "-L", "guest root", "-E", &offset]).arg(path).arg((SIZE / 1024).to_string()));
-    let mounted = Mounted::of(path, "loop");
-    ok(tool("sh").args(["-c", FILL, "fill"]).arg(&mounted.0).arg("1500"));
+    fill(path, "ext4", (START, SIZE), FILL, &["1500"]);
+}
+
+/// Has the kernel fill a part (offset, size) of an image, by a script whose $1 is where it is mounted.
+///
+/// It is mounted in a namespace of its own: one that another test makes meanwhile would keep it mounted, and so unfinished.
+#[track_caller]
+pub(super) fn fill(image: &Path, kind: &str, (offset, size): (u64, u64), script: &str, arguments: &[&str]) {
+    let place = image.with_extension("fill");
+    fs::create_dir_all(&place).expect("a mount point");
+    let options = format!("loop,noatime,offset={offset},sizelimit={size}");
+    let script = format!("mount -t {kind} -o {options} \"$0\" \"$1\"\n({script})\numount \"$1\"");
+    let mut unshare = tool("unshare");
+    unshare.args(["--mount", "--propagation", "private", "sh", "-euc", &script]);
+    ok(unshare.arg(image).arg(&place).args(arguments));
 }
 
 /// A file system in an image, mounted by the kernel until this is dropped.
-pub(super) struct Mounted(pub(super) PathBuf, PathBuf);
+pub(super) struct Mounted(pub(super) PathBuf);
 
 impl Mounted {
     /// Mounts the first partition of what [`make`] made.
@@ -80,17 +91,12 @@ impl Mounted {
         fs::create_dir_all(&place).expect("a mount point");
         let options = format!("{options},noatime,offset={offset},sizelimit={size}");
         ok(tool("mount").args(["-t", kind, "-o", &options]).arg(image).arg(&place));
-        Self(place, image.to_owned())
+        Self(place)
     }
 }
 
 impl Drop for Mounted {
     fn drop(&mut self) {
         run(tool("umount").arg(&self.0));
-        // A mount namespace that somebody made meanwhile has the file system mounted as well: it is not yet written to its end.
-        let end = Instant::now() + LIMIT;
-        while Instant::now() < end && !run(tool("losetup").arg("-j").arg(&self.1)).stdout.is_empty() {
-            thread::sleep(Duration::from_millis(20));
-        }
     }
 }

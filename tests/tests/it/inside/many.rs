@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 
-use super::image::Mounted;
+use super::image::fill;
 use super::killed::children;
 use pullfs_tests::disk::Disk;
 use pullfs_tests::flavor::Flavor;
@@ -13,6 +13,11 @@ use pullfs_tests::process::ok;
 use pullfs_tests::tools::tool;
 
 const FILES: usize = 100_000;
+const FILES_MADE: &str = r#"
+mkdir "$1/many"
+cd "$1/many"
+seq -f 'a file of the guest, number %.0f' "$2" | tr '\n' '\0' | xargs -0 touch
+"#;
 const SIZE: u64 = 96 * MIB;
 
 /// What the daemon may grow by, in KiB: the kernel remembers files, and so does the daemon until the kernel forgets them.
@@ -34,14 +39,7 @@ fn a_hundred_thousand_files_are_listed_in_bounded_memory(flavor: Flavor) {
     let image = dir.path().join("vda.raw");
     File::create(&image).expect("an image").set_len(SIZE).expect("its size");
     ok(tool("mkfs.ext4").args(["-q", "-N", "101000"]).arg(&image));
-    {
-        let mounted = Mounted::part(&image, "ext4", "loop", (0, SIZE));
-        let many = mounted.0.join("many");
-        fs::create_dir(&many).expect("a directory");
-        for number in 0..FILES {
-            File::create(many.join(format!("a file of the guest, number {number}"))).expect("a file");
-        }
-    }
+    fill(&image, "ext4", (0, SIZE), FILES_MADE, &[&FILES.to_string()]);
     let machine = Machine::build(flavor).disk(Disk::raw("vda", SIZE).from_image(&image)).start();
     let mount = Mount::of(&machine);
     let many = mount.path("current/vda/partitions/0/files/many");
