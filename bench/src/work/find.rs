@@ -71,8 +71,9 @@ fn finds(args: &Args, results: &mut Results) {
                         let mount = Mount::of(&machine);
                         let took = find(&ours(&mount));
                         let (daemon, reader) = memory(&mount);
-                        results.add('i', "memory of the daemon, at most", OURS, Unit::Mib, daemon);
-                        results.add('i', "memory of what reads the disk, at most", OURS, Unit::Mib, reader);
+                        for (whose, most) in [("the daemon", daemon), ("what reads the disk", reader)] {
+                            results.add('i', &format!("{what}: memory of {whose}, at most"), OURS, Unit::Mib, most);
+                        }
                         took
                     }
                 };
