@@ -43,7 +43,7 @@ const HURRY: Duration = Duration::from_millis(20);
 const FEW_PERIODS: u64 = 16;
 
 /// How often it is asked whether the machine migrates: QEMU tells of it only where somebody has asked for that.
-const MIGRATION_PERIOD: Duration = Duration::from_secs(1);
+const MIGRATION_PERIOD: Duration = PERIOD;
 
 /// A QEMU that does not answer for so long may be waiting for us.
 const SILENCE_LIMIT: Duration = Duration::from_secs(10);
