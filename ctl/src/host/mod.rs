@@ -131,6 +131,7 @@ async fn live(task: &Task, runtime_dir: RuntimeDir, recruit: Recruit) -> Outcome
         expire: task.resolved.options.expire.unwrap_or(EXPIRE),
         dir: runtime_dir.path().to_owned(),
     };
+    let mut kept_by = None;
     let kept = match led.and_then(|()| Keeper::new(autofs, about, &members)) {
         Ok(mut keeper) => {
             tracing::info!("{SOURCE} is mounted on {}", task.mount_point.display());
@@ -147,12 +148,16 @@ async fn live(task: &Task, runtime_dir: RuntimeDir, recruit: Recruit) -> Outcome
                 }
             };
             let ended = keeper.run(requests, told, end).await;
-            keeper.abandon();
+            kept_by = Some(keeper);
             ended
         }
         Err(error) => Err(error),
     };
     let detached = detach_host(&task.mount_point, std::process::id());
+    // Not before: who looked meanwhile would be shown an empty directory.
+    if let Some(keeper) = kept_by {
+        keeper.abandon();
+    }
     if kept.is_ok() && detached.is_ok() {
         drop(runtime_dir);
         guardian.dismiss().await;
