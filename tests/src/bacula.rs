@@ -9,8 +9,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use crate::ports::free_port;
 use crate::process::{Running, run_within, wait_until};
-use crate::prometheus::free_port;
 use crate::tools::{require, tool, workspace};
 
 /// For a job, and for the daemons to answer.

@@ -27,6 +27,7 @@ pub mod mount;
 pub mod namespace;
 pub mod network;
 pub mod oracle;
+pub mod ports;
 pub mod process;
 pub mod prometheus;
 pub mod proxy;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpStream};
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -83,12 +83,6 @@ fn sample(line: &str) -> Option<(String, BTreeMap<String, String>, f64)> {
         }
     }
     Some((name.to_owned(), labels, rest.strip_prefix("} ")?.parse().ok()?))
-}
-
-/// A port of this host that nobody has.
-pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.local_addr().expect("an address").port()
 }
 
 /// Asks once; what came, head and all.

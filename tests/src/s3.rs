@@ -5,8 +5,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use crate::ports::free_port;
 use crate::process::{Running, wait_until};
-use crate::prometheus::free_port;
 use crate::tools::workspace;
 
 /// From its start to a server that answers, on a slow machine.

@@ -15,6 +15,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use nbd_pool::{Address, Extent};
+use pullfs_tests::ports::free_port;
 use tempfile::TempDir;
 
 /// How long a server may take to listen, on a machine that is busy with other things.
@@ -49,12 +50,6 @@ pub(crate) struct Server {
 impl Server {
     /// Starts `tool` with its arguments and waits until it listens at `address`.
     pub(crate) fn start(tool: &str, arguments: &[&str], address: Address) -> Self {
-        Self::try_start(tool, arguments, address)
-            .unwrap_or_else(|log| panic!("{tool} {arguments:?} did not stay: {log}"))
-    }
-
-    /// The same; if the server ends by itself, gives what it had to say.
-    fn try_start(tool: &str, arguments: &[&str], address: Address) -> Result<Self, String> {
         if let Address::Unix(path) = &address {
             // What a killed server left would be taken for the new one.
             let _ = fs::remove_file(path);
@@ -71,12 +66,12 @@ impl Server {
                 let mut said = String::new();
                 log.rewind().expect("a file");
                 log.read_to_string(&mut said).expect("UTF-8");
-                return Err(format!("{status}, {said}"));
+                panic!("{tool} {arguments:?} did not stay: {status}, {said}");
             }
             assert!(began.elapsed() < START, "{tool} does not listen at {}", server.address);
             sleep(Duration::from_millis(5));
         }
-        Ok(server)
+        server
     }
 
     /// `qemu-nbd` for one image, read-only, at `nbd.sock` in `place`.
@@ -114,19 +109,10 @@ impl Server {
 
     /// A tool whose first arguments want a port number behind them.
     fn on_tcp(tool: &str, first: &[&str], arguments: &[&str]) -> Self {
-        for _ in 0..10 {
-            // The port was free a moment ago; somebody may take it first, hence the loop.
-            let free = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-            let port = free.local_addr().expect("bound").port();
-            drop(free);
-            let number = port.to_string();
-            let arguments = [first, &[&number], arguments].concat();
-            let address = Address::Tcp { host: "localhost".to_owned(), port };
-            if let Ok(server) = Self::try_start(tool, &arguments, address) {
-                return server;
-            }
-        }
-        panic!("{tool} {arguments:?} does not start, on whatever port");
+        let port = free_port();
+        let number = port.to_string();
+        let arguments = [first, &[&number], arguments].concat();
+        Self::start(tool, &arguments, Address::Tcp { host: "localhost".to_owned(), port })
     }
 
     fn listens(&self) -> bool {

@@ -10,8 +10,8 @@ use pullfs_tests::flavor::Flavor;
 use pullfs_tests::machine::{MIB, Machine};
 use pullfs_tests::mount::Mount;
 use pullfs_tests::oracle;
+use pullfs_tests::ports::free_port;
 use pullfs_tests::process::{Finished, Running, ok, run_within, wait_until};
-use pullfs_tests::prometheus::free_port;
 use pullfs_tests::tools::{tool, unpacked};
 
 /// From a server's start to its answer, and for what it keeps for a while.

@@ -14,6 +14,7 @@ use pullfs_tests::leftovers::Leftovers;
 use pullfs_tests::machine::{MIB, Machine};
 use pullfs_tests::mount::{self, Mount, MountPoint};
 use pullfs_tests::oracle;
+use pullfs_tests::ports::free_port;
 use pullfs_tests::process::{ok, run, wait_until};
 use pullfs_tests::tools::{pullfs, tool, workspace};
 use rustix::io::Errno;
@@ -100,21 +101,14 @@ impl Scene {
     /// The test starts the machine's NBD server on a TCP port, with TLS or without.
     #[track_caller]
     pub(super) fn start_nbd(&self, port: Port) -> String {
-        for _ in 0..10 {
-            // The port was free a moment ago; somebody may take it first, hence the loop.
-            let free = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("a free port");
-            let number = free.local_addr().expect("bound").port();
-            drop(free);
-            let address = json!({"type": "inet", "data": {"host": "127.0.0.1", "port": number.to_string()}});
-            let mut arguments = json!({"addr": address, "max-connections": 0});
-            if port == Port::Tls {
-                arguments["tls-creds"] = json!("tls0");
-            }
-            if self.machine.qmp().execute("nbd-server-start", arguments).is_ok() {
-                return format!("nbd=127.0.0.1:{number}");
-            }
+        let number = free_port();
+        let address = json!({"type": "inet", "data": {"host": "127.0.0.1", "port": number.to_string()}});
+        let mut arguments = json!({"addr": address, "max-connections": 0});
+        if port == Port::Tls {
+            arguments["tls-creds"] = json!("tls0");
         }
-        panic!("the NBD server finds no free port");
+        self.machine.qmp().must("nbd-server-start", arguments);
+        format!("nbd=127.0.0.1:{number}")
     }
 
     /// Reads both disks at one point in time while the machine writes, and compares with QEMU's own copies.
