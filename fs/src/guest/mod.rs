@@ -5,6 +5,7 @@
 
 pub mod changed;
 mod children;
+mod once;
 mod process;
 mod slots;
 #[cfg(test)]

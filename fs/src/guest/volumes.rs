@@ -5,55 +5,18 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
 use inside::table::{Partition, Table};
 use inside::{Id, Xattr};
 
+use super::once::Once;
 use super::window::Window;
 use super::{Reader, Readers};
-use crate::error::{Error, Kind, Result, chain};
+use crate::error::{Error, Kind, Result};
 use crate::point::{FrozenDisk, PointInTime};
-
-/// After a failure, how long all who come get the same at once: a tool that walks a tree asks for each file.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Files whose extended attributes are kept (each has 1 MiB of them at most).
 const FILES_KEPT: usize = 8;
-
-/// What is made by whoever comes first.
-struct Slot<T> {
-    /// Held by whoever makes it; the others wait.
-    outcome: tokio::sync::Mutex<Option<Made<T>>>,
-}
-
-enum Made<T> {
-    Right(T),
-    Wrong(Instant, Kind, String),
-}
-
-impl<T> Default for Slot<T> {
-    fn default() -> Self {
-        Self { outcome: tokio::sync::Mutex::new(None) }
-    }
-}
-
-impl<T: Clone> Slot<T> {
-    async fn get(&self, make: impl Future<Output = Result<T>>) -> Result<T> {
-        let mut known = self.outcome.lock().await;
-        match &*known {
-            Some(Made::Right(value)) => return Ok(value.clone()),
-            Some(Made::Wrong(when, kind, why)) if when.elapsed() < RETRY_AFTER => return Err(Error::new(*kind, why)),
-            _ => {}
-        }
-        let outcome = make.await;
-        *known = Some(match &outcome {
-            Ok(value) => Made::Right(value.clone()),
-            Err(error) => Made::Wrong(Instant::now(), error.kind(), chain(error)),
-        });
-        outcome
-    }
-}
 
 /// The extended attributes of a file.
 type OfFile = (Id, Arc<Vec<Xattr>>);
@@ -90,9 +53,9 @@ impl Volume {
 /// What is known of one disk.
 #[derive(Default)]
 struct Found {
-    table: Slot<Arc<Table>>,
+    table: Once<Arc<Table>>,
     /// Held for look-ups only.
-    volumes: Mutex<HashMap<u32, Arc<Slot<Volume>>>>,
+    volumes: Mutex<HashMap<u32, Arc<Once<Volume>>>>,
 }
 
 /// All that is known of the disks of a point in time.
