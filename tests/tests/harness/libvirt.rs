@@ -228,8 +228,17 @@ fn nothing_of_libvirt_is_left() {
         let libvirtd = Arc::new(Libvirtd::start_as(flavor.libvirt().expect("a libvirt"), Account::LibvirtQemu));
         let mut machine = Machine::build(flavor).on(&libvirtd).start();
         let dirs = [libvirtd.path("."), machine.dir().to_owned()].map(|dir| dir.components().collect::<PathBuf>());
-        let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
-        assert!(dirs.iter().all(|dir| !mounts.contains(&*dir.to_string_lossy())), "none is seen outside:\n{mounts}");
+        let seen = || {
+            let mounts = fs::read_to_string("/proc/self/mountinfo").expect("mounts");
+            let points: Vec<PathBuf> =
+                mounts.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from).collect();
+            points.into_iter().filter(|point| dirs.iter().any(|dir| point.starts_with(dir))).collect::<Vec<_>>()
+        };
+        assert_eq!(
+            seen(),
+            [dirs[0].join("mounts")],
+            "the one that goes on into its namespaces, and none of those in them"
+        );
         let description = fs::read_to_string(machine.dir().join("domain.xml")).expect("the domain's description");
         let name = format!("<name>{}</name>", machine.domain().name());
         assert!(description.contains(&name) && description.contains("ctl.qmp"), "{description}");
@@ -246,5 +255,6 @@ fn nothing_of_libvirt_is_left() {
         drop(libvirtd);
         assert!(pids.iter().all(|&pid| has_ended(pid)), "{pids:?}");
         assert!(dirs.iter().all(|dir| !dir.exists()), "{dirs:?}");
+        assert_eq!(seen(), [PathBuf::new(); 0]);
     }
 }
