@@ -1,32 +1,30 @@
 //! FAT, made by mkfs.vfat and filled by mtools.
 
-mod oracle;
-
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
+use images::compare::{contents, extents, names, same_tree};
+use images::damage::{Random, error, look_at_all};
+use images::{Image, ok};
 use inside::{FileKind, FileSystem, Id, Kind, Time, fat};
-use oracle::{Image, Random, blank, contents, error, extents, look_at_all, names, run, same_tree};
 
 /// Width of the table's entries, size in MiB, sectors of a cluster.
 const KINDS: [(&str, u64, &str); 4] = [("12", 15, "8"), ("16", 30, "1"), ("32", 64, "1"), ("32", 300, "8")];
 
 fn made(directory: &Path, (width, size, cluster): (&str, u64, &str)) -> PathBuf {
-    let image = directory.join("image");
-    blank(&image, size << 20);
-    run("mkfs.vfat", &[&"-F", &width, &"-s", &cluster, &"-n", &"A LABEL", &image]);
-    image
+    let image = Image::blank(&directory.join("image"), size << 20);
+    image.run("mkfs.vfat", &["-F", width, "-s", cluster, "-n", "A LABEL"]);
+    image.path
 }
 
 /// A command of mtools on an image.
 fn mtools(command: &str, image: &Path, arguments: &[&dyn AsRef<OsStr>]) {
-    let mut all: Vec<&dyn AsRef<OsStr>> =
-        vec![&"LC_ALL=C.UTF-8", &"TZ=UTC", &"MTOOLS_SKIP_CHECK=1", &command, &"-i", &image];
-    all.extend(arguments);
-    run("env", &all);
+    let mut command = Command::new(command);
+    ok(command.env("TZ", "UTC").env("MTOOLS_SKIP_CHECK", "1").arg("-i").arg(image).args(arguments));
 }
 
 fn path_of(fs: &dyn FileSystem, path: &str) -> Id {
@@ -57,7 +55,7 @@ fn source(root: &Path) {
     for (path, seconds) in
         [("UPPER.TXT", "1980-01-01 00:00:02"), ("lower.txt", "2107-12-31 23:59:58"), ("ß", "2024-02-29 12:00:00")]
     {
-        run("touch", &[&"-d", &format!("{seconds} UTC"), &root.join(path)]);
+        ok(Command::new("touch").arg("-d").arg(format!("{seconds} UTC")).arg(root.join(path)));
     }
 }
 
@@ -75,7 +73,7 @@ fn a_tree_is_what_mtools_wrote() {
         arguments.push(&"::/");
         mtools("mcopy", &image, &arguments);
         mtools("mattrib", &image, &[&"+r", &"::/of 513"]);
-        run("fsck.vfat", &[&"-n", &image]);
+        ok(Command::new("fsck.vfat").arg("-n").arg(&image));
         let disk = Image::open(&image);
         let fs = fat::open(Image::open(&image)).unwrap();
         assert_eq!((fs.summary().kind, fs.summary().unclean), ("vfat", None));
@@ -122,7 +120,7 @@ fn a_directory_of_40000_files_is_listed_and_searched() {
         }
     }
     fs::write(&image, &bytes).unwrap();
-    run("fsck.vfat", &[&"-n", &image]);
+    ok(Command::new("fsck.vfat").arg("-n").arg(&image));
     let fs = fat::open(&bytes).unwrap();
     let many = path_of(&fs, "MANY");
     let started = Instant::now();
@@ -153,7 +151,7 @@ fn a_fragmented_file_is_read_in_few_pieces_at_a_time() {
     mtools("mcopy", &image, &[&"-s", &"-Q", &pieces, &"::/"]);
     mtools("mdel", &image, &[&"::/pieces/even*"]);
     mtools("mcopy", &image, &[&big, &"::/"]);
-    run("fsck.vfat", &[&"-n", &image]);
+    ok(Command::new("fsck.vfat").arg("-n").arg(&image));
     let disk = Image::open(&image);
     let fs = fat::open(&disk).unwrap();
     let file = path_of(&fs, "big");

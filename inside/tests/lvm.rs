@@ -1,8 +1,6 @@
 //! Volume groups that the real LVM2 makes; where it says that their extents are is the oracle. Its programs are in
 //! `target/setup/lvm2`; the kernel's device mapper is not needed.
 
-mod images;
-
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;

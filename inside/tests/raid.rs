@@ -1,11 +1,10 @@
 //! Superblocks of md, made by hand as the kernel lays them out: the driver is not there everywhere. What mdadm and blkid say of
 //! them is the oracle.
 
-mod images;
-
 use std::path::Path;
+use std::process::Command;
 
-use images::{Image, run};
+use images::{Image, ok, run};
 use inside::raid::{Member, member, outdated};
 use inside::{Part, probe};
 
@@ -124,7 +123,7 @@ const SYNC: u32 = 6;
 
 fn mdadm(image: &Image) -> String {
     let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/setup/lvm2/sbin/mdadm");
-    run(tool, &["--examine", image.path.to_str().unwrap()], "")
+    ok(Command::new(tool).arg("--examine").arg(&image.path))
 }
 
 fn told<'a>(said: &'a str, field: &str) -> &'a str {
@@ -235,7 +234,7 @@ fn a_mirror_is_what_is_in_it() {
     let image = New::default().image("1.2");
     assert!(probe(&image).unwrap().unwrap().refused.unwrap().contains("not known here"));
     let path = image.path.to_str().unwrap().to_owned();
-    run("mkfs.ext4", &["-q", "-F", "-E", &format!("offset={DATA}"), &path, "8M"], "");
+    run("mkfs.ext4", &["-q", "-F", "-E", &format!("offset={DATA}"), &path, "8M"]);
     let content = probe(&image).unwrap().unwrap();
     assert_eq!((content.kind, content.refused), ("linux_raid_member", None));
     let range = member(&image).unwrap().unwrap().data.unwrap();

@@ -1,10 +1,9 @@
 //! Partition tables that sgdisk and sfdisk make, and damage done to them; what sfdisk says of them is the oracle.
 
-mod images;
-
+use std::process::Command;
 use std::sync::OnceLock;
 
-use images::{Image, Loop, run};
+use images::{Image, Loop, feed, run};
 use inside::table::{Partition, Scheme, Table, read};
 use inside::{Disk, Kind};
 use serde_json::Value;
@@ -20,7 +19,7 @@ fn table(image: &Image) -> Table {
 
 /// What sfdisk says of a disk: its identifier and its partitions.
 fn oracle(path: &str) -> (String, Vec<Row>) {
-    let said: Value = serde_json::from_str(&run("sfdisk", &["--json", path], "")).expect("JSON");
+    let said: Value = serde_json::from_str(&run("sfdisk", &["--json", path])).expect("JSON");
     let table = &said["partitiontable"];
     let sector = table["sectorsize"].as_u64().expect("a sector size");
     let text = |value: &Value| value.as_str().map(str::to_owned);
@@ -99,7 +98,7 @@ fn a_gpt_is_what_sfdisk_says() {
 fn sectors_of_4096_bytes_are_found_out() {
     let image = Image::new(16 * MIB);
     let device = Loop::new(&image.path, 4096);
-    run("sfdisk", &["-q", &device.0], "label: gpt\nsize=1M, type=U, name=\"esp\"\nsize=2M\n,\n");
+    feed(Command::new("sfdisk").args(["-q", &device.0]), "label: gpt\nsize=1M, type=U, name=\"esp\"\nsize=2M\n,\n");
     let gpt = table(&image);
     assert_eq!((gpt.scheme, gpt.sector_size, gpt.problems.len()), (Scheme::Gpt, 4096, 0));
     compare(&gpt, &device.0);
@@ -109,9 +108,8 @@ fn sectors_of_4096_bytes_are_found_out() {
     assert_eq!((backup.sector_size, &backup.partitions), (4096, &gpt.partitions));
     assert!(backup.problems[0].contains("its backup in sector 4095 was"), "{:?}", backup.problems);
     // An MBR does not say how large its sectors are; the contents do.
-    run(
-        "sfdisk",
-        &["-q", "--wipe", "always", &device.0],
+    feed(
+        Command::new("sfdisk").args(["-q", "--wipe", "always", &device.0]),
         "label: dos\nstart=256, size=1024, type=83\nstart=2080,type=83\n",
     );
     drop(device);
@@ -199,7 +197,7 @@ fn entry(image: &Image, index: u64, at: u64, bytes: &[u8]) {
 fn overlapping_and_impossible_partitions_are_told() {
     let image = gpt();
     let path = image.path.to_str().unwrap();
-    run("mkfs.ext4", &["-q", "-F", "-E", &format!("offset={}", 2 * MIB), path, "1M"], "");
+    run("mkfs.ext4", &["-q", "-F", "-E", &format!("offset={}", 2 * MIB), path, "1M"]);
     assert_eq!(table(&image).partitions[1].content.as_ref().unwrap().kind, "ext4");
     entry(&image, 0, 40, &5000_u64.to_le_bytes());
     let found = table(&image);

@@ -7,11 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use images::run;
 use inside::{FileSystem, Kind, Place};
 
 use crate::compare::compare;
 use crate::fill::{EXT4, Takes, fill, pattern};
-use crate::image::{Image, Mount, debugfs, run};
+use crate::image::{Image, Mount, debugfs};
 
 /// What a journal's commit blocks begin with.
 const COMMIT: [u8; 8] = [0xc0, 0x3b, 0x39, 0x98, 0, 0, 0, 2];

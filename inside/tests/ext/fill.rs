@@ -8,12 +8,11 @@ use std::os::unix::fs::{FileExt, PermissionsExt, chown, lchown, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
+use images::run;
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, FileType, Mode, Timespec, Timestamps, XattrFlags, fallocate, lsetxattr, makedev,
     mknodat, utimensat,
 };
-
-use crate::image::run;
 
 /// What a file system can take.
 #[derive(Clone, Copy)]

@@ -5,8 +5,10 @@ use std::fs::{self, File};
 use std::os::unix::ffi::OsStringExt;
 use std::time::SystemTime;
 
+use images::run;
+
 use crate::compare::compare;
-use crate::image::{Image, debugfs, run};
+use crate::image::{Image, debugfs};
 
 const SEED: &str = "hash_seed=11111111-2222-3333-4444-555555555555";
 

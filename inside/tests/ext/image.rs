@@ -8,16 +8,9 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
+use images::run;
 use inside::Disk;
 use inside::ext::{Ext, open};
-
-/// Runs a program; panics with what it said if it fails.
-pub(crate) fn run(program: &str, arguments: &[&str]) {
-    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
-    let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{program} {arguments:?}: {said}");
-}
 
 /// A file as a disk.
 pub(crate) struct Image(pub(crate) File, pub(crate) PathBuf);

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use fill::{EXT4, Takes, fill};
 use image::Image;
+use images::run;
 use inside::FileSystem;
 
 const GIB: u64 = 1 << 30;
@@ -26,7 +27,7 @@ fn same(mkfs: &str, arguments: &[&str], takes: Takes) {
     fill(&mount.0, takes);
     drop(mount);
     if let Some(features) = takes.later {
-        image::run("tune2fs", &["-O", features, image.1.to_str().unwrap()]);
+        run("tune2fs", &["-O", features, image.1.to_str().unwrap()]);
     }
     let ours = image.open().unwrap();
     let mount = image.copy("theirs").mount("loop,ro,noatime");

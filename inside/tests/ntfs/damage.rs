@@ -2,10 +2,11 @@
 
 use std::time::{Duration, Instant};
 
+use images::compare::contents;
+use images::damage::{Random, error, look_at_all};
 use inside::ntfs;
 use inside::{FileSystem, Id, Kind};
 
-use crate::oracle::{Random, contents, error, look_at_all};
 use crate::{attribute_of, path_of, record_of, small};
 
 #[test]

@@ -1,8 +1,6 @@
 //! NTFS, made by mkntfs, filled by ntfs-3g, and compared with what ntfs-3g shows.
 
 mod damage;
-#[path = "../oracle/mod.rs"]
-mod oracle;
 
 use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
@@ -11,20 +9,26 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Instant;
 
+use images::compare::{contents, extents, names, same_tree};
+use images::damage::{Random, error};
+use images::{Driver, Image, ok};
 use inside::ntfs;
 use inside::{FileSystem, Id, Kind, Place};
-use oracle::{Image, Mount, Random, blank, contents, error, extents, names, run, same_tree};
 
 fn made(directory: &Path, size: u64, cluster_size: u32) -> PathBuf {
-    let image = directory.join("image");
-    blank(&image, size);
-    run("mkntfs", &[&"-F", &"-q", &"-Q", &"-c", &cluster_size.to_string(), &image]);
-    image
+    let image = Image::blank(&directory.join("image"), size);
+    image.run("mkntfs", &["-F", "-q", "-Q", "-c", &cluster_size.to_string()]);
+    image.path
 }
 
-fn mounted(image: &Path, options: &str) -> Mount {
+fn mounted(image: &Path, options: &str) -> Driver {
     let options = format!("no_detach,{options}");
-    Mount::new(Command::new("ntfs-3g").arg("-o").arg(options).arg(image), &image.with_file_name("mnt"))
+    Driver::start(Command::new("ntfs-3g").arg("-o").arg(options).arg(image), &image.with_file_name("mnt"))
+}
+
+/// Of the file itself, if it is a link.
+fn set_xattr(name: &str, value: &str, path: &Path) {
+    ok(Command::new("setfattr").args(["-h", "-n", name, "-v", value]).arg(path));
 }
 
 fn path_of(fs: &dyn FileSystem, path: &str) -> Id {
@@ -78,7 +82,7 @@ fn fill(root: &Path) {
         } else {
             fs::create_dir(root.join(name)).unwrap();
         }
-        run("setfattr", &[&"-n", &"system.ntfs_dos_name", &"-v", &short, &root.join(name)]);
+        set_xattr("system.ntfs_dos_name", short, &root.join(name));
     }
     symlink("a/b/../b/c", root.join("to a directory")).unwrap();
     symlink("/no/such/ümläut", root.join("to nowhere")).unwrap();
@@ -89,10 +93,10 @@ fn fill(root: &Path) {
     }
     sparse.set_len(2 << 40).unwrap();
     scatter(&root.join("scattered"), &root.join("with holes"), 3000);
-    run("setfattr", &[&"-n", &"user.comment", &"-v", &"a stream", &root.join("linked")]);
-    run("setfattr", &[&"-n", &"user.Zone.Identifier", &"-v", &"x".repeat(5000), &root.join("a/b")]);
-    run("touch", &[&"-d", &"1975-01-02 03:04:05.123456700 UTC", &root.join("UPPER")]);
-    run("touch", &[&"-d", &"2100-12-31 23:59:59.9 UTC", &root.join("lower")]);
+    set_xattr("user.comment", "a stream", &root.join("linked"));
+    set_xattr("user.Zone.Identifier", &"x".repeat(5000), &root.join("a/b"));
+    ok(Command::new("touch").args(["-d", "1975-01-02 03:04:05.123456700 UTC"]).arg(root.join("UPPER")));
+    ok(Command::new("touch").args(["-d", "2100-12-31 23:59:59.9 UTC"]).arg(root.join("lower")));
 }
 
 fn compare(image: &Path) -> usize {
@@ -129,7 +133,7 @@ fn compare(image: &Path) -> usize {
             let mut names: Vec<String> =
                 fs.xattrs(id).unwrap().iter().map(|it| String::from_utf8_lossy(&it.name).into()).collect();
             names.sort();
-            let theirs = run("getfattr", &[&"--absolute-names", &"-h", &path]);
+            let theirs = ok(Command::new("getfattr").args(["--absolute-names", "-h"]).arg(path));
             let mut theirs: Vec<&str> = theirs.lines().filter(|line| line.starts_with("user.")).collect();
             theirs.sort_unstable();
             assert_eq!(names, theirs, "{name}");
@@ -226,7 +230,7 @@ fn file_records_in_hundreds_of_pieces_are_found() {
         let more = |number: &u32| fs::write(mount.at.join(format!("n{number}")), number.to_string()).is_ok();
         println!("{:?} files", (0..7000).find(|number| !more(number)));
     }
-    let records = run("ntfsinfo", &[&"-f", &"-i", &"0", &image]);
+    let records = ok(Command::new("ntfsinfo").args(["-f", "-i", "0"]).arg(&image));
     assert!(records.contains("$ATTRIBUTE_LIST"), "{records}");
     let mount = mounted(&image, "ro");
     let disk = Image::open(&image);
@@ -268,7 +272,7 @@ fn small(directory: &Path) -> Vec<u8> {
         }
         fs::create_dir(root.join("compressed")).unwrap();
         // The attribute "compressed", in the order of the network.
-        run("setfattr", &[&"-n", &"system.ntfs_attrib_be", &"-v", &"0x00000800", &root.join("compressed")]);
+        set_xattr("system.ntfs_attrib_be", "0x00000800", &root.join("compressed"));
         fs::write(root.join("compressed/file"), vec![b'x'; 100_000]).unwrap();
     }
     fs::read(&image).unwrap()
@@ -317,7 +321,7 @@ fn what_was_under_way_is_told() {
     assert_eq!(ntfs::open(&bytes).unwrap().summary().unclean, None);
     let image = directory.path().join("image");
     // It marks the file system for Windows to check it.
-    run("ntfsfix", &[&image]);
+    ok(Command::new("ntfsfix").arg(&image));
     let unclean = ntfs::open(Image::open(&image)).unwrap().summary().unclean.unwrap();
     assert!(
         unclean.contains("mark of being in use") && unclean.contains("$LogFile is") | unclean.contains("($LogFile)"),
@@ -350,14 +354,14 @@ fn reparse_points_are_links_or_refused() {
     {
         let mount = mounted(&image, "rw");
         let set = |name: &str, value: String| {
-            run("setfattr", &[&"-h", &"-n", &"system.ntfs_reparse_data", &"-v", &value, &mount.at.join(name)]);
+            set_xattr("system.ntfs_reparse_data", &value, &mount.at.join(name));
         };
         for name in ["relative", "wof", "cloud", "away", "wsl"] {
             fs::write(mount.at.join(name), vec![b'z'; if name == "wsl" || name == "relative" { 0 } else { 9000 }])
                 .unwrap();
         }
         fs::create_dir(mount.at.join("junction")).unwrap();
-        run("setfattr", &[&"-n", &"system.ntfs_attrib_be", &"-v", &"0x00001000", &mount.at.join("away")]);
+        set_xattr("system.ntfs_attrib_be", "0x00001000", &mount.at.join("away"));
         set("relative", point(0xA000_000C, &link(r"..\a\b", "", &[1, 0, 0, 0])));
         set("junction", point(0xA000_0003, &link(r"\??\C:\Users\ö", "", &[])));
         set("wsl", point(0xA000_001D, b"\x02\0\0\0/etc/hosts"));

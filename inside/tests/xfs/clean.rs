@@ -1,14 +1,15 @@
 //! File systems that were unmounted.
 
+use images::Image;
+use images::xfs::{SIZE, Store};
 use inside::FileSystem;
 
-use super::image::{Image, SIZE, Store};
 use super::{fill, tree};
 
 /// Compares an image with what the kernel shows of it.
 fn check(image: &Image, step: usize) {
-    let system = inside::xfs::open(image.disk()).unwrap();
-    let ours = tree::ours(&system, &image.disk(), step).unwrap();
+    let system = inside::xfs::open(image).unwrap();
+    let ours = tree::ours(&system, image, step).unwrap();
     let mount = image.mount("ro");
     let kernels = tree::kernels(&mount.0);
     tree::assert_same(&ours, &kernels);

@@ -6,21 +6,22 @@ use std::io;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use images::Image;
+use images::xfs::{SIZE, Store};
 use inside::{Disk, FileKind, FileSystem, Id, Kind};
 
-use super::image::{FileDisk, Image, SIZE, Store};
 use super::{fill, tree};
 
 /// A disk of which some bytes are others, and which knows what was read.
-struct Changed {
-    disk: FileDisk,
+struct Changed<'a> {
+    image: &'a Image,
     bytes: BTreeMap<u64, u8>,
     read: RefCell<Vec<(u64, usize)>>,
 }
 
-impl Changed {
-    fn new(image: &Image) -> Self {
-        Self { disk: image.disk(), bytes: BTreeMap::new(), read: RefCell::default() }
+impl<'a> Changed<'a> {
+    fn new(image: &'a Image) -> Self {
+        Self { image, bytes: BTreeMap::new(), read: RefCell::default() }
     }
 
     fn with(mut self, at: u64, bytes: &[u8]) -> Self {
@@ -29,13 +30,13 @@ impl Changed {
     }
 }
 
-impl Disk for Changed {
+impl Disk for Changed<'_> {
     fn size(&self) -> u64 {
-        self.disk.size()
+        self.image.size()
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.disk.read_at(offset, buffer)?;
+        self.image.read_at(offset, buffer)?;
         self.read.borrow_mut().push((offset, buffer.len()));
         for (at, byte) in self.bytes.range(offset..offset + buffer.len() as u64) {
             buffer[usize::try_from(at - offset).unwrap()] = *byte;
@@ -109,7 +110,7 @@ fn a_changed_byte_of_metadata_is_found() {
     for (number, (offset, length)) in all.iter().enumerate().step_by(all.len() / 40) {
         let at = offset + (number * 37 % length) as u64;
         let mut byte = [0];
-        image.disk().read_at(at, &mut byte).unwrap();
+        image.read_at(at, &mut byte).unwrap();
         let disk = Changed::new(&image).with(at, &[byte[0] ^ 0x10]);
         let errors = inside::xfs::open(&disk).map(|system| look(&system));
         let found = errors.as_ref().map_or(true, |errors| {
@@ -175,7 +176,7 @@ fn what_is_not_read_says_so() {
         let error = inside::xfs::open(&disk).map(drop).unwrap_err();
         assert!(at == 0 || error.to_string().contains("checksum"), "{error}");
     }
-    let short = inside::Part::new(image.disk(), 0, 200 << 20);
+    let short = inside::Part::new(&image, 0, 200 << 20);
     assert_eq!(inside::xfs::open(short).map(drop).unwrap_err().kind(), Kind::Corrupt);
 }
 
@@ -183,7 +184,7 @@ fn what_is_not_read_says_so() {
 fn made_up_ids_are_errors() {
     let store = Store::new();
     let image = filled(&store);
-    let system = inside::xfs::open(image.disk()).unwrap();
+    let system = inside::xfs::open(&image).unwrap();
     for id in [0, 1, 63, 1 << 20, u64::MAX, u64::MAX >> 1, 1 << 63, system.root().0 + 1_000_000] {
         let error = system.attributes(Id(id)).unwrap_err();
         assert!(matches!(error.kind(), Kind::NotFound | Kind::Corrupt), "{id}: {error}");
@@ -219,7 +220,7 @@ fn the_corpus() {
     for number in 0..9 {
         fill::xattr(&mount.0.join("fragmented"), &format!("user.{number}"), &[number; 100]);
     }
-    super::image::run("sync", &["-f", mount.0.to_str().unwrap()]);
+    images::run("sync", &["-f", mount.0.to_str().unwrap()]);
     let dirty = image.copy("dirty");
     drop(mount);
     for image in [image, dirty] {
@@ -243,7 +244,7 @@ fn pieces(image: &Image) -> Vec<u8> {
     let mut pieces: Vec<(u64, Vec<u8>)> = Vec::new();
     for unit in units.filter(|unit| seen.insert(*unit)) {
         let mut bytes = [0; 64];
-        image.disk().read_at(unit * UNIT, &mut bytes).unwrap();
+        image.read_at(unit * UNIT, &mut bytes).unwrap();
         match pieces.last_mut() {
             _ if bytes == [0; 64] => (),
             Some((start, piece)) if *start + piece.len() as u64 / UNIT == unit => piece.extend(bytes),

@@ -9,9 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use images::xfs::{SIZE, Store};
+use images::{Image, run};
 use inside::{FileSystem, Kind};
 
-use super::image::{Image, SIZE, Store, run};
 use super::{fill, tree};
 
 /// Copies of what changes extents all the time.
@@ -68,7 +69,7 @@ fn share(from: &Path, to: &Path) -> io::Result<()> {
 
 /// Whether a copy could be compared: not, if it was taken while what we cannot finish was under way.
 pub(crate) fn check(copy: &Image) -> bool {
-    let system = match inside::xfs::open(copy.disk()) {
+    let system = match inside::xfs::open(copy) {
         Ok(system) => system,
         Err(error) if error.kind() == Kind::Unclean && error.to_string().contains("under way") => {
             println!("{error}");
@@ -80,7 +81,7 @@ pub(crate) fn check(copy: &Image) -> bool {
     let kernels = copy.copy(&format!("{}-kernels", copy.path.file_name().unwrap().to_str().unwrap()));
     let mount = kernels.mount("rw");
     let theirs = tree::kernels(&mount.0);
-    let ours = tree::ours(&system, &copy.disk(), 100).unwrap();
+    let ours = tree::ours(&system, copy, 100).unwrap();
     tree::assert_same(&ours, &theirs);
     assert!(ours.len() > 10, "{} files", ours.len());
     assert_eq!(system.summary().unclean, None);

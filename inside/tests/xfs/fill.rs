@@ -10,7 +10,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FallocateFlags, FileType, Mode, Timespec, Timestamps, XattrFlags};
 
-use super::image::run;
+use images::run;
 
 fn directory(parent: &Path, name: &str) -> std::path::PathBuf {
     let path = parent.join(name);

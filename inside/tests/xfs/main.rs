@@ -4,7 +4,6 @@ mod clean;
 mod damaged;
 mod dirty;
 mod fill;
-mod image;
 mod oracle;
 mod torn;
 mod tree;

@@ -1,23 +1,27 @@
 //! The reader of a boot loader, which was written by others, as a witness of its own.
 
+use images::xfs::{SIZE, Store};
+use images::{Image, run};
 use inside::{Disk, FileKind, FileSystem, Id, Place};
 use lamxfs::{BlockRead, EntryKind, Path, Xfs};
 
-use super::image::{FileDisk, Image, SIZE, Store, run};
 use super::{fill, tree};
 
-impl BlockRead for FileDisk {
+/// An image, to be read by others.
+struct Blocks<'a>(&'a Image);
+
+impl BlockRead for Blocks<'_> {
     type Error = std::io::Error;
 
     fn read_at(&mut self, offset: u64, buffer: &mut [u8]) -> std::io::Result<()> {
-        Disk::read_at(self, offset, buffer)
+        self.0.read_at(offset, buffer)
     }
 }
 
 /// Compares names, kinds, sizes, targets and contents; how many files.
 fn compare(image: &Image) -> usize {
-    let (disk, system) = (image.disk(), inside::xfs::open(image.disk()).unwrap());
-    let mut other = Xfs::open(image.disk(), disk.size()).unwrap();
+    let system = inside::xfs::open(image).unwrap();
+    let mut other = Xfs::open(Blocks(image), image.size()).unwrap();
     let mut directories = vec![(b"/".to_vec(), system.root())];
     let mut count = 0;
     while let Some((path, directory)) = directories.pop() {
@@ -46,7 +50,7 @@ fn compare(image: &Image) -> usize {
                     assert_eq!(system.link_target(id).unwrap(), other.read_link(Path::new(&path)).unwrap());
                 }
                 EntryKind::Regular if attributes.size < 64 << 20 => {
-                    assert!(content(&system, &disk, id) == other.read_file(Path::new(&path)).unwrap(), "{path:?}");
+                    assert!(content(&system, image, id) == other.read_file(Path::new(&path)).unwrap(), "{path:?}");
                 }
                 _ => assert_ne!(attributes.kind, FileKind::Directory),
             }
@@ -55,13 +59,13 @@ fn compare(image: &Image) -> usize {
     count
 }
 
-fn content(system: &dyn FileSystem, disk: &FileDisk, id: Id) -> Vec<u8> {
+fn content(system: &dyn FileSystem, image: &Image, id: Id) -> Vec<u8> {
     let size = system.attributes(id).unwrap().size;
     let mut bytes = vec![0; usize::try_from(size).unwrap()];
     for extent in tree::extents(system, id, size).unwrap() {
         if let Place::Disk(at) = extent.place {
             let (from, length) = (usize::try_from(extent.offset).unwrap(), usize::try_from(extent.length).unwrap());
-            Disk::read_at(disk, at, &mut bytes[from..from + length]).unwrap();
+            image.read_at(at, &mut bytes[from..from + length]).unwrap();
         }
     }
     bytes
@@ -104,7 +108,7 @@ fn version_4() {
     ] {
         let image = store.made(name, SIZE, &[arguments, &["-p", &format!("{path}/prototype")]].concat());
         assert_eq!(compare(&image), 705, "{name}");
-        let system = inside::xfs::open(image.disk()).unwrap();
+        let system = inside::xfs::open(&image).unwrap();
         let lookup = |name: &[u8]| system.lookup(system.root(), name).unwrap().unwrap();
         let long = system.attributes(lookup(b"long")).unwrap();
         assert_eq!((long.mode, long.uid, long.gid, long.links, long.size), (0o600, 70000, 3, 1, 50_000), "{name}");
@@ -114,13 +118,13 @@ fn version_4() {
     }
     // Attributes are set by xfs_db, which writes them as the kernel does.
     let image = store.made("attributes", SIZE, &["-m", "crc=0", "-p", &format!("{path}/prototype")]);
-    let root = inside::xfs::open(image.disk()).unwrap().root().0;
+    let root = inside::xfs::open(&image).unwrap().root().0;
     let inode = format!("inode {root}");
     for number in 1..=60 {
         let set = format!("attr_set -u -v {} name{number}", number * 40);
         run("xfs_db", &["-x", "-c", &inode, "-c", &set, image.path.to_str().unwrap()]);
     }
-    let system = inside::xfs::open(image.disk()).unwrap();
+    let system = inside::xfs::open(&image).unwrap();
     let xattrs = system.xattrs(system.root()).unwrap();
     assert_eq!(xattrs.len(), 60);
     assert!(xattrs.iter().all(|xattr| xattr.name.starts_with(b"user.name") && xattr.value.len().is_multiple_of(40)));

@@ -3,20 +3,20 @@
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
 
+use images::xfs::{SIZE, Store};
+use images::{Image, run};
 use inside::Disk;
 
 use super::dirty::check;
 use super::fill;
-use super::image::{Image, SIZE, Store, run};
 
 const BLOCK: u64 = 512;
 
 /// Where the records of a log are on the disk, and their lengths; the last one that was written is the last one here.
 fn records(image: &Image) -> Vec<(u64, u64)> {
-    let disk = image.disk();
     let number = |at, size: usize| {
         let mut bytes = [0; 8];
-        disk.read_at(at, &mut bytes[8 - size..]).unwrap();
+        image.read_at(at, &mut bytes[8 - size..]).unwrap();
         u64::from_be_bytes(bytes)
     };
     let (block_size, group_blocks) = (number(4, 4), number(84, 4));
@@ -24,7 +24,7 @@ fn records(image: &Image) -> Vec<(u64, u64)> {
     let start = number(48, 8);
     let start = ((start >> group_log) * group_blocks + (start & ((1 << group_log) - 1))) * block_size;
     let mut log = vec![0; usize::try_from(number(96, 4) * block_size).unwrap()];
-    disk.read_at(start, &mut log).unwrap();
+    image.read_at(start, &mut log).unwrap();
     let mut found: Vec<(u64, u64, u64)> = (0..)
         .zip(log.chunks(512))
         .filter(|(_, block)| block.starts_with(&[0xfe, 0xed, 0xba, 0xbe]))
@@ -96,6 +96,6 @@ fn a_damaged_record_further_back_is_refused() {
     let mut byte = [0];
     file.read_exact_at(&mut byte, at + 600).unwrap();
     file.write_all_at(&[byte[0] ^ 1], at + 600).unwrap();
-    let error = inside::xfs::open(image.disk()).map(drop).unwrap_err();
+    let error = inside::xfs::open(&image).map(drop).unwrap_err();
     assert_eq!(error.kind(), inside::Kind::Unclean, "{error}");
 }

@@ -13,7 +13,7 @@ use crate::source::{files, literals, members, read, without_tests};
 const DOCUMENT: &str = "docs/troubleshooting.md";
 
 /// Crates that are no part of what a user runs.
-const OUR_OWN: [&str; 4] = ["fuzz", "tests", "bench", "manuals"];
+const OUR_OWN: [&str; 5] = ["images", "fuzz", "tests", "bench", "manuals"];
 
 /// What a literal in a call of these is: a defect's message, a result, a line of a debugging log, a line of the demo, what
 /// is waited for.

@@ -1,18 +1,15 @@
 //! A FAT file system that a guest's Linux filled is read as that Linux shows it.
 
-#[path = "../../../inside/tests/oracle/mod.rs"]
-mod oracle;
-
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+use images::Image;
+use images::compare::{extents, same_tree};
 use inside::{FileKind, FileSystem, Id, Time, fat};
 use pullfs_tests::guest;
 use pullfs_tests::process::ok;
 use pullfs_tests::tools::tool;
-
-use oracle::{Image, extents, same_tree};
 
 /// A mount of an ext4 by this computer's kernel.
 struct Loop<'a>(&'a Path);

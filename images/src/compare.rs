@@ -1,92 +1,17 @@
-//! Compares what a reader tells with what a driver shows of the same image.
-
-#![allow(dead_code, reason = "each test target uses its part of it")]
+//! What a reader tells, against what a driver shows of the same image.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs::{self, File};
-use std::io;
 use std::ops::ControlFlow;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::os::unix::fs::{FileExt, FileTypeExt};
+use std::path::Path;
 
-use inside::{Attributes, Disk, Error, Extent, FileKind, FileSystem, Id, Kind, Place};
-
-/// An image.
-pub(crate) struct Image(File);
-
-impl Image {
-    pub(crate) fn open(path: &Path) -> Self {
-        Self(File::open(path).unwrap())
-    }
-}
-
-impl Disk for Image {
-    fn size(&self) -> u64 {
-        self.0.metadata().unwrap().len()
-    }
-
-    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
-        self.0.read_exact_at(buffer, offset)
-    }
-}
-
-/// Runs a command that has to succeed; its output.
-pub(crate) fn run(program: &str, arguments: &[&dyn AsRef<OsStr>]) -> String {
-    let output = Command::new(program).args(arguments).stdin(Stdio::null()).output();
-    let output = output.unwrap_or_else(|error| panic!("{program}: {error}"));
-    let told = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success(), "{program}: {told}{}", String::from_utf8_lossy(&output.stderr));
-    told
-}
-
-/// An image of that many bytes, all zeroes.
-pub(crate) fn blank(path: &Path, size: u64) {
-    File::create(path).unwrap().set_len(size).unwrap();
-}
-
-/// A mount by a FUSE driver, whose process ends with it.
-pub(crate) struct Mount {
-    driver: Child,
-    pub(crate) at: PathBuf,
-}
-
-impl Mount {
-    /// Starts a driver that stays in the foreground.
-    pub(crate) fn new(driver: &mut Command, at: &Path) -> Self {
-        fs::create_dir_all(at).unwrap();
-        let outside = fs::metadata(at).unwrap().dev();
-        let driver = driver.arg(at).stdin(Stdio::null()).spawn().unwrap();
-        let mut mount = Self { driver, at: at.to_owned() };
-        let until = Instant::now() + Duration::from_secs(30);
-        while fs::metadata(at).unwrap().dev() == outside {
-            assert!(
-                mount.driver.try_wait().unwrap().is_none() && Instant::now() < until,
-                "{} is not mounted",
-                at.display()
-            );
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        mount
-    }
-}
-
-impl Drop for Mount {
-    fn drop(&mut self) {
-        let done = Command::new("umount").arg(&self.at).status().is_ok_and(|status| status.success());
-        if !done {
-            let _ = self.driver.kill();
-            let _ = Command::new("umount").arg("-l").arg(&self.at).status();
-        }
-        let _ = self.driver.wait();
-    }
-}
+use inside::{Attributes, Disk, Extent, FileKind, FileSystem, Id, Place};
 
 /// The names in a directory, asked for in many pieces.
-pub(crate) fn names(fs: &dyn FileSystem, directory: Id) -> BTreeMap<Vec<u8>, (Id, Option<FileKind>)> {
+pub fn names(fs: &dyn FileSystem, directory: Id) -> BTreeMap<Vec<u8>, (Id, Option<FileKind>)> {
     let mut names = BTreeMap::new();
     let mut from = 0;
     loop {
@@ -107,7 +32,7 @@ pub(crate) fn names(fs: &dyn FileSystem, directory: Id) -> BTreeMap<Vec<u8>, (Id
 }
 
 /// Where a file's data is, asked for in pieces, and checked to be as it must.
-pub(crate) fn extents(fs: &dyn FileSystem, file: Id, size: u64) -> Vec<Extent> {
+pub fn extents(fs: &dyn FileSystem, file: Id, size: u64) -> Vec<Extent> {
     let mut all: Vec<Extent> = Vec::new();
     let mut from = 0;
     while from < size {
@@ -125,7 +50,7 @@ pub(crate) fn extents(fs: &dyn FileSystem, file: Id, size: u64) -> Vec<Extent> {
 }
 
 /// Bytes of a file, from a disk.
-pub(crate) fn contents(fs: &dyn FileSystem, disk: &dyn Disk, file: Id, size: u64) -> Vec<u8> {
+pub fn contents(fs: &dyn FileSystem, disk: &dyn Disk, file: Id, size: u64) -> Vec<u8> {
     let mut bytes = vec![0; usize::try_from(size).unwrap()];
     for extent in extents(fs, file, size) {
         let start = usize::try_from(extent.offset).unwrap();
@@ -146,7 +71,7 @@ const PIECE: u64 = 1 << 20;
 const MAX_HOLE: u64 = 16 << 20;
 
 /// Compares a file's bytes, of large holes the first ones.
-pub(crate) fn same_bytes(fs: &dyn FileSystem, disk: &dyn Disk, file: Id, size: u64, path: &Path) {
+fn same_bytes(fs: &dyn FileSystem, disk: &dyn Disk, file: Id, size: u64, path: &Path) {
     let shown = File::open(path).unwrap();
     for extent in extents(fs, file, size) {
         let hole = extent.place == Place::Hole;
@@ -168,7 +93,7 @@ pub(crate) fn same_bytes(fs: &dyn FileSystem, disk: &dyn Disk, file: Id, size: u
 }
 
 /// What a driver's file is.
-pub(crate) fn kind(metadata: &fs::Metadata) -> FileKind {
+fn kind(metadata: &fs::Metadata) -> FileKind {
     let kind = metadata.file_type();
     match () {
         () if kind.is_dir() => FileKind::Directory,
@@ -183,7 +108,7 @@ pub(crate) fn kind(metadata: &fs::Metadata) -> FileKind {
 
 /// Compares a directory with what a driver shows; `more` compares what the file system has beyond names, kinds, sizes, bytes and
 /// targets. Gives the number of files.
-pub(crate) fn same_tree(
+pub fn same_tree(
     fs: &dyn FileSystem,
     disk: &dyn Disk,
     directory: Id,
@@ -229,68 +154,4 @@ pub(crate) fn same_tree(
         count += 1;
     }
     count
-}
-
-/// Looks at everything, within bounds, whatever it is; errors end what they are in. Gives how many calls failed.
-pub(crate) fn look_at_all(fs: &dyn FileSystem) -> usize {
-    let mut errors = 0;
-    let mut left = 2000;
-    let mut directories = vec![(fs.root(), 0)];
-    while let Some((directory, depth)) = directories.pop() {
-        let mut found = Vec::new();
-        errors += usize::from(
-            fs.list(directory, 0, &mut |entry| {
-                found.push((entry.name.to_vec(), entry.id));
-                if found.len() < 500 { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-            })
-            .is_err(),
-        );
-        errors += usize::from(fs.parent(directory).is_err());
-        for (name, id) in found {
-            left -= 1;
-            if left < 0 {
-                return errors;
-            }
-            errors += usize::from(fs.lookup(directory, &name).is_err());
-            errors += usize::from(fs.xattrs(id).is_err());
-            match fs.attributes(id) {
-                Err(_) => errors += 1,
-                Ok(Attributes { kind: FileKind::Directory, .. }) if depth < 8 => directories.push((id, depth + 1)),
-                Ok(Attributes { kind: FileKind::File, size, .. }) => {
-                    for from in [0, size / 2, size.saturating_sub(1)] {
-                        errors += usize::from(fs.extents(id, from, 100).is_err());
-                    }
-                }
-                Ok(_) => {}
-            }
-        }
-    }
-    errors
-}
-
-/// The kind of an error that has to be one.
-pub(crate) fn error<T>(result: Result<T, Error>) -> Kind {
-    match result {
-        Ok(_) => panic!("this must not succeed"),
-        Err(error) => {
-            println!("{error}");
-            error.kind()
-        }
-    }
-}
-
-/// Numbers that look random, the same ones each time.
-pub(crate) struct Random(pub(crate) u64);
-
-impl Random {
-    pub(crate) fn below(&mut self, end: u64) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % end
-    }
-
-    pub(crate) fn bytes(&mut self, count: usize) -> Vec<u8> {
-        (0..count).map(|_| self.below(256).to_le_bytes()[0]).collect()
-    }
 }
