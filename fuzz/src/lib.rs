@@ -13,7 +13,7 @@ mod map;
 pub mod mutation;
 mod walk;
 mod wire;
-mod xfs;
+pub mod xfs;
 
 use nbd_pool::testing::fuzz as nbd;
 use pullfs_fs::image::qcow2::fuzz as qcow2;
