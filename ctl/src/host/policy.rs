@@ -112,6 +112,9 @@ impl Policy {
 
     /// The domains that run: UUIDs, by the names of their directories.
     pub(super) fn list(&mut self, now: Instant, running: &BTreeMap<String, String>) {
+        if self.closing {
+            return;
+        }
         let gone = |(name, domain): (&String, &Domain)| {
             let stays = domain.uuid.is_some() && domain.uuid.as_ref() == running.get(name);
             (!stays).then(|| name.clone())
@@ -121,7 +124,7 @@ impl Policy {
             self.gone(now, &name, running.get(&name).cloned());
         }
         for (name, uuid) in running {
-            if !self.domains.contains_key(name) && !self.closing {
+            if !self.domains.contains_key(name) {
                 let state = State::Idle { failed: None };
                 self.domains.insert(name.clone(), Domain { uuid: Some(uuid.clone()), state, expiring: None });
                 self.orders.push(Order::Make { name: name.clone() });
@@ -147,7 +150,7 @@ impl Policy {
 
     /// Somebody looks into a directory in which nothing is mounted.
     pub(super) fn look(&mut self, now: Instant, name: &str, token: Token) {
-        let running = self.domains.get_mut(name).filter(|domain| domain.uuid.is_some() && !self.closing);
+        let running = self.domains.get_mut(name).filter(|domain| domain.uuid.is_some());
         let Some(domain) = running else {
             self.orders.push(Order::Fail(token, Errno::NOENT));
             return;
@@ -235,12 +238,11 @@ impl Policy {
         self.start(now);
     }
 
-    /// Begins to end: from now on nothing is mounted.
+    /// Begins to end, as if no domain ran any more: whoever has the mount open is to find no directory there when nobody answers,
+    /// rather than an empty one.
     pub(super) fn close(&mut self, now: Instant) {
+        self.list(now, &BTreeMap::new());
         self.closing = true;
-        for domain in self.domains.values_mut() {
-            end(domain, now, None, Errno::NOENT, &mut self.orders);
-        }
     }
 
     /// Whether no process is left.

@@ -196,7 +196,6 @@ proptest! {
             world.step(Step::Ended(0, true));
         }
         prop_assert!(world.policy.is_empty() && world.asked.is_empty(), "{:?}", world.policy);
-        world.step(Step::List(0, 0));
         prop_assert!(world.dirs.is_empty(), "{:?}", world.dirs);
     }
 }

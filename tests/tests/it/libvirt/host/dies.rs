@@ -1,9 +1,14 @@
 //! Whoever dies when: nobody hangs, and nothing is left.
 
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
+use std::time::Instant;
 
 use pullfs_tests::flavor::Flavor;
 use pullfs_tests::mount::is_mounted;
@@ -15,7 +20,7 @@ use super::super::has_backup;
 use super::{Host, LIMIT, SOON, libvirtd, machine};
 
 /// `ls`, which a mount that hangs would hold.
-fn ls(path: &std::path::Path) -> pullfs_tests::process::Finished {
+fn ls(path: &Path) -> pullfs_tests::process::Finished {
     run_within(Command::new("ls").arg(path), SOON)
 }
 
@@ -31,6 +36,59 @@ fn a_host_that_is_told_to_end_leaves_nothing(flavor: Flavor) {
     assert!(children.iter().all(|pid| has_ended(*pid)));
     assert!(!host.is_there() && host.names().is_empty() && !has_backup(&machine));
     file.read_to_end(&mut Vec::new()).expect_err("nobody serves it any more");
+}
+
+/// Those who look into a domain's directory, all the time.
+#[derive(Default)]
+struct Looks {
+    /// How often they saw what is in it.
+    seen: AtomicUsize,
+    ended: AtomicBool,
+}
+
+impl Looks {
+    /// Looks until the end; how the last one, which comes after it, failed. None of them may see an empty directory.
+    fn go_on(&self, path: &Path) -> io::Error {
+        let limit = Instant::now() + LIMIT;
+        loop {
+            let last = self.ended.load(Ordering::Relaxed) || Instant::now() > limit;
+            match fs::read_dir(path).and_then(Iterator::collect::<io::Result<Vec<_>>>) {
+                Ok(entries) => {
+                    assert!(!last && !entries.is_empty(), "{entries:?} in {} at the end: {last}", path.display());
+                    self.seen.fetch_add(1, Ordering::Relaxed);
+                }
+                Err(error) if last => return error,
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+on!(whoever_looks_while_a_host_ends_sees_a_domain_or_an_error: libvirt = Libvirt);
+fn whoever_looks_while_a_host_ends_sees_a_domain_or_an_error(flavor: Flavor) {
+    let libvirtd = libvirtd(flavor);
+    let machine = machine(flavor, &libvirtd);
+    for _ in 0..3 {
+        let mut host = Host::of(&libvirtd, "");
+        let dir = host.dir(&machine);
+        // Whoever has the host open, as `find` does, does not come by its path.
+        let held = File::open(host.mnt()).expect("the host");
+        let within = PathBuf::from(format!("/proc/self/fd/{}/{}", held.as_raw_fd(), machine.domain().name()));
+        let looks = Arc::new(Looks::default());
+        let lasts = [dir.clone(), dir, within.clone(), within].map(|path| {
+            let (looks, (tell, told)) = (looks.clone(), mpsc::channel());
+            thread::spawn(move || tell.send(looks.go_on(&path)));
+            told
+        });
+        wait_until("some looks", LIMIT, || looks.seen.load(Ordering::Relaxed) > 100);
+        host.daemon.signal(Signal::TERM);
+        assert!(host.daemon.wait(LIMIT).success(), "{}", host.daemon.log());
+        looks.ended.store(true, Ordering::Relaxed);
+        for last in lasts {
+            let last = last.recv_timeout(SOON).expect("looks that end, and never see an empty directory");
+            assert_eq!(last.kind(), io::ErrorKind::NotFound, "{last}");
+        }
+    }
 }
 
 on!(a_host_that_is_killed_leaves_nothing: libvirt = Libvirt, libvirt_old = LibvirtOld);
