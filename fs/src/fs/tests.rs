@@ -2,14 +2,15 @@
 
 mod by_handle;
 mod changed;
+mod contents;
 mod partitions;
+mod times;
 
 use std::ffi::{OsStr, OsString};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use proptest::prelude::*;
 use serde_json::Value;
 
 use super::*;
@@ -18,7 +19,7 @@ use crate::image::Seek;
 use crate::options::Start;
 use crate::tree::inode::ROOT;
 use crate::vm::Fleece;
-use crate::vm::memory::{GRANULE, Memory};
+use crate::vm::memory::Memory;
 
 fn mount(vm: &Arc<Memory>, options: Options) -> Arc<Fs> {
     let inodes = Arc::new(Inodes::new("memory"));
@@ -342,24 +343,6 @@ async fn after_the_end_nothing_is_taken() {
     assert_eq!(vm.taken(), 1);
 }
 
-/// What holes a file has, found by seeking as `cp` does.
-async fn data_ranges(fs: &Arc<Fs>, handle: u64) -> Vec<Range<u64>> {
-    let mut ranges = Vec::new();
-    let mut at = 0;
-    loop {
-        match fs.seek(handle, at, Seek::Data).await {
-            Ok(start) => {
-                at = fs.seek(handle, start, Seek::Hole).await.unwrap();
-                ranges.push(start..at);
-            }
-            Err(error) => {
-                assert_eq!(error.kind(), Kind::NoSuchData);
-                return ranges;
-            }
-        }
-    }
-}
-
 /// The extents that a map tells, as its reader would parse them, and whether each has to be read.
 fn parse(map: &str) -> Vec<(Range<u64>, bool)> {
     let lines = map.lines().filter(|line| !line.starts_with('#'));
@@ -370,212 +353,4 @@ fn parse(map: &str) -> Vec<(Range<u64>, bool)> {
             (offset..offset + length, fields[3] != "dirty,zero")
         })
         .collect()
-}
-
-fn ranges(extents: &[(Range<u64>, bool)], only_data: bool) -> Vec<Range<u64>> {
-    extents.iter().filter(|extent| extent.1 || !only_data).map(|extent| extent.0.clone()).collect()
-}
-
-fn place(range: &Range<u64>, size: usize) -> Range<usize> {
-    usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap().min(size)
-}
-
-#[derive(Debug, Clone)]
-enum Act {
-    Write { offset: usize, length: usize, byte: u8 },
-    Checkpoint,
-}
-
-fn acts() -> impl Strategy<Value = Vec<Act>> {
-    let write = (0_usize..99_000, 1_usize..4000, 0_u8..3).prop_map(|(offset, length, byte)| {
-        let length = length.min(100_000 - offset);
-        Act::Write { offset, length, byte }
-    });
-    proptest::collection::vec(prop_oneof![6 => write, 1 => Just(Act::Checkpoint)], 0..25)
-}
-
-fn perform(vm: &Memory, acts: &[Act]) {
-    for (index, act) in acts.iter().enumerate() {
-        match act {
-            Act::Write { offset, length, byte } => vm.write("vda", *offset, &vec![*byte; *length]),
-            Act::Checkpoint => vm.checkpoint(&format!("c{index}")),
-        }
-    }
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
-
-    /// Full + delta = later full, and everything stays what it was at the instant whatever the guest does next.
-    #[test]
-    fn what_is_read_is_the_disk_at_the_point_in_time(
-        before in acts(), since in acts(), after in acts(), reads in proptest::collection::vec((0_u64..110_000, 0_u32..70_000), 1..8),
-    ) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let vm = machine(Fleece::Backing);
-            let fs = mount(&vm, Options::default());
-            perform(&vm, &before);
-            vm.checkpoint("monday");
-            let full = vm.data("vda");
-            perform(&vm, &since);
-            let later = vm.data("vda");
-            let raw = open(&fs, "current/vda/disk.raw").await.unwrap();
-            perform(&vm, &after);
-
-            assert_eq!(read_all(&fs, raw).await.unwrap(), later);
-            let handles = ["allocated.map", "disk.raw"].map(|name| format!("current/vda/{name}"));
-            let map = open(&fs, &handles[0]).await.unwrap();
-            let allocated = parse(std::str::from_utf8(&read_all(&fs, map).await.unwrap()).unwrap());
-            assert_eq!(data_ranges(&fs, raw).await, ranges(&allocated, true));
-            // Now that holes are known, they are answered without the disk.
-            for (offset, size) in reads {
-                let bytes = fs.read(raw, offset, size).await.unwrap();
-                let range = place(&(offset.min(100_000)..offset.saturating_add(size.into())), 100_000);
-                assert_eq!(&bytes[..], &later[range]);
-            }
-
-            let dir = "checkpoints/monday/vda";
-            let map = open(&fs, &format!("{dir}/dirty.map")).await.unwrap();
-            let map = parse(std::str::from_utf8(&read_all(&fs, map).await.unwrap()).unwrap());
-            let dirty = ranges(&map, false);
-            let json = open(&fs, &format!("{dir}/dirty.json")).await.unwrap();
-            let array: Vec<Value> = serde_json::from_slice(&read_all(&fs, json).await.unwrap()).unwrap();
-            assert_eq!(array.len(), dirty.len());
-            let delta = open(&fs, &format!("{dir}/delta.raw")).await.unwrap();
-            assert_eq!(data_ranges(&fs, delta).await, ranges(&map, true), "what became zeroes is a hole");
-            let delta = read_all(&fs, delta).await.unwrap();
-            let mut restored = full;
-            let mut outside = delta.clone();
-            for range in &dirty {
-                assert!(usize::try_from(range.start).unwrap() % GRANULE == 0);
-                let range = place(range, restored.len());
-                restored[range.clone()].copy_from_slice(&delta[range.clone()]);
-                outside[range].fill(0);
-            }
-            assert_eq!(restored, later);
-            assert!(outside.iter().all(|byte| *byte == 0), "what did not change is a hole");
-
-            for (name, size) in [("dirty.map", None), ("delta.raw", Some(100_000_u64))] {
-                let attr = walk(&fs, &format!("{dir}/{name}")).await.unwrap().attr;
-                let handle = open(&fs, &format!("{dir}/{name}")).await.unwrap();
-                assert_eq!(attr.size, read_all(&fs, handle).await.unwrap().len() as u64, "sizes are exact once held");
-                let bytes: u64 = ranges(&map, true).iter().map(|range| range.end - range.start).sum();
-                if size.is_some() {
-                    assert_eq!(attr.blocks, bytes.div_ceil(512));
-                }
-            }
-        });
-    }
-}
-
-/// What `stat` says.
-async fn modified(fs: &Arc<Fs>, path: &str) -> SystemTime {
-    let entry = walk(fs, path).await.unwrap();
-    fs.getattr(entry.attr.ino, None).await.unwrap().mtime
-}
-
-#[tokio::test]
-async fn what_did_not_change_keeps_its_time() {
-    let vm = machine(Fleece::Job);
-    let fs = mount(&vm, Options::default());
-    let (vda, vdb) = ("current/vda/disk.raw", "current/vdb/disk.qcow2");
-    assert_ne!(modified(&fs, vda).await, modified(&fs, vda).await, "nothing is known, so it may have changed");
-    vm.checkpoint("monday");
-    fs.inventories.forget();
-    let (monday, small) = (modified(&fs, vda).await, modified(&fs, vdb).await);
-    let handle = open(&fs, vda).await.unwrap();
-    assert_eq!((modified(&fs, vda).await, modified(&fs, vdb).await), (monday, small), "held or not");
-    let map = modified(&fs, "checkpoints/monday/vda/dirty.map").await;
-    assert!(map > monday, "it tells of the point in time itself");
-    vm.write("vda", 0, &[1]);
-    assert_eq!(modified(&fs, vda).await, monday, "the point in time that is held is what it was");
-    fs.release(handle);
-    command(&fs, "release").await.unwrap();
-    vm.checkpoint("tuesday");
-    // Another mount knows as much.
-    let fs = mount(&vm, Options::default());
-    let tuesday = modified(&fs, vda).await;
-    assert!(tuesday > monday, "since Tuesday");
-    assert_eq!(modified(&fs, vdb).await, small, "a later checkpoint changes nothing");
-    // At once, although the inventory is fresh.
-    vm.write("vda", 0, &[2]);
-    assert!(modified(&fs, vda).await > tuesday);
-}
-
-#[tokio::test]
-async fn what_changed_just_before_the_instant_has_changed() {
-    let vm = machine(Fleece::Job);
-    let fs = mount(&vm, Options::default());
-    vm.checkpoint("monday");
-    let monday = modified(&fs, "current/vda/disk.raw").await;
-    vm.writes_meanwhile("vda");
-    command(&fs, "begin").await.unwrap();
-    assert!(modified(&fs, "current/vda/disk.raw").await > monday, "the look before the instant proves nothing");
-    assert!(modified(&fs, "current/vdb/disk.raw").await < modified(&fs, "current/vda/disk.raw").await);
-}
-
-/// What may happen between two looks of a tool.
-#[derive(Debug, Clone)]
-enum Happens {
-    Write(usize, u8),
-    Checkpoint(u8),
-    Delete(u8),
-    Begin,
-    Release,
-    Remount,
-    /// A tool looks at the file, and copies it unless it has a copy of that time.
-    Backup,
-}
-
-fn happens() -> impl Strategy<Value = Happens> {
-    prop_oneof![
-        3 => (0..3_usize, 0..3_u8).prop_map(|(granule, value)| Happens::Write(granule * GRANULE, value)),
-        2 => (0..3_u8).prop_map(Happens::Checkpoint),
-        1 => (0..3_u8).prop_map(Happens::Delete),
-        1 => Just(Happens::Begin),
-        2 => Just(Happens::Release),
-        1 => Just(Happens::Remount),
-        5 => Just(Happens::Backup),
-    ]
-}
-
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
-
-    /// The tool keeps every copy with the time that it saw before it read, as rsync does.
-    #[test]
-    fn no_change_is_ever_skipped(history in prop::collection::vec(happens(), 1..40)) {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        runtime.block_on(async {
-            let vm = machine(Fleece::Job);
-            let mut fs = mount(&vm, Options::default());
-            let mut copies: std::collections::BTreeMap<SystemTime, Vec<u8>> = std::collections::BTreeMap::new();
-            for step in history {
-                match step {
-                    Happens::Write(offset, value) => vm.write("vda", offset, &[value]),
-                    Happens::Checkpoint(name) => {
-                        vm.checkpoint(&name.to_string());
-                        fs.inventories.forget();
-                    }
-                    Happens::Delete(name) => drop(vm.delete_checkpoint(&name.to_string(), false).await),
-                    Happens::Begin => drop(command(&fs, "begin").await),
-                    Happens::Release => drop(command(&fs, "release").await),
-                    Happens::Remount => {
-                        command(&fs, "release").await.ok();
-                        fs = mount(&vm, Options::default());
-                    }
-                    Happens::Backup => {
-                        let time = modified(&fs, "current/vda/disk.raw").await;
-                        let handle = open(&fs, "current/vda/disk.raw").await.unwrap();
-                        let bytes = read_all(&fs, handle).await.unwrap();
-                        fs.release(handle);
-                        if let Some(copy) = copies.insert(time, bytes.clone()) {
-                            assert_eq!(copy, bytes, "skipped, though it changed");
-                        }
-                    }
-                }
-            }
-        });
-    }
 }
