@@ -1,6 +1,6 @@
 //! What a reader of a guest's disk says, and what it is told: each side takes the other for hostile.
 
-use inside::wire::{Answer, Given, MAX_ANSWERS, Request, Said};
+use inside::wire::{Answer, Given, Listed, MAX_ANSWERS, Request, Said, is_short};
 use inside::{Id, Place};
 
 /// The size of the disk, in bytes.
@@ -11,7 +11,7 @@ pub(crate) fn run(input: &[u8]) {
     let [which, from, frame @ ..] = input else { return };
     heard(frame);
     let (file, from) = (Id(1), u64::from(*from) << 9);
-    let request = match which % 9 {
+    let request = match which % 10 {
         0 => Request::Table { size: SIZE },
         1 => Request::Open { size: SIZE },
         2 => Request::Attributes(file),
@@ -20,7 +20,8 @@ pub(crate) fn run(input: &[u8]) {
         5 => Request::Parent(file),
         6 => Request::LinkTarget(file),
         7 => Request::Xattrs(file),
-        _ => Request::Extents(file, from, MAX_ANSWERS),
+        8 => Request::Extents(file, from, MAX_ANSWERS),
+        _ => Request::Describe(file, from, MAX_ANSWERS),
     };
     let Ok(said) = Said::decode(frame, &request, SIZE) else { return };
     match &said {
@@ -48,10 +49,13 @@ fn check(answer: &Answer, from: u64, length: usize) {
         }
         Answer::List(names) => {
             assert!(names.len() <= length);
-            for listed in names {
-                let name = &listed.name;
-                assert!(!name.is_empty() && name.len() <= 1024 && !name.contains(&b'/') && !name.contains(&0));
-                assert!(listed.next > 0 && listed.next < 1 << 63);
+            names.iter().for_each(check_name);
+        }
+        Answer::Describe(files) => {
+            assert!(files.len() <= length);
+            for file in files {
+                check_name(&file.listed);
+                assert!(file.xattrs.as_deref().is_none_or(is_short));
             }
         }
         Answer::LinkTarget(target) => assert!((1..=4096).contains(&target.len())),
@@ -72,6 +76,12 @@ fn check(answer: &Answer, from: u64, length: usize) {
         }
         Answer::Lookup(None) | Answer::Parent(_) => {}
     }
+}
+
+fn check_name(listed: &Listed) {
+    let name = &listed.name;
+    assert!(!name.is_empty() && name.len() <= 1024 && !name.contains(&b'/') && !name.contains(&0));
+    assert!(listed.next > 0 && listed.next < 1 << 63);
 }
 
 /// The child's side.

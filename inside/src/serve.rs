@@ -15,11 +15,17 @@ use std::rc::Rc;
 
 use self::cache::Cache;
 use crate::table::Table;
-use crate::wire::{Answer, Given, Listing, MAX_FRAME, Request, Said, frame_length};
+use crate::wire::{Answer, Described, Given, Listed, Listing, MAX_FRAME, Request, Said, frame_length, is_short};
 use crate::{Disk, FileSystem, Id, Result};
 
 /// How much is taken from the stream at once, in bytes: memory grows with what has come, not with what was announced.
 const CHUNK: u64 = 256 << 10;
+
+/// Names of files that are described take no more than this, in bytes; the next is for the next question.
+const NAMES: usize = 512 << 10;
+
+/// How much of extended attributes is read for nobody in particular, for one answer, in bytes.
+const XATTRS: usize = 1 << 20;
 
 /// A file system that was opened.
 pub type Opened = Result<Box<dyn FileSystem>>;
@@ -74,6 +80,9 @@ fn answer(file_system: &dyn FileSystem, request: &Request) -> Result<Answer> {
             let with_attributes = |file| file_system.attributes(file).map(|attributes| (file, attributes));
             found.map(with_attributes).transpose().map(Answer::Lookup)
         }
+        Request::Describe(directory, from, most) => {
+            describe(file_system, *directory, *from, *most).map(Answer::Describe)
+        }
         Request::Parent(directory) => file_system.parent(*directory).map(Answer::Parent),
         Request::LinkTarget(file) => file_system.link_target(*file).map(Answer::LinkTarget),
         Request::Xattrs(file) => file_system.xattrs(*file).map(Answer::Xattrs),
@@ -95,6 +104,39 @@ fn list(file_system: &dyn FileSystem, directory: Id, from: u64, most: usize) -> 
         Err(error) if !some => Err(error),
         Ok(()) | Err(_) => Ok(listing.finish()),
     }
+}
+
+/// The names of a directory, and what there is to tell of the files. What was told before an error counts, and the first file that
+/// cannot be told of is the last: the disk may be what fails.
+fn describe(file_system: &dyn FileSystem, directory: Id, from: u64, most: usize) -> Result<Vec<Described>> {
+    let mut names = Vec::new();
+    let mut room = NAMES;
+    let outcome = file_system.list(directory, from, &mut |entry| {
+        let Some(left) = room.checked_sub(entry.name.len()).filter(|_| names.len() < most) else {
+            return ControlFlow::Break(());
+        };
+        room = left;
+        names.push(Listed { name: entry.name.to_vec(), id: entry.id, kind: entry.kind, next: entry.next });
+        ControlFlow::Continue(())
+    });
+    if names.is_empty() {
+        outcome?;
+    }
+    let mut described = Vec::new();
+    let mut left = XATTRS;
+    for listed in names {
+        let attributes = file_system.attributes(listed.id).ok();
+        let xattrs = attributes.filter(|_| left > 0).map(|_| file_system.xattrs(listed.id)).transpose();
+        let failed = attributes.is_none() || xattrs.is_err();
+        let xattrs = xattrs.ok().flatten();
+        let read = xattrs.iter().flatten().map(|xattr| xattr.name.len() + xattr.value.len());
+        left = left.saturating_sub(read.sum());
+        described.push(Described { listed, attributes, xattrs: xattrs.filter(|xattrs| is_short(xattrs)) });
+        if failed {
+            break;
+        }
+    }
+    Ok(described)
 }
 
 /// A stream cut into frames.

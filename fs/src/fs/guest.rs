@@ -66,8 +66,7 @@ impl Fs {
         name: &OsStr,
     ) -> Result<Entry> {
         let point = self.instant(told)?;
-        let reader = self.volume(&point, disk, partition).await?.reader;
-        let found = reader.lookup(directory, name.as_bytes()).await;
+        let found = self.volume(&point, disk, partition).await?.lookup(directory, name.as_bytes()).await;
         let found = volumes::told(&point, found, || about(disk, partition))?;
         let (file, attributes) =
             found.ok_or_else(|| Error::new(Kind::NotFound, format!("there is no {}", name.display())))?;

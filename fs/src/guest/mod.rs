@@ -3,6 +3,7 @@
 //! The guest's blocks are never parsed in this process: whoever implements [`Readers`] does that where it can do no harm. This
 //! process gives blocks of the frozen disk, gets told where a file's data is, and reads that by itself, through the cache.
 
+mod ahead;
 pub mod changed;
 mod children;
 mod once;
@@ -28,7 +29,7 @@ use inside::{Attributes, Extent, Id, Summary, Xattr};
 
 pub use self::children::{Children, Limits, SUBCOMMAND};
 use crate::error::Result;
-pub use inside::wire::{Listed, MAX_ANSWERS, MAX_BLOCKS};
+pub use inside::wire::{Described, Listed, MAX_ANSWERS, MAX_BLOCKS};
 
 /// Whether a name can be that of a file: who read it has parsed a disk that anybody may have written.
 pub fn is_name(name: &[u8]) -> bool {
@@ -72,6 +73,10 @@ pub trait Reader: Send + Sync {
 
     /// At most [`MAX_ANSWERS`] names from `from` on; none at the end.
     async fn list(&self, directory: Id, from: u64) -> Result<Vec<Listed>>;
+
+    /// At most `most` names from `from` on, with what there is to tell of each file; fewer if one of them cannot be read, none at
+    /// the end.
+    async fn describe(&self, directory: Id, from: u64, most: usize) -> Result<Vec<Described>>;
 
     /// The parent of a directory.
     async fn parent(&self, directory: Id) -> Result<Id>;

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use inside::table::{Content, Partition, Scheme, Table};
 use inside::{Attributes, Extent, FileKind, Id, Place, Summary, Time, Xattr};
 
-use super::{Blocks, Listed, Reader, Readers};
+use super::{Blocks, Described, Listed, Reader, Readers};
 use crate::error::{Error, Kind, Result};
 
 /// Where partition 1 is on the disk, in bytes.
@@ -50,12 +50,22 @@ pub(crate) const NAMES: [(&[u8], Id); 6] = [
 pub(crate) struct Toy {
     pub(crate) tables: AtomicUsize,
     pub(crate) opened: AtomicUsize,
-    pub(crate) listed: Arc<AtomicUsize>,
+    pub(crate) asked: Arc<Asked>,
+}
+
+/// How often it was asked.
+#[derive(Default)]
+pub(crate) struct Asked {
+    pub(crate) listed: AtomicUsize,
+    pub(crate) described: AtomicUsize,
+    pub(crate) looked_up: AtomicUsize,
+    pub(crate) parents: AtomicUsize,
+    pub(crate) xattrs: AtomicUsize,
 }
 
 struct Open {
     summary: Summary,
-    listed: Arc<AtomicUsize>,
+    asked: Arc<Asked>,
 }
 
 #[async_trait]
@@ -90,7 +100,7 @@ impl Readers for Toy {
         }
         let unclean = start.starts_with(IN_USE).then(|| "It was in use.".to_owned());
         let summary = Summary { kind: "toy", block_size: 512, blocks: 128, free_blocks: 0, files: None, unclean };
-        Ok(Arc::new(Open { summary, listed: self.listed.clone() }))
+        Ok(Arc::new(Open { summary, asked: self.asked.clone() }))
     }
 }
 
@@ -129,6 +139,7 @@ impl Reader for Open {
     }
 
     async fn lookup(&self, directory: Id, name: &[u8]) -> Result<Option<(Id, Attributes)>> {
+        self.asked.looked_up.fetch_add(1, Ordering::SeqCst);
         let found = match directory {
             ROOT => NAMES.iter().find(|(known, _)| *known == name).map(|(_, id)| *id),
             MANY_DIRECTORY => {
@@ -144,7 +155,7 @@ impl Reader for Open {
     }
 
     async fn list(&self, directory: Id, from: u64) -> Result<Vec<Listed>> {
-        self.listed.fetch_add(1, Ordering::SeqCst);
+        self.asked.listed.fetch_add(1, Ordering::SeqCst);
         // Where to go on after an entry says nothing of its place.
         let scattered = |place: u64| (place + 1) * 1_000_003;
         let place = from / 1_000_003;
@@ -161,7 +172,19 @@ impl Reader for Open {
         })
     }
 
+    async fn describe(&self, directory: Id, from: u64, most: usize) -> Result<Vec<Described>> {
+        self.asked.described.fetch_add(1, Ordering::SeqCst);
+        let mut files = Vec::new();
+        for listed in self.list(directory, from).await?.into_iter().take(most) {
+            let attributes = Some(self.attributes(listed.id).await?);
+            let xattrs = Some(self.xattrs(listed.id).await?);
+            files.push(Described { listed, attributes, xattrs });
+        }
+        Ok(files)
+    }
+
     async fn parent(&self, _: Id) -> Result<Id> {
+        self.asked.parents.fetch_add(1, Ordering::SeqCst);
         Ok(ROOT)
     }
 
@@ -170,6 +193,7 @@ impl Reader for Open {
     }
 
     async fn xattrs(&self, file: Id) -> Result<Vec<Xattr>> {
+        self.asked.xattrs.fetch_add(1, Ordering::SeqCst);
         let xattr = |name: &str| Xattr { name: name.into(), value: b"value\0".to_vec() };
         Ok(if file == FILE { vec![xattr("user.note"), xattr("trusted.secret")] } else { Vec::new() })
     }

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use inside::wire::{Answer, Listed, MAX_ANSWERS, MAX_NAME, Request};
+use inside::wire::{Answer, Described, Listed, MAX_ANSWERS, MAX_NAME, Request};
 use inside::{Attributes, Extent, Id, Summary, Xattr};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
@@ -114,6 +114,11 @@ impl Reader for Volume {
 
     async fn list(&self, directory: Id, from: u64) -> Result<Vec<Listed>> {
         answer!(self, Request::List(directory, place(from)?, MAX_ANSWERS), Answer::List(names) => names)
+    }
+
+    async fn describe(&self, directory: Id, from: u64, most: usize) -> Result<Vec<Described>> {
+        let request = Request::Describe(directory, place(from)?, most.min(MAX_ANSWERS));
+        answer!(self, request, Answer::Describe(files) => files)
     }
 
     async fn parent(&self, directory: Id) -> Result<Id> {

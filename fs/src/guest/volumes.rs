@@ -7,8 +7,9 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use inside::table::{Partition, Table};
-use inside::{Id, Xattr};
+use inside::{Attributes, Id, Xattr};
 
+use super::ahead::{Ahead, Found as FoundFile};
 use super::once::Once;
 use super::window::Window;
 use super::{Reader, Readers};
@@ -30,23 +31,47 @@ pub struct Volume {
     pub partition: Partition,
     /// Who asks for one attribute of a file asks for the next one then. Held for a moment only.
     xattrs: Arc<Mutex<VecDeque<OfFile>>>,
+    /// What is known of its files, under its number there.
+    ahead: (Arc<Ahead>, u64),
 }
 
 impl Volume {
+    /// The file of that name in a directory, none if there is none.
+    ///
+    /// # Errors
+    /// As [`Reader::lookup`].
+    pub async fn lookup(&self, directory: Id, name: &[u8]) -> Result<Option<(Id, Attributes)>> {
+        let (ahead, number) = &self.ahead;
+        let found = ahead.lookup(*number, &*self.reader, directory, name).await?;
+        let Some(FoundFile { id, attributes, xattrs }) = found else { return Ok(None) };
+        // Who copies a file asks for these next.
+        if let Some(xattrs) = xattrs {
+            self.keep(id, Arc::new(xattrs));
+        }
+        Ok(Some((id, attributes)))
+    }
+
     /// The extended attributes of a file.
     ///
     /// # Errors
     /// As [`Reader::xattrs`].
     pub async fn xattrs(&self, file: Id) -> Result<Arc<Vec<Xattr>>> {
-        let lately = || self.xattrs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((_, known)) = lately().iter().find(|(of, _)| *of == file) {
+        if let Some((_, known)) = self.lately().iter().find(|(of, _)| *of == file) {
             return Ok(known.clone());
         }
         let xattrs = Arc::new(self.reader.xattrs(file).await?);
-        let mut lately = lately();
-        lately.truncate(FILES_KEPT - 1);
-        lately.push_front((file, xattrs.clone()));
+        self.keep(file, xattrs.clone());
         Ok(xattrs)
+    }
+
+    fn lately(&self) -> MutexGuard<'_, VecDeque<OfFile>> {
+        self.xattrs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn keep(&self, file: Id, xattrs: Arc<Vec<Xattr>>) {
+        let mut lately = self.lately();
+        lately.truncate(FILES_KEPT - 1);
+        lately.push_front((file, xattrs));
     }
 }
 
@@ -63,6 +88,7 @@ struct Found {
 pub struct Volumes {
     /// By disk; none once the point in time has ended. Held for look-ups only.
     disks: Mutex<Disks>,
+    ahead: Arc<Ahead>,
 }
 
 #[derive(Default)]
@@ -84,6 +110,7 @@ impl Volumes {
         // Whoever reads them may have to be waited for.
         drop(disks);
         drop(found);
+        self.ahead.end();
     }
 
     /// How many file systems were looked into.
@@ -149,7 +176,9 @@ pub async fn volume(readers: &dyn Readers, point: &PointInTime, disk: &FrozenDis
             kind = reader.summary().kind,
             "a guest's file system is open"
         );
-        Ok(Volume { reader, partition: partition.clone(), xattrs: Arc::default() })
+        let ahead = &point.volumes().ahead;
+        let ahead = (ahead.clone(), ahead.volume());
+        Ok(Volume { reader, partition: partition.clone(), xattrs: Arc::default(), ahead })
     };
     let volume = slot.get(open).await;
     told(point, volume, || format!("cannot open the file system on partition {number} of disk {name}"))

@@ -201,6 +201,52 @@ fn a_directory_of_any_size_is_listed_in_pieces() {
 }
 
 #[test]
+fn files_are_described_as_they_are_told_one_by_one() {
+    let mut daemon = Daemon::opened();
+    let mut describe = |from, most| match daemon.ask(&Request::Describe(Id(1), from, most)) {
+        Ok(Answer::Describe(files)) => files,
+        other => panic!("{other:?}"),
+    };
+    let files = describe(5, 3);
+    assert_eq!(
+        files.iter().map(|file| (file.listed.id, file.listed.next)).collect::<Vec<_>>(),
+        [(Id(5), 6), (Id(6), 7), (Id(7), 8)]
+    );
+    for file in files {
+        assert_eq!(file.attributes, Some(attributes_of(file.listed.id)));
+        assert_eq!(file.xattrs, None, "two megabytes are not told along");
+    }
+    let files = describe(998, 1000);
+    let told: Vec<bool> = files.iter().map(|file| file.attributes.is_some()).collect();
+    assert_eq!(told, [true, true, false], "the first that is not there is the last");
+    let error = daemon.ask(&Request::Describe(Id(1), 100_000, 10)).unwrap_err();
+    assert_eq!(error.kind(), Kind::Corrupt);
+    daemon.end().unwrap();
+}
+
+#[test]
+fn what_is_told_of_many_files_is_bounded() {
+    let xattrs = |count, length| vec![Xattr { name: b"a".to_vec(), value: vec![7; length] }; count];
+    assert!(is_short(&[]) && is_short(&xattrs(8, 63)) && !is_short(&xattrs(9, 0)) && !is_short(&xattrs(1, 512)));
+    let listed = Listed { name: vec![b'n'; 512], id: Id(1), kind: None, next: 1 };
+    let described = |next, xattrs| Described {
+        listed: Listed { next, ..listed.clone() },
+        attributes: Some(attributes_of(Id(1))),
+        xattrs: Some(xattrs),
+    };
+    let request = Request::Describe(Id(1), 0, 1024);
+    let most: Vec<Described> = (1..=1024).map(|next| described(next, xattrs(8, 63))).collect();
+    let frame = Said::Answered(Answer::Describe(most.clone())).encode();
+    assert!(matches!(Said::decode(&frame, &request, SIZE), Ok(Said::Answered(Answer::Describe(told))) if told == most));
+    for wrong in [described(1, xattrs(9, 0)), described(1, xattrs(1, 512)), described(0, Vec::new())] {
+        let frame = Said::Answered(Answer::Describe(vec![wrong])).encode();
+        assert!(Said::decode(&frame, &request, SIZE).is_err());
+    }
+    let frame = Said::Answered(Answer::Describe(most)).encode();
+    assert!(Said::decode(&frame, &Request::Describe(Id(1), 0, 1023), SIZE).is_err(), "more than were asked for");
+}
+
+#[test]
 fn pieces_of_a_file_begin_where_they_were_asked_for() {
     let mut daemon = Daemon::opened();
     let mut ask = |from, most| match daemon.ask(&Request::Extents(Id(9), from, most)).unwrap() {

@@ -1,10 +1,12 @@
 //! What the child says.
 
+mod names;
 mod table;
 
+pub use self::names::{Described, Listed, Listing, is_short};
 use super::bytes::{Input, Output};
 use super::request::is_within;
-use super::{Invalid, MAX_ANSWERS, MAX_FRAME, MAX_NAME, Request};
+use super::{Invalid, MAX_ANSWERS, MAX_FRAME, Request};
 use crate::table::Table;
 use crate::{Attributes, Entry, Error, Extent, FileKind, Id, Kind, Place, Summary, Time, Xattr};
 
@@ -21,9 +23,6 @@ const MAX_XATTRS: usize = 64 << 10;
 
 /// No time is further from 1970, in seconds: 139,000 years. What NTFS can say is within it.
 const MAX_SECONDS: u64 = 1 << 42;
-
-/// Names of a listing take no more than this, in bytes; the next is for the next question.
-const LISTING: usize = 512 << 10;
 
 /// What the child says while a request is under way.
 #[derive(Debug)]
@@ -49,6 +48,8 @@ pub enum Answer {
     Lookup(Option<(Id, Attributes)>),
     /// To [`Request::List`].
     List(Vec<Listed>),
+    /// To [`Request::Describe`].
+    Describe(Vec<Described>),
     /// To [`Request::Parent`].
     Parent(Id),
     /// To [`Request::LinkTarget`].
@@ -57,19 +58,6 @@ pub enum Answer {
     Xattrs(Vec<Xattr>),
     /// To [`Request::Extents`]. The first begins where the request does, if there is one.
     Extents(Vec<Extent>),
-}
-
-/// A name in a directory; the same as [`Entry`], on its own.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Listed {
-    /// The name: not empty, at most 1024 bytes, without `/` and NUL, neither `.` nor `..`.
-    pub name: Vec<u8>,
-    /// The file.
-    pub id: Id,
-    /// What it is, if the directory tells.
-    pub kind: Option<FileKind>,
-    /// Where to go on after it; at least 1, below 2⁶³.
-    pub next: u64,
 }
 
 const BLOCKS: u8 = 32;
@@ -83,6 +71,7 @@ const PARENT: u8 = 39;
 const LINK_TARGET: u8 = 40;
 const XATTRS: u8 = 41;
 const EXTENTS: u8 = 42;
+const DESCRIBE: u8 = 44;
 
 impl Said {
     /// The frame, without its length.
@@ -189,6 +178,11 @@ impl Answer {
                 }
                 listing.finish()
             }
+            Self::Describe(files) => {
+                let mut out = Output::new(DESCRIBE);
+                out.list(files, names::put_described);
+                out.0
+            }
             Self::Parent(id) => {
                 let mut out = Output::new(PARENT);
                 out.u64(id.0);
@@ -201,10 +195,7 @@ impl Answer {
             }
             Self::Xattrs(xattrs) => {
                 let mut out = Output::new(XATTRS);
-                out.list(xattrs, |out, Xattr { name, value }| {
-                    out.bytes(name);
-                    out.bytes(value);
-                });
+                out.list(xattrs, put_xattr);
                 out.0
             }
             Self::Extents(extents) => {
@@ -223,7 +214,8 @@ impl Answer {
             (LOOKUP, Request::Lookup(..)) => {
                 Self::Lookup(input.option(|input| Ok((Id(input.u64()?), attributes(input)?)))?)
             }
-            (LIST, Request::List(_, from, most)) => Self::List(listing(input, *from, *most)?),
+            (LIST, Request::List(_, from, most)) => Self::List(names::listed(input, *from, *most)?),
+            (DESCRIBE, Request::Describe(_, from, most)) => Self::Describe(names::described(input, *from, *most)?),
             (PARENT, Request::Parent(_)) => Self::Parent(Id(input.u64()?)),
             (LINK_TARGET, Request::LinkTarget(_)) => match input.bytes(MAX_TARGET)? {
                 target if target.is_empty() || target.contains(&0) => return Err(Invalid("target")),
@@ -234,64 +226,6 @@ impl Answer {
             _ => return Err(Invalid("answer")),
         })
     }
-}
-
-/// [`Answer::List`] while it grows: what a directory has goes straight into the frame.
-#[derive(Debug)]
-pub struct Listing {
-    frame: Vec<u8>,
-    count: u32,
-    most: usize,
-}
-
-/// Where the count of a listing is in its frame.
-const COUNT: std::ops::Range<usize> = 1..5;
-
-impl Listing {
-    /// Takes at most `most` names.
-    pub fn new(most: usize) -> Self {
-        Self { frame: vec![LIST, 0, 0, 0, 0], count: 0, most }
-    }
-
-    /// Adds a name; false if there was no room for it.
-    pub fn push(&mut self, entry: Entry<'_>) -> bool {
-        if usize::try_from(self.count).is_ok_and(|count| count >= self.most) || self.frame.len() >= LISTING {
-            return false;
-        }
-        let mut out = Output(std::mem::take(&mut self.frame));
-        out.bytes(entry.name);
-        out.u64(entry.id.0);
-        out.option(entry.kind, |out, kind| out.u8(number_of(&FILE_KINDS, &kind)));
-        out.u64(entry.next);
-        self.frame = out.0;
-        self.count += 1;
-        true
-    }
-
-    /// The frame, without its length.
-    pub fn finish(mut self) -> Vec<u8> {
-        self.frame[COUNT].copy_from_slice(&self.count.to_be_bytes());
-        self.frame
-    }
-}
-
-fn listing(input: &mut Input<'_>, from: u64, most: usize) -> Result<Vec<Listed>, Invalid> {
-    let mut before = from;
-    input.list(most, |input| {
-        let name = input.bytes(MAX_NAME)?;
-        if name.is_empty() || name == b"." || name == b".." || name.iter().any(|byte| matches!(byte, 0 | b'/')) {
-            return Err(Invalid("name"));
-        }
-        let id = Id(input.u64()?);
-        let kind = input.option(|input| of_number(&FILE_KINDS, input.u8()?))?;
-        let next = input.size("place")?;
-        // Who goes on from where he is never ends.
-        if next == 0 || next == before {
-            return Err(Invalid("place"));
-        }
-        before = next;
-        Ok(Listed { name: name.to_vec(), id, kind, next })
-    })
 }
 
 fn put_summary(out: &mut Output, summary: &Summary) {
@@ -352,6 +286,11 @@ fn time(input: &mut Input<'_>) -> Result<Time, Invalid> {
     let time = Time { seconds: input.i64()?, nanoseconds: input.u32()? };
     let sane = time.nanoseconds < 1_000_000_000 && time.seconds.unsigned_abs() <= MAX_SECONDS;
     if sane { Ok(time) } else { Err(Invalid("time")) }
+}
+
+fn put_xattr(out: &mut Output, Xattr { name, value }: &Xattr) {
+    out.bytes(name);
+    out.bytes(value);
 }
 
 fn xattr(input: &mut Input<'_>) -> Result<Xattr, Invalid> {

@@ -23,6 +23,8 @@ pub enum Request {
     Lookup(Id, Vec<u8>),
     /// [`crate::FileSystem::list`]: a directory, where to begin, how many at most.
     List(Id, u64, usize),
+    /// The same, and what there is to tell of each file.
+    Describe(Id, u64, usize),
     /// [`crate::FileSystem::parent`].
     Parent(Id),
     /// [`crate::FileSystem::link_target`].
@@ -42,6 +44,7 @@ const PARENT: u8 = 6;
 const LINK_TARGET: u8 = 7;
 const XATTRS: u8 = 8;
 const EXTENTS: u8 = 9;
+const DESCRIBE: u8 = 11;
 
 impl Request {
     /// The frame, without its length.
@@ -49,6 +52,12 @@ impl Request {
         let of = |tag, file: Id| {
             let mut out = Output::new(tag);
             out.u64(file.0);
+            out
+        };
+        let part = |tag, file, from, most| {
+            let mut out = of(tag, file);
+            out.u64(from);
+            out.count(most);
             out
         };
         let out = match self {
@@ -63,12 +72,9 @@ impl Request {
                 out.bytes(name);
                 out
             }
-            Self::List(file, from, most) | Self::Extents(file, from, most) => {
-                let mut out = of(if matches!(self, Self::List(..)) { LIST } else { EXTENTS }, *file);
-                out.u64(*from);
-                out.count(*most);
-                out
-            }
+            Self::List(file, from, most) => part(LIST, *file, *from, *most),
+            Self::Describe(file, from, most) => part(DESCRIBE, *file, *from, *most),
+            Self::Extents(file, from, most) => part(EXTENTS, *file, *from, *most),
         };
         out.0
     }
@@ -93,6 +99,7 @@ impl Request {
             ATTRIBUTES => Self::Attributes(file),
             LOOKUP => Self::Lookup(file, input.bytes(MAX_NAME)?.to_vec()),
             LIST => from(&mut input).map(|(from, most)| Self::List(file, from, most))?,
+            DESCRIBE => from(&mut input).map(|(from, most)| Self::Describe(file, from, most))?,
             PARENT => Self::Parent(file),
             LINK_TARGET => Self::LinkTarget(file),
             XATTRS => Self::Xattrs(file),

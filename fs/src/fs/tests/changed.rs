@@ -60,7 +60,7 @@ async fn only_an_open_walks_the_guests_files() {
     open(&scene.fs, "current/vda/disk.raw").await.unwrap();
     let checkpoints = walk(&scene.fs, "checkpoints").await.unwrap().attr.ino;
     look_at(&scene.fs, checkpoints).await;
-    let asked = || (scene.toy.tables.load(Ordering::SeqCst), scene.toy.listed.load(Ordering::SeqCst));
+    let asked = || (scene.toy.tables.load(Ordering::SeqCst), scene.toy.asked.listed.load(Ordering::SeqCst));
     walk(&scene.fs, LIST).await.unwrap();
     assert_eq!(asked().1, 0, "a look");
     let length = text(&scene).await.len() as u64;

@@ -1,5 +1,7 @@
 //! What is inside of disks, with a reader that knows it by heart.
 
+use std::collections::HashSet;
+use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::Ordering;
 
 use super::*;
@@ -183,7 +185,7 @@ async fn a_large_directory_is_listed_in_pieces_and_from_anywhere() {
     }
     let expected = [".".to_owned(), "..".to_owned()].into_iter().chain((0..toy::MANY).map(|n| n.to_string()));
     assert!(all.iter().map(|(_, name)| name.to_str().unwrap().to_owned()).eq(expected));
-    assert!(scene.toy.listed.load(Ordering::SeqCst) <= 6, "a thousand names an answer");
+    assert!(scene.toy.asked.listed.load(Ordering::SeqCst) <= 6, "a thousand names an answer");
     for index in [1, 2, 1001, 1002, 3500] {
         let mut next = None;
         let tell = |_: u64, entry: &DirEntry| {
@@ -195,6 +197,40 @@ async fn a_large_directory_is_listed_in_pieces_and_from_anywhere() {
     }
     let root = scene.names(&format!("{N}/1/files")).await;
     assert!(root.iter().map(|name| name.as_encoded_bytes()).eq(toy::NAMES.iter().map(|(name, _)| *name)));
+}
+
+#[tokio::test]
+async fn who_looks_at_one_file_after_another_has_many_asked_for_at_once() {
+    let scene = Scene::new("");
+    let asked = &scene.toy.asked;
+    let many = walk(&scene.fs, &format!("{N}/1/files/many")).await.unwrap().attr.ino;
+    let before = asked.looked_up.load(Ordering::SeqCst);
+    let mut numbers = HashSet::new();
+    for number in 0..toy::MANY {
+        let found = scene.fs.lookup(many, OsStr::new(&number.to_string())).await.unwrap();
+        assert_eq!((found.lasts, found.attr.gid), (Lasts::Held, 5));
+        assert!(numbers.insert(found.attr.ino));
+    }
+    let described = asked.described.load(Ordering::SeqCst);
+    assert_eq!((asked.looked_up.load(Ordering::SeqCst) - before, described), (1, 10), "16, 32 and so on up to 1024");
+    let nothing = scene.fs.lookup(many, OsStr::new("none")).await.unwrap_err();
+    assert_eq!(nothing.kind(), Kind::NotFound);
+    // Again, as who comes when the kernel has forgotten.
+    let again = scene.fs.lookup(many, OsStr::new("17")).await.unwrap();
+    assert!(numbers.contains(&again.attr.ino));
+}
+
+#[tokio::test]
+async fn who_copies_files_has_their_extended_attributes_told_along() {
+    let scene = Scene::new("");
+    let root = walk(&scene.fs, &format!("{N}/1/files")).await.unwrap().attr.ino;
+    let mut told = Vec::new();
+    for (name, _) in toy::NAMES {
+        let ino = scene.fs.lookup(root, OsStr::from_bytes(name)).await.unwrap().attr.ino;
+        told.push(scene.fs.guest_xattr_names(ino, true).await.unwrap());
+    }
+    assert_eq!(told[1], b"user.note\0trusted.secret\0");
+    assert_eq!(scene.toy.asked.xattrs.load(Ordering::SeqCst), 1 + toy::NAMES.len(), "the first, and all at once");
 }
 
 #[tokio::test]

@@ -3,6 +3,7 @@ use std::collections::BTreeMap;
 use async_trait::async_trait;
 use inside::{Attributes, Extent, Summary, Xattr};
 
+use super::super::Described;
 use super::*;
 
 /// A name in a directory, and the number of what has it.
@@ -91,6 +92,10 @@ impl Reader for Made {
                 next,
             })
             .collect())
+    }
+
+    async fn describe(&self, _: Id, _: u64, _: usize) -> Result<Vec<Described>> {
+        unreachable!("nothing is looked up")
     }
 
     async fn parent(&self, _: Id) -> Result<Id> {
