@@ -48,8 +48,8 @@ fn check(answer: &Answer, from: u64, length: usize) {
             assert!(i64::try_from(attributes.size).is_ok() && i64::try_from(attributes.allocated).is_ok());
         }
         Answer::List(names) => {
-            assert!(names.len() <= length);
-            names.iter().for_each(check_name);
+            assert!(names.all.len() <= length);
+            names.all.iter().for_each(check_name);
         }
         Answer::Describe(files) => {
             assert!(files.len() <= length);

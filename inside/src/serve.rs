@@ -94,16 +94,20 @@ fn answer(file_system: &dyn FileSystem, request: &Request) -> Result<Answer> {
 /// The frame with the names of a directory. What was told before an error counts: the error comes with the next question.
 fn list(file_system: &dyn FileSystem, directory: Id, from: u64, most: usize) -> Result<Vec<u8>> {
     let mut listing = Listing::new(most);
-    let mut some = false;
+    let (mut some, mut full) = (false, false);
     let outcome = file_system.list(directory, from, &mut |entry| {
         let taken = listing.push(entry);
         some |= taken;
+        full |= !taken;
         if taken { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     });
-    match outcome {
-        Err(error) if !some => Err(error),
-        Ok(()) | Err(_) => Ok(listing.finish()),
-    }
+    let is_last = match outcome {
+        Err(error) if !some => return Err(error),
+        outcome => outcome.is_ok() && !full,
+    };
+    // Whoever begins to list a directory wants `..` as well.
+    let parent = (from == 0).then(|| file_system.parent(directory).ok()).flatten();
+    Ok(listing.finish(is_last, parent))
 }
 
 /// The names of a directory, and what there is to tell of the files. What was told before an error counts, and the first file that

@@ -344,7 +344,8 @@ async fn what_the_disk_says_is_what_the_caller_hears() {
     let pids = children.pids();
     assert_eq!(reader.lookup(Id(1), &[b'x'; 2000]).await.unwrap(), None);
     assert_eq!(reader.list(Id(1), u64::MAX).await.unwrap_err().kind(), Kind::Invalid);
-    assert_eq!((reader.list(Id(1), 7).await.unwrap(), children.pids()), (Vec::new(), pids), "it hears nothing odd");
+    let names = reader.list(Id(1), 7).await.unwrap();
+    assert_eq!((names.all, names.is_last, children.pids()), (Vec::new(), true, pids), "it hears nothing odd");
     let error = children.table(Arc::new(Zeroes { ended: true, ..Zeroes::default() })).await.unwrap_err();
     assert_eq!(error.kind(), Kind::Stale);
     assert_eq!(children.table(Arc::new(Zeroes::default())).await.unwrap().partitions, []);

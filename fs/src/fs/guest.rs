@@ -10,7 +10,7 @@ use super::partitions::{about, of_another_instant};
 use super::{DirEntry, Entry, Fs};
 use crate::error::{Error, Kind, Result};
 use crate::guest::volumes::{self, Volume};
-use crate::guest::{Listed, Reader, is_name};
+use crate::guest::{Listed, Names, Reader, is_name};
 use crate::image::pieces::{Gathering, Pieces};
 use crate::point::{Lease, PointInTime};
 use crate::tree::Node;
@@ -24,7 +24,7 @@ const DOTS: u64 = 2;
 const TRUSTED: &[u8] = b"trusted.";
 
 /// Names of a directory, and where they begin in it.
-type Names = (u64, Vec<Listed>);
+type Answer = (u64, Names);
 
 /// A directory of a guest's that is open: no more of it is kept than one answer.
 pub(super) struct GuestDirectory {
@@ -34,22 +34,22 @@ pub(super) struct GuestDirectory {
     file: Id,
     ino: u64,
     /// What was told last, and where it begins. Held for a moment only.
-    lately: Mutex<Option<Arc<Names>>>,
+    lately: Mutex<Option<Arc<Answer>>>,
 }
 
 impl GuestDirectory {
-    fn lately(&self) -> MutexGuard<'_, Option<Arc<Names>>> {
+    fn lately(&self) -> MutexGuard<'_, Option<Arc<Answer>>> {
         self.lately.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// The names that come at `from`, if an answer tells; none at the end.
-fn rest((begin, names): &Names, from: u64) -> Option<&[Listed]> {
+fn rest((begin, names): &Answer, from: u64) -> Option<&[Listed]> {
     if *begin == from {
-        return Some(names);
+        return Some(&names.all);
     }
-    let before = names.iter().position(|listed| listed.next == from)?;
-    names.get(before + 1..).filter(|names| !names.is_empty())
+    let before = names.all.iter().position(|listed| listed.next == from)?;
+    names.all.get(before + 1..).filter(|rest| names.is_last || !rest.is_empty())
 }
 
 fn node(disk: &Arc<str>, partition: u32, file: Id) -> Node {
@@ -100,22 +100,27 @@ impl Fs {
         let GuestDirectory { lease, disk, partition, file, ino, .. } = directory;
         let point = lease.point();
         let reader = self.volume(&point, disk, *partition).await?.reader;
+        let answer = async |from| {
+            let lately = directory.lately().clone().filter(|answer| rest(answer, from).is_some());
+            if let Some(answer) = lately {
+                return Ok(answer);
+            }
+            let names = volumes::told(&point, reader.list(*file, from).await, || about(disk, *partition))?;
+            Ok(directory.lately().insert(Arc::new((from, names))).clone())
+        };
         let dot = |ino, name: &str| DirEntry { ino, kind: FileKind::Directory, name: Arc::from(OsStr::new(name)) };
         if offset == 0 && each(1, &dot(*ino, ".")) {
             return Ok(());
         }
-        if offset < DOTS && each(DOTS, &dot(self.above(&*reader, disk, *partition, *file).await?, "..")) {
-            return Ok(());
+        if offset < DOTS {
+            let parent = answer(0).await?.1.parent;
+            if each(DOTS, &dot(self.above(&*reader, disk, *partition, *file, parent).await?, "..")) {
+                return Ok(());
+            }
         }
         let mut from = offset.saturating_sub(DOTS);
         loop {
-            let lately = directory.lately().clone().filter(|answer| rest(answer, from).is_some());
-            let answer = if let Some(answer) = lately {
-                answer
-            } else {
-                let names = volumes::told(&point, reader.list(*file, from).await, || about(disk, *partition))?;
-                directory.lately().insert(Arc::new((from, names))).clone()
-            };
+            let answer = answer(from).await?;
             point.check()?;
             let names = rest(&answer, from).unwrap_or_default();
             if names.is_empty() {
@@ -144,12 +149,19 @@ impl Fs {
         }
     }
 
-    /// The number of what a directory stands in.
-    async fn above(&self, reader: &dyn Reader, disk: &Arc<str>, partition: u32, file: Id) -> Result<u64> {
-        let what = if file == reader.root() {
-            Inside::Partition(partition)
-        } else {
-            Inside::Guest { partition, file: reader.parent(file).await? }
+    /// The number of what a directory stands in, which is `parent` if that was told.
+    async fn above(
+        &self,
+        reader: &dyn Reader,
+        disk: &Arc<str>,
+        partition: u32,
+        file: Id,
+        parent: Option<Id>,
+    ) -> Result<u64> {
+        let what = match parent {
+            _ if file == reader.root() => Inside::Partition(partition),
+            Some(file) => Inside::Guest { partition, file },
+            None => Inside::Guest { partition, file: reader.parent(file).await? },
         };
         Ok(self.inodes.number(&Node::Inside { disk: disk.clone(), what }))
     }

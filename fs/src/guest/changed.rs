@@ -13,7 +13,7 @@ use futures_util::{StreamExt, stream};
 use inside::table::{Partition, Table};
 use inside::{FileKind, Id, Place};
 
-use super::{Listed, Reader, is_name};
+use super::{Listed, Names, Reader, is_name};
 use crate::block::changes::Changes;
 use crate::error::{Error, Kind, Result, chain};
 
@@ -316,7 +316,7 @@ impl Walk {
         look: &Look<'_>,
         check: &(dyn Fn() -> Result<()> + Sync),
         directory: Pending,
-        names: Vec<Listed>,
+        Names { all: names, is_last, .. }: Names,
     ) -> Result<()> {
         let Some(from) = names.last().map(|listed| listed.next) else { return Ok(()) };
         let depth = directory.depth + 1;
@@ -364,14 +364,15 @@ impl Walk {
             list.fault(&String::from_utf8_lossy(&path), &why)?;
         }
         drop(found);
-        self.pending_bytes += rest.bytes() + below.iter().map(Pending::bytes).sum::<usize>();
+        let rest = (!is_last).then_some(rest);
+        self.pending_bytes += rest.iter().chain(&below).map(Pending::bytes).sum::<usize>();
         if self.pending_bytes > MAX_PENDING {
             return Err(Error::new(
                 Kind::TooLarge,
                 format!("the guest's directories take more than {MAX_PENDING} bytes to walk: read dirty.map instead"),
             ));
         }
-        self.pending.push(rest);
+        self.pending.extend(rest);
         self.pending.extend(below.into_iter().rev());
         Ok(())
     }

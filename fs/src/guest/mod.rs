@@ -29,7 +29,7 @@ use inside::{Attributes, Extent, Id, Summary, Xattr};
 
 pub use self::children::{Children, Limits, SUBCOMMAND};
 use crate::error::Result;
-pub use inside::wire::{Described, Listed, MAX_ANSWERS, MAX_BLOCKS};
+pub use inside::wire::{Described, Listed, MAX_ANSWERS, MAX_BLOCKS, Names};
 
 /// Whether a name can be that of a file: who read it has parsed a disk that anybody may have written.
 pub fn is_name(name: &[u8]) -> bool {
@@ -72,7 +72,7 @@ pub trait Reader: Send + Sync {
     async fn lookup(&self, directory: Id, name: &[u8]) -> Result<Option<(Id, Attributes)>>;
 
     /// At most [`MAX_ANSWERS`] names from `from` on; none at the end.
-    async fn list(&self, directory: Id, from: u64) -> Result<Vec<Listed>>;
+    async fn list(&self, directory: Id, from: u64) -> Result<Names>;
 
     /// At most `most` names from `from` on, with what there is to tell of each file; fewer if one of them cannot be read, none at
     /// the end.

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use inside::table::{Content, Partition, Scheme, Table};
 use inside::{Attributes, Extent, FileKind, Id, Place, Summary, Time, Xattr};
 
-use super::{Blocks, Described, Listed, Reader, Readers};
+use super::{Blocks, Described, Listed, Names, Reader, Readers};
 use crate::error::{Error, Kind, Result};
 
 /// Where partition 1 is on the disk, in bytes.
@@ -154,13 +154,13 @@ impl Reader for Open {
         })
     }
 
-    async fn list(&self, directory: Id, from: u64) -> Result<Vec<Listed>> {
+    async fn list(&self, directory: Id, from: u64) -> Result<Names> {
         self.asked.listed.fetch_add(1, Ordering::SeqCst);
         // Where to go on after an entry says nothing of its place.
         let scattered = |place: u64| (place + 1) * 1_000_003;
         let place = from / 1_000_003;
         let entry = |place: u64, name: Vec<u8>, id, kind| Listed { name, id, kind, next: scattered(place) };
-        Ok(match directory {
+        let all: Vec<Listed> = match directory {
             ROOT => (0..)
                 .zip(NAMES)
                 .skip(usize::try_from(place).unwrap())
@@ -169,13 +169,15 @@ impl Reader for Open {
             _ => (place..MANY.min(place + 1000))
                 .map(|place| entry(place, place.to_string().into(), Id(FIRST_OF_MANY + place), Some(FileKind::File)))
                 .collect(),
-        })
+        };
+        let is_last = directory == ROOT || all.len() < 1000;
+        Ok(Names { all, is_last, parent: (from == 0).then_some(ROOT) })
     }
 
     async fn describe(&self, directory: Id, from: u64, most: usize) -> Result<Vec<Described>> {
         self.asked.described.fetch_add(1, Ordering::SeqCst);
         let mut files = Vec::new();
-        for listed in self.list(directory, from).await?.into_iter().take(most) {
+        for listed in self.list(directory, from).await?.all.into_iter().take(most) {
             let attributes = Some(self.attributes(listed.id).await?);
             let xattrs = Some(self.xattrs(listed.id).await?);
             files.push(Described { listed, attributes, xattrs });

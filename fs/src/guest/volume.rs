@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use inside::wire::{Answer, Described, Listed, MAX_ANSWERS, MAX_NAME, Request};
+use inside::wire::{Answer, Described, MAX_ANSWERS, MAX_NAME, Names, Request};
 use inside::{Attributes, Extent, Id, Summary, Xattr};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::AbortHandle;
@@ -112,7 +112,7 @@ impl Reader for Volume {
         answer!(self, Request::Lookup(directory, name.to_vec()), Answer::Lookup(found) => found)
     }
 
-    async fn list(&self, directory: Id, from: u64) -> Result<Vec<Listed>> {
+    async fn list(&self, directory: Id, from: u64) -> Result<Names> {
         answer!(self, Request::List(directory, place(from)?, MAX_ANSWERS), Answer::List(names) => names)
     }
 

@@ -5,7 +5,7 @@ use std::thread::{self, JoinHandle};
 
 use super::*;
 use crate::table::{Content, Partition, Scheme};
-use crate::wire::Listed;
+use crate::wire::{Listed, Names};
 use crate::{Attributes, Entry, Extent, FileKind, Kind, Place, Summary, Time, Xattr};
 
 const SIZE: u64 = 1 << 20;
@@ -186,7 +186,8 @@ fn a_directory_of_any_size_is_listed_in_pieces() {
     let (mut from, mut seen) = (0, 0);
     let error = loop {
         match daemon.ask(&Request::List(Id(1), from, 1000)) {
-            Ok(Answer::List(names)) => {
+            Ok(Answer::List(Names { all: names, is_last: false, parent })) => {
+                assert_eq!(parent, None, "past the end of the disk");
                 assert!(names.iter().all(|Listed { name, .. }| name == b"xxxxxxxx"));
                 assert_eq!((names.len(), names[0].id), (1000, Id(seen)));
                 seen += 1000;
@@ -244,6 +245,22 @@ fn what_is_told_of_many_files_is_bounded() {
     }
     let frame = Said::Answered(Answer::Describe(most)).encode();
     assert!(Said::decode(&frame, &Request::Describe(Id(1), 0, 1023), SIZE).is_err(), "more than were asked for");
+}
+
+#[test]
+fn the_end_of_a_directory_and_its_parent_come_with_its_names() {
+    let names = Names {
+        all: vec![Listed { name: b"name".to_vec(), id: Id(7), kind: None, next: 9 }],
+        is_last: true,
+        parent: Some(Id(2)),
+    };
+    let request = Request::List(Id(1), 0, 10);
+    let mut listing = Listing::new(1);
+    let entry = Entry { name: b"name", id: Id(7), kind: None, next: 9 };
+    assert!(listing.push(entry) && !listing.push(entry));
+    let frame = listing.finish(true, Some(Id(2)));
+    assert_eq!(frame, Said::Answered(Answer::List(names.clone())).encode());
+    assert!(matches!(Said::decode(&frame, &request, SIZE), Ok(Said::Answered(Answer::List(told))) if told == names));
 }
 
 #[test]

@@ -3,12 +3,12 @@
 mod names;
 mod table;
 
-pub use self::names::{Described, Listed, Listing, is_short};
+pub use self::names::{Described, Listed, Listing, Names, is_short};
 use super::bytes::{Input, Output};
 use super::request::is_within;
-use super::{Invalid, MAX_ANSWERS, MAX_FRAME, Request};
+use super::{Invalid, MAX_FRAME, Request};
 use crate::table::Table;
-use crate::{Attributes, Entry, Error, Extent, FileKind, Id, Kind, Place, Summary, Time, Xattr};
+use crate::{Attributes, Error, Extent, FileKind, Id, Kind, Place, Summary, Time, Xattr};
 
 /// Longest sentence, in bytes.
 const MAX_TEXT: usize = 1000;
@@ -47,7 +47,7 @@ pub enum Answer {
     /// To [`Request::Lookup`].
     Lookup(Option<(Id, Attributes)>),
     /// To [`Request::List`].
-    List(Vec<Listed>),
+    List(Names),
     /// To [`Request::Describe`].
     Describe(Vec<Described>),
     /// To [`Request::Parent`].
@@ -169,14 +169,10 @@ impl Answer {
                 out.0
             }
             Self::List(names) => {
-                let mut listing = Listing::new(MAX_ANSWERS);
-                for name in names {
-                    let Listed { name, id, kind, next } = name;
-                    if !listing.push(Entry { name, id: *id, kind: *kind, next: *next }) {
-                        break;
-                    }
-                }
-                listing.finish()
+                let mut out = Output::new(LIST);
+                out.list(&names.all, names::put_listed);
+                names::put_end(&mut out, names.is_last, names.parent);
+                out.0
             }
             Self::Describe(files) => {
                 let mut out = Output::new(DESCRIBE);
@@ -214,7 +210,7 @@ impl Answer {
             (LOOKUP, Request::Lookup(..)) => {
                 Self::Lookup(input.option(|input| Ok((Id(input.u64()?), attributes(input)?)))?)
             }
-            (LIST, Request::List(_, from, most)) => Self::List(names::listed(input, *from, *most)?),
+            (LIST, Request::List(_, from, most)) => Self::List(names::names(input, *from, *most)?),
             (DESCRIBE, Request::Describe(_, from, most)) => Self::Describe(names::described(input, *from, *most)?),
             (PARENT, Request::Parent(_)) => Self::Parent(Id(input.u64()?)),
             (LINK_TARGET, Request::LinkTarget(_)) => match input.bytes(MAX_TARGET)? {

@@ -195,7 +195,11 @@ async fn a_large_directory_is_listed_in_pieces_and_from_anywhere() {
         scene.fs.readdir(handle, all[index].0, tell).await.unwrap();
         assert_eq!(next, Some(all[index + 1].1.clone()), "telldir and seekdir");
     }
+    let asked = || scene.toy.asked.listed.load(Ordering::SeqCst);
+    let before = asked();
     let root = scene.names(&format!("{N}/1/files")).await;
+    assert_eq!(asked() - before, 1, "all of it at once, and that it is all");
+    assert_eq!(scene.toy.asked.parents.load(Ordering::SeqCst), 0, "told along");
     assert!(root.iter().map(|name| name.as_encoded_bytes()).eq(toy::NAMES.iter().map(|(name, _)| *name)));
 }
 

@@ -79,19 +79,20 @@ impl Reader for Made {
         unreachable!("nothing is looked up")
     }
 
-    async fn list(&self, directory: Id, from: u64) -> Result<Vec<Listed>> {
+    async fn list(&self, directory: Id, from: u64) -> Result<Names> {
         let names = self.directories.get(&directory.0).ok_or_else(|| Error::new(Kind::Io, "it cannot be read"))?;
         let kind = |id: &u64| if self.files.contains_key(id) { FileKind::File } else { FileKind::Directory };
         let all = names.iter().zip(1..);
         let rest = all.filter(|(_, next)| *next > from).take(3);
-        Ok(rest
+        let all: Vec<Listed> = rest
             .map(|((name, id), next)| Listed {
                 name: name.clone(),
                 id: Id(*id),
                 kind: (*id != UNKNOWN).then(|| kind(id)),
                 next,
             })
-            .collect())
+            .collect();
+        Ok(Names { is_last: all.len() < 3, all, parent: None })
     }
 
     async fn describe(&self, _: Id, _: u64, _: usize) -> Result<Vec<Described>> {

@@ -26,6 +26,17 @@ pub struct Listed {
     pub next: u64,
 }
 
+/// Names of a directory, from some place on.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Names {
+    /// The names.
+    pub all: Vec<Listed>,
+    /// Whether it has none after them.
+    pub is_last: bool,
+    /// The parent of the directory, which comes with the first names if it can be told.
+    pub parent: Option<Id>,
+}
+
 /// [`super::Answer::List`] while it grows: what a directory has goes straight into the frame.
 #[derive(Debug)]
 pub struct Listing {
@@ -55,10 +66,12 @@ impl Listing {
         true
     }
 
-    /// The frame, without its length.
-    pub fn finish(mut self) -> Vec<u8> {
+    /// The frame, without its length; the rest as [`Names`] has it.
+    pub fn finish(mut self, is_last: bool, parent: Option<Id>) -> Vec<u8> {
         self.frame[COUNT].copy_from_slice(&self.count.to_be_bytes());
-        self.frame
+        let mut out = Output(self.frame);
+        put_end(&mut out, is_last, parent);
+        out.0
     }
 }
 
@@ -69,9 +82,21 @@ fn put_entry(out: &mut Output, entry: Entry<'_>) {
     out.u64(entry.next);
 }
 
-pub(super) fn listed(input: &mut Input<'_>, from: u64, most: usize) -> Result<Vec<Listed>, Invalid> {
+pub(super) fn put_listed(out: &mut Output, Listed { name, id, kind, next }: &Listed) {
+    put_entry(out, Entry { name, id: *id, kind: *kind, next: *next });
+}
+
+pub(super) fn put_end(out: &mut Output, is_last: bool, parent: Option<Id>) {
+    out.u8(is_last.into());
+    out.option(parent, |out, parent| out.u64(parent.0));
+}
+
+pub(super) fn names(input: &mut Input<'_>, from: u64, most: usize) -> Result<Names, Invalid> {
     let mut before = from;
-    input.list(most, |input| entry(input, &mut before))
+    let all = input.list(most, |input| entry(input, &mut before))?;
+    let is_last = input.option(|_| Ok(()))?.is_some();
+    let parent = input.option(|input| input.u64().map(Id))?;
+    Ok(Names { all, is_last, parent })
 }
 
 /// `before` is where the one before it said to go on.
@@ -108,8 +133,7 @@ pub fn is_short(xattrs: &[Xattr]) -> bool {
 }
 
 pub(super) fn put_described(out: &mut Output, described: &Described) {
-    let Listed { name, id, kind, next } = &described.listed;
-    put_entry(out, Entry { name, id: *id, kind: *kind, next: *next });
+    put_listed(out, &described.listed);
     out.option(described.attributes.as_ref(), put_attributes);
     out.option(described.xattrs.as_ref(), |out, xattrs| out.list(xattrs, put_xattr));
 }
