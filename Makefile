@@ -15,7 +15,7 @@ PACKAGES_TEST += acl fdisk gdisk mtools dosfstools exfatprogs ntfs-3g xfsprogs b
 # Unpacked: installed, its daemons would run for the whole computer.
 PACKAGES_BACULA = bacula-director bacula-director-sqlite3 bacula-sd bacula-fd bacula-console bacula-common bacula-common-sqlite3
 # Not libvirt-daemon-system, which would start a libvirtd for the whole computer.
-PACKAGES_BENCH = fio virtnbdbackup libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
+PACKAGES_BENCH = fio rsync virtnbdbackup libvirt-daemon libvirt-daemon-driver-qemu libvirt-clients
 PACKAGES_FUZZ  = $(PACKAGES_BUILD) g++
 
 PREFIX  = /usr/local
@@ -103,7 +103,7 @@ soak: setup ## SECONDS=300 SEED=: 64 readers, a writing guest and everything tha
 	$(machines) PULLFS_TEST_SOAK=$(SECONDS),$(SEED) $(CARGO) test -p pullfs-tests --test it --no-fail-fast -- \
 	    --nocapture --test-threads=1 soak::
 
-# Which works (a to h, docs/performance.md), how often, with how much data: make bench WORK=a,b ROUNDS=3 SIZE=512M
+# Which works (a to i, docs/performance.md), how often, with how much data: make bench WORK=a,b ROUNDS=3 SIZE=512M
 WORK   =
 ROUNDS = 5
 SIZE   = 1G

@@ -21,20 +21,21 @@ use crate::units::{MIB, Unit};
 
 pub(crate) const WORK: Work = Work {
     letter: 'i',
-    title: "find over 100,000 files of the guest",
-    how: "The disk is ext4 without a partition table: 100 directories of 1,000 files each. `find` reads names, `find -ls` asks \
-          what each file is too. pullfs' mount and the kernel's (a loop device over a copy of the image) are new for each \
+    title: "walks over 100,000 files of the guest",
+    how: "The disk is ext4 without a partition table, with two trees of 100,000 empty files each. `find` reads names, `find -ls` \
+          asks what each file is too, `rsync -naAX` for extended attributes besides. pullfs' mount and the kernel's (a loop device over a copy of the image) are new for each \
           run, so neither has anything of the file system in memory; the image is in the page cache for both. pullfs' memory \
           is the daemon's and that of the process that reads the disk. What they find is compared in the first round. \
           guestmount is measured where it is installed and its appliance starts.",
-    run: finds,
+    run: walks,
 };
 
 /// Size of the disk, in bytes.
 const SIZE: u64 = 512 * MIB;
-const DIRECTORIES: u32 = 100;
-/// Of each directory.
-const FILES: u32 = 1000;
+
+/// Directories, and how many files each of them has: those of mail and caches, and those of programs.
+const TREES: [(&str, u32, u32); 2] =
+    [("100 directories of 1,000", 100, 1000), ("10,000 directories of 10", 10_000, 10)];
 
 const KERNEL: &str = "Linux (loop mount of a copy)";
 const GUESTMOUNT: &str = "guestmount of a copy";
@@ -42,12 +43,18 @@ const GUESTMOUNT: &str = "guestmount of a copy";
 /// For guestmount's appliance: under TCG it takes minutes where it starts at all.
 const APPLIANCE_LIMIT: Duration = Duration::from_secs(300);
 
-/// What is done.
-const FINDS: [(&str, &[&str]); 2] = [("find", &[]), ("find -ls", &["-ls"])];
+/// What is done, of which `{}` is a tree and `{empty}` a directory with nothing in it.
+const WALKS: [(&str, &[&str]); 3] = [
+    ("find", &["find", "{}"]),
+    ("find -ls", &["find", "{}", "-ls"]),
+    ("rsync -naAX", &["rsync", "-naAX", "{}/", "{empty}"]),
+];
 
-fn finds(args: &Args, results: &mut Results) {
+fn walks(args: &Args, results: &mut Results) {
     let images = tempfile::tempdir_in("/var/tmp").expect("a temporary directory");
     let (image, copy) = (images.path().join("vda.raw"), images.path().join("copy.raw"));
+    let empty = images.path().join("empty");
+    fs::create_dir(&empty).expect("a directory");
     make(&image);
     ok(tool("cp").arg("--sparse=always").args([&image, &copy]));
     let mut peers = vec![OURS, KERNEL];
@@ -61,26 +68,42 @@ fn finds(args: &Args, results: &mut Results) {
             let theirs = Looped::of(&copy, "ro");
             assert!(everything(&ours(&Mount::of(&machine))) == everything(&theirs.0), "the files are not the kernel's");
         }
-        for (what, arguments) in FINDS {
-            for who in turns(&peers, round) {
-                let find = |place: &Path| timed(tool("find").arg(place).args(arguments)).as_secs_f64();
-                let took = match who {
-                    KERNEL => find(&Looped::of(&copy, "ro").0),
-                    GUESTMOUNT => find(&Guestmount::of(&copy).unwrap_or_else(|why| panic!("guestmount: {why}")).0),
-                    _ => {
-                        let mount = Mount::of(&machine);
-                        let took = find(&ours(&mount));
-                        let (daemon, reader) = memory(&mount);
-                        for (whose, most) in [("the daemon", daemon), ("what reads the disk", reader)] {
-                            results.add('i', &format!("{what}: memory of {whose}, at most"), OURS, Unit::Mib, most);
+        for (what, arguments) in WALKS {
+            for (tree, ..) in TREES {
+                let what = format!("{what}, {tree}");
+                for who in turns(&peers, round) {
+                    let walk = |place: &Path| walk(arguments, &place.join(tree), &empty);
+                    let took = match who {
+                        KERNEL => walk(&Looped::of(&copy, "ro").0),
+                        GUESTMOUNT => walk(&Guestmount::of(&copy).unwrap_or_else(|why| panic!("guestmount: {why}")).0),
+                        _ => {
+                            let mount = Mount::of(&machine);
+                            let took = walk(&ours(&mount));
+                            let (daemon, reader) = memory(&mount);
+                            for (whose, most) in [("the daemon", daemon), ("what reads the disk", reader)] {
+                                results.add('i', &format!("{what}: memory of {whose}, at most"), OURS, Unit::Mib, most);
+                            }
+                            took
                         }
-                        took
-                    }
-                };
-                results.add('i', &format!("{what}, 100,000 files"), who, Unit::Seconds, took);
+                    };
+                    results.add('i', &what, who, Unit::Seconds, took);
+                }
             }
         }
     }
+}
+
+/// Does one of [`WALKS`]; how long it took, in seconds.
+#[track_caller]
+fn walk(arguments: &[&str], tree: &Path, empty: &Path) -> f64 {
+    let fill = |argument: &&str| argument.replace("{empty}", utf8(empty)).replace("{}", utf8(tree));
+    let mut arguments = arguments.iter().map(fill);
+    let command = arguments.next().expect("a command");
+    timed(tool(&command).args(arguments)).as_secs_f64()
+}
+
+fn utf8(path: &Path) -> &str {
+    path.to_str().expect("a path of ours")
 }
 
 /// Where pullfs has the files; the point in time is taken, which is none of the work.
@@ -111,13 +134,15 @@ fn everything(place: &Path) -> Vec<String> {
 #[track_caller]
 fn make(image: &Path) {
     File::create(image).and_then(|file| file.set_len(SIZE)).expect("an image");
-    ok(tool("mkfs.ext4").args(["-q", "-N", "131072", "-E", "lazy_itable_init=0,lazy_journal_init=0"]).arg(image));
+    ok(tool("mkfs.ext4").args(["-q", "-N", "262144", "-E", "lazy_itable_init=0,lazy_journal_init=0"]).arg(image));
     let mounted = Looped::of(image, "rw");
-    for directory in 0..DIRECTORIES {
-        let directory = mounted.0.join(format!("directory-{directory:02}"));
-        fs::create_dir(&directory).expect("a directory");
-        for file in 0..FILES {
-            File::create(directory.join(format!("a file of the guest, number {file}"))).expect("a file");
+    for (tree, directories, files) in TREES {
+        for directory in 0..directories {
+            let directory = mounted.0.join(tree).join(format!("directory-{directory:04}"));
+            fs::create_dir_all(&directory).expect("a directory");
+            for file in 0..files {
+                File::create(directory.join(format!("a file of the guest, number {file}"))).expect("a file");
+            }
         }
     }
 }
