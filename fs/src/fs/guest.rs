@@ -10,7 +10,7 @@ use super::partitions::{about, of_another_instant};
 use super::{DirEntry, Entry, Fs};
 use crate::error::{Error, Kind, Result};
 use crate::guest::volumes::{self, Volume};
-use crate::guest::{Listed, Names, Reader, is_name};
+use crate::guest::{Listed, Names, Reader, Tally, is_name};
 use crate::image::pieces::{Gathering, Pieces};
 use crate::point::{Lease, PointInTime};
 use crate::tree::Node;
@@ -207,6 +207,11 @@ impl Fs {
             volumes::told(&point, target, || about(disk, partition))
         };
         self.noted(target.await)
+    }
+
+    /// What readers did so far.
+    pub(super) fn tally(&self) -> Tally {
+        self.readers.as_ref().map(|readers| readers.tally()).unwrap_or_default()
     }
 
     /// Whether a node is a file of a guest's.

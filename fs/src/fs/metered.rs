@@ -60,6 +60,8 @@ impl Fs {
             machine: self.vm.machine().clone(),
             inventory,
             held: held.map(|point| (point.age(), point.open_files())),
+            file_systems: held.map_or(0, |point| point.volumes().open()),
+            readers: self.tally(),
             scratch: held.and_then(|point| point.scratch()),
             attempts: tally.attempts(),
             ends: tally.ends().collect(),

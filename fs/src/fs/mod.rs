@@ -506,6 +506,7 @@ impl Fs {
             last_error: last_error.as_ref(),
             reads,
             cache: self.cache.usage(),
+            readers: self.tally(),
         });
         self.status_size.store(u64::try_from(text.len()).unwrap_or(0), Ordering::Relaxed);
         Bytes::from(text)

@@ -9,6 +9,7 @@ use serde::Serialize;
 use crate::block::cache::Usage;
 use crate::block::{Traffic, throttle};
 use crate::error::Kind;
+use crate::guest::Tally;
 use crate::options::in_force::InForce;
 use crate::options::settings::{Origin, Resolved, Setting};
 use crate::point::owner::{Phase, View};
@@ -38,6 +39,8 @@ struct Document<'a> {
     last_error: Option<&'a Noted>,
     reads: Reads,
     cache: Usage,
+    /// Who reads what is inside of disks.
+    readers: Tally,
 }
 
 /// The version of the form.
@@ -203,6 +206,7 @@ pub(super) struct Facts<'a> {
     pub(super) last_error: Option<&'a Noted>,
     pub(super) reads: Reads,
     pub(super) cache: Usage,
+    pub(super) readers: Tally,
 }
 
 fn rfc3339(time: SystemTime) -> String {
@@ -266,6 +270,7 @@ pub(super) fn render(facts: Facts<'_>) -> Vec<u8> {
         last_error: facts.last_error,
         reads: facts.reads,
         cache: facts.cache,
+        readers: facts.readers,
     };
     let mut text = serde_json::to_vec_pretty(&document).unwrap_or_default();
     text.push(b'\n');

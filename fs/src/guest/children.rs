@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -11,7 +12,7 @@ use inside::table::Table;
 use super::process::{Nursery, Program};
 use super::slots::Slots;
 use super::volume::{self, Volume};
-use super::{Blocks, Reader, Readers};
+use super::{Blocks, Reader, Readers, Tally};
 use crate::error::Result;
 
 /// The subcommand of the program that reads.
@@ -48,6 +49,9 @@ pub(super) struct Shared {
     pub(super) limits: Limits,
     pub(super) nursery: Nursery,
     pub(super) slots: Slots,
+    pub(super) started: AtomicU64,
+    pub(super) failed: AtomicU64,
+    pub(super) answers: AtomicU64,
 }
 
 /// [`Readers`], each a process of its own.
@@ -62,7 +66,8 @@ impl Children {
     /// Children that are any program, within any limits.
     pub fn with(program: &Path, arguments: Vec<OsString>, limits: Limits) -> Self {
         let nursery = Nursery::new(Program { path: program.to_owned(), arguments });
-        Self(Arc::new(Shared { limits, nursery, slots: Slots::new(limits.children) }))
+        let [started, failed, answers] = Default::default();
+        Self(Arc::new(Shared { limits, nursery, slots: Slots::new(limits.children), started, failed, answers }))
     }
 
     /// The processes that there are now.
@@ -79,5 +84,11 @@ impl Readers for Children {
 
     async fn open(&self, partition: Arc<dyn Blocks>) -> Result<Arc<dyn Reader>> {
         Ok(Arc::new(Volume::open(Arc::clone(&self.0), partition).await?))
+    }
+
+    fn tally(&self) -> Tally {
+        let now = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let Shared { started, failed, answers, .. } = &*self.0;
+        Tally { running: self.pids().len(), started: now(started), failed: now(failed), answers: now(answers) }
     }
 }

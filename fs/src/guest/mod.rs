@@ -26,6 +26,7 @@ use async_trait::async_trait;
 use bytes::Bytes;
 use inside::table::Table;
 use inside::{Attributes, Extent, Id, Summary, Xattr};
+use serde::Serialize;
 
 pub use self::children::{Children, Limits, SUBCOMMAND};
 use crate::error::Result;
@@ -105,4 +106,20 @@ pub trait Readers: Send + Sync {
     /// # Errors
     /// As those of [`Reader`].
     async fn open(&self, partition: Arc<dyn Blocks>) -> Result<Arc<dyn Reader>>;
+
+    /// What they did so far.
+    fn tally(&self) -> Tally;
+}
+
+/// What those who read what is inside of disks did so far.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Tally {
+    /// How many there are now.
+    pub running: usize,
+    /// How many there were.
+    pub started: u64,
+    /// How many of them died, or were ended since they took too long or spoke nonsense.
+    pub failed: u64,
+    /// Questions that they answered.
+    pub answers: u64,
 }

@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use inside::table::{Content, Partition, Scheme, Table};
 use inside::{Attributes, Extent, FileKind, Id, Place, Summary, Time, Xattr};
 
-use super::{Blocks, Described, Listed, Names, Reader, Readers};
+use super::{Blocks, Described, Listed, Names, Reader, Readers, Tally};
 use crate::error::{Error, Kind, Result};
 
 /// Where partition 1 is on the disk, in bytes.
@@ -101,6 +101,10 @@ impl Readers for Toy {
         let unclean = start.starts_with(IN_USE).then(|| "It was in use.".to_owned());
         let summary = Summary { kind: "toy", block_size: 512, blocks: 128, free_blocks: 0, files: None, unclean };
         Ok(Arc::new(Open { summary, asked: self.asked.clone() }))
+    }
+
+    fn tally(&self) -> Tally {
+        Tally::default()
     }
 }
 

@@ -10,6 +10,7 @@
 //! does not change, and [`Id`]s stay what they are. A caller that gives up loses nothing but its answer.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -156,22 +157,36 @@ impl Running {
         let slot = shared.slots.take(shared.limits.place).await?;
         let process = Process::start(&shared.nursery, blocks.name()).await?;
         slot.set_pid(process.pid());
+        shared.started.fetch_add(1, Ordering::Relaxed);
         Ok(Self { process, slot })
+    }
+
+    /// The inner error is an answer.
+    async fn ask(
+        &mut self,
+        shared: &Shared,
+        request: &Request,
+        blocks: &dyn Blocks,
+    ) -> std::result::Result<Result<Answer>, Fault> {
+        let answer = self.process.ask(request, blocks, &shared.limits).await?;
+        shared.answers.fetch_add(1, Ordering::Relaxed);
+        Ok(answer)
     }
 
     async fn open(shared: &Shared, blocks: &dyn Blocks) -> Result<(Self, Summary, Id)> {
         let mut running = Self::start(shared, blocks).await?;
         let request = Request::Open { size: blocks.size() };
-        match running.process.ask(&request, blocks, &shared.limits).await {
+        match running.ask(shared, &request, blocks).await {
             Ok(Ok(Answer::Open(summary, root))) => Ok((running, summary, root)),
             Ok(Ok(other)) => unreachable!("an answer to something else: {other:?}"),
             Ok(Err(error)) => Err(error),
-            Err(fault) => Err(running.end(&fault).await),
+            Err(fault) => Err(running.end(shared, &fault).await),
         }
     }
 
     /// Ends what is of no use any more, and says so in the log.
-    async fn end(self, fault: &Fault) -> Error {
+    async fn end(self, shared: &Shared, fault: &Fault) -> Error {
+        shared.failed.fetch_add(1, Ordering::Relaxed);
         let error = self.process.end(fault).await;
         tracing::warn!("{error}");
         error
@@ -182,11 +197,11 @@ impl Running {
 pub(super) async fn table(shared: &Shared, disk: &dyn Blocks) -> Result<inside::table::Table> {
     let mut running = Running::start(shared, disk).await?;
     let request = Request::Table { size: disk.size() };
-    match running.process.ask(&request, disk, &shared.limits).await {
+    match running.ask(shared, &request, disk).await {
         Ok(Ok(Answer::Table(table))) => Ok(table),
         Ok(Ok(other)) => unreachable!("an answer to something else: {other:?}"),
         Ok(Err(error)) => Err(error),
-        Err(fault) => Err(running.end(&fault).await),
+        Err(fault) => Err(running.end(shared, &fault).await),
     }
 }
 
@@ -229,7 +244,7 @@ impl Owner {
                 () = sleep(self.shared.limits.idle) => *running = None,
                 () = process.speaks() => {
                     if let Some(dead) = running.take() {
-                        dead.end(&Fault::Ended(std::io::ErrorKind::UnexpectedEof.into())).await;
+                        dead.end(&self.shared, &Fault::Ended(std::io::ErrorKind::UnexpectedEof.into())).await;
                         self.deaths.add();
                     }
                 }
@@ -243,7 +258,7 @@ impl Owner {
             Some(child) => child,
             None => self.open().await?,
         };
-        match child.process.ask(request, self.blocks.as_ref(), &self.shared.limits).await {
+        match child.ask(&self.shared, request, self.blocks.as_ref()).await {
             Ok(outcome) => {
                 child.slot.set_idle(true);
                 *running = Some(child);
@@ -251,7 +266,7 @@ impl Owner {
             }
             Err(fault) => {
                 self.deaths.add();
-                Err(child.end(&fault).await)
+                Err(child.end(&self.shared, &fault).await)
             }
         }
     }

@@ -34,6 +34,7 @@ use crate::block::cache::Usage;
 use crate::block::throttle;
 use crate::error::{Error, Kind, Result, chain};
 use crate::fs::Fs;
+use crate::guest::Tally;
 use crate::point::reason::Reason;
 use crate::vm::{Inventory, Machine, Scratch};
 
@@ -138,6 +139,10 @@ pub struct Figures {
     pub inventory: Option<Arc<Inventory>>,
     /// The age of the point in time that is held, and files open on it.
     pub held: Option<(Duration, usize)>,
+    /// File systems of guests that were looked into at it.
+    pub file_systems: usize,
+    /// What readers of guests' disks did.
+    pub readers: Tally,
     /// Its scratch space.
     pub scratch: Option<Scratch>,
     /// How many points in time were taken, and how many could not be.

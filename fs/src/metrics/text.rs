@@ -95,9 +95,18 @@ fn point(page: &mut Page<'_>, figures: &Figures) {
     }
     if let Some((age, open)) = figures.held {
         page.gauge("point_age_seconds", "Age of the point in time that is held.", age.as_secs_f64());
-        let open = u64::try_from(open).unwrap_or(u64::MAX);
-        page.gauge("point_open_files", "Files open on it.", wide(open));
+        page.gauge("point_open_files", "Files open on it.", size(open));
     }
+    page.gauge(
+        "guest_file_systems",
+        "File systems of the guest that were looked into at it.",
+        size(figures.file_systems),
+    );
+    let readers = &figures.readers;
+    page.gauge("guest_readers", "Processes that read the guest's disks now.", size(readers.running));
+    page.counter("guest_readers_started_total", "Processes started to read the guest's disks.", wide(readers.started));
+    page.counter("guest_readers_failed_total", "Of these, those that died or were ended.", wide(readers.failed));
+    page.counter("guest_answers_total", "Questions about the guest's disks that they answered.", wide(readers.answers));
     if let Some(scratch) = &figures.scratch {
         page.gauge("scratch_used_bytes", "Old data of what the guest overwrote since.", wide(scratch.used));
         page.gauge("scratch_free_bytes", "Free space for more of it.", wide(scratch.free));
@@ -147,6 +156,10 @@ fn dirty(page: &mut Page<'_>, inventory: &Inventory) -> u64 {
 #[expect(clippy::cast_precision_loss, reason = "Prometheus has no other numbers")]
 fn wide(number: u64) -> f64 {
     number as f64
+}
+
+fn size(number: usize) -> f64 {
+    wide(u64::try_from(number).unwrap_or(u64::MAX))
 }
 
 fn flag(is: bool) -> f64 {
