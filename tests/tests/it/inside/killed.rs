@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use rustix::process::Signal;
 
 const READERS: usize = 8;
-const KILLS: usize = 4;
+const KILLS: u64 = 4;
 
 /// How long a new one may take, on a busy machine; after some deaths the daemon waits before it starts one.
 const LIMIT: Duration = Duration::from_secs(30);
@@ -119,6 +119,10 @@ fn who_reads_meanwhile_gets_what_is_right_or_an_error(flavor: Flavor) {
     assert!(Seen::of(&files).expect("the next look") == right);
     let last = children(mount.pid());
     assert_eq!(last.len(), 1, "one file system, one reader");
+    let told = mount.status();
+    let [running, started, failed] =
+        ["running", "started", "failed"].map(|count| told["readers"][count].as_u64().expect("a count"));
+    assert!(running == 1 && failed > KILLS && started > failed, "{}", told["readers"]);
     drop(open);
     assert!(mount.unmount().success());
     assert!(last.iter().all(|pid| has_ended(*pid)), "it outlived the mount");
