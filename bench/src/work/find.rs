@@ -23,10 +23,10 @@ pub(crate) const WORK: Work = Work {
     letter: 'i',
     title: "walks over 100,000 files of the guest",
     how: "The disk is ext4 without a partition table, with two trees of 100,000 empty files each. `find` reads names, `find -ls` \
-          asks what each file is too, `rsync -naAX` for extended attributes besides. pullfs' mount and the kernel's (a loop device over a copy of the image) are new for each \
-          run, so neither has anything of the file system in memory; the image is in the page cache for both. pullfs' memory \
-          is the daemon's and that of the process that reads the disk. What they find is compared in the first round. \
-          guestmount is measured where it is installed and its appliance starts.",
+          asks what each file is too, `rsync -naAX` for extended attributes besides. pullfs' mount and the kernel's (a loop \
+          device over a copy of the image) are new for each run, so neither has anything of the file system in memory; the image \
+          is in the page cache for both. pullfs' memory is the daemon's and that of the process that reads the disk. What they \
+          find is compared in the first round. guestmount is measured where it is installed and its appliance starts.",
     run: walks,
 };
 
