@@ -10,7 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use inside::serve::{Parsers, serve};
-use inside::{Disk, table};
+use inside::{Disk, lvm, raid, table};
 use pullfs_fs::guest::SUBCOMMAND;
 use rustix::net::SocketType;
 use rustix::net::sockopt::socket_type;
@@ -19,7 +19,12 @@ use rustix::stdio::stdin;
 use crate::harden::reader;
 
 /// What it reads.
-pub(crate) const PARSERS: Parsers = Parsers { table: |disk| table::read(&disk), open: inside::open::<Box<dyn Disk>> };
+pub(crate) const PARSERS: Parsers = Parsers {
+    table: |disk| table::read(&disk),
+    volumes: |disks| lvm::read(disks),
+    mirrors: |disks| raid::outdated(disks),
+    open: inside::open::<Box<dyn Disk>>,
+};
 
 pub(crate) fn run(parsers: Parsers) -> ExitCode {
     match live(parsers) {

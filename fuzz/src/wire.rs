@@ -1,17 +1,21 @@
 //! What a reader of a guest's disk says, and what it is told: each side takes the other for hostile.
 
+use inside::lvm::is_name;
 use inside::wire::{Answer, Given, Listed, MAX_ANSWERS, Request, Said, is_short};
 use inside::{Id, Place};
 
 /// The size of the disk, in bytes.
 const SIZE: u64 = 1 << 20;
 
+/// The same as two disks, one after the other.
+const DISKS: [u64; 2] = [SIZE / 4, SIZE / 4 * 3];
+
 /// The first byte chooses what was asked, the second where it begins; then a frame.
 pub(crate) fn run(input: &[u8]) {
     let [which, from, frame @ ..] = input else { return };
     heard(frame);
     let (file, from) = (Id(1), u64::from(*from) << 9);
-    let request = match which % 10 {
+    let request = match which % 12 {
         0 => Request::Table { size: SIZE },
         1 => Request::Open { size: SIZE },
         2 => Request::Attributes(file),
@@ -21,7 +25,9 @@ pub(crate) fn run(input: &[u8]) {
         6 => Request::LinkTarget(file),
         7 => Request::Xattrs(file),
         8 => Request::Extents(file, from, MAX_ANSWERS),
-        _ => Request::Describe(file, from, MAX_ANSWERS),
+        9 => Request::Describe(file, from, MAX_ANSWERS),
+        10 => Request::Volumes(DISKS.to_vec()),
+        _ => Request::Mirrors(DISKS.to_vec()),
     };
     let Ok(said) = Said::decode(frame, &request, SIZE) else { return };
     match &said {
@@ -74,6 +80,17 @@ fn check(answer: &Answer, from: u64, length: usize) {
                 }
             }
         }
+        Answer::Volumes(found) => {
+            for volume in found.groups.iter().flat_map(|group| &group.volumes) {
+                assert!(is_name(volume.name.as_bytes()));
+                for offset in [0, volume.size / 2, volume.size.saturating_sub(1)] {
+                    let Some(piece) = volume.piece(offset) else { continue };
+                    assert!(piece.length > 0 && piece.offset + piece.length <= DISKS[piece.disk], "on its disk");
+                }
+                assert!(volume.piece(volume.size).is_none());
+            }
+        }
+        Answer::Mirrors(outdated) => assert!(outdated.iter().all(|at| *at < DISKS.len())),
         Answer::Lookup(None) | Answer::Parent(_) => {}
     }
 }

@@ -3,6 +3,7 @@
 //! A mirror (RAID1) has all of the array's bytes in one piece, so one member that is in sync is enough to read it; where a doubt
 //! remains whether it is, it is refused. Other levels are refused.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::numbers::maybe::{array, le16, le32, le64};
@@ -63,11 +64,21 @@ pub fn member<D: Disk + ?Sized>(disk: &D) -> Result<Option<Member>> {
     Ok(None)
 }
 
-/// Which of some members of one array have missed writes that another has: by their places among `members`.
-pub fn outdated(members: &[Member]) -> Vec<usize> {
-    let newest = |one: &Member| members.iter().filter(|other| other.array == one.array).map(|other| other.events).max();
-    let old = |(at, one): (usize, &Member)| newest(one).is_some_and(|newest| one.events < newest).then_some(at);
-    members.iter().enumerate().filter_map(old).collect()
+/// Which of some disks are members of an array that have missed writes which another member among them has: by their places.
+///
+/// # Errors
+/// What a disk fails with.
+pub fn outdated<D: Disk>(disks: &[D]) -> Result<Vec<usize>> {
+    let mut newest: BTreeMap<String, u64> = BTreeMap::new();
+    let mut members = Vec::new();
+    for (at, disk) in disks.iter().enumerate() {
+        let Some(Member { array: Some(array), events, .. }) = member(disk)? else { continue };
+        let known = newest.entry(array.clone()).or_default();
+        *known = events.max(*known);
+        members.push((at, array, events));
+    }
+    let old = members.into_iter().filter(|(_, array, events)| newest.get(array).is_some_and(|newest| events < newest));
+    Ok(old.map(|(at, ..)| at).collect())
 }
 
 /// A sum of words as md keeps it.

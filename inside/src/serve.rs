@@ -14,9 +14,10 @@ use std::ops::ControlFlow;
 use std::rc::Rc;
 
 use self::cache::Cache;
+use crate::lvm::Found;
 use crate::table::Table;
 use crate::wire::{Answer, Described, Given, Listed, Listing, MAX_FRAME, Request, Said, frame_length, is_short};
-use crate::{Disk, FileSystem, Id, Result};
+use crate::{Disk, FileSystem, Id, Part, Result};
 
 /// How much is taken from the stream at once, in bytes: memory grows with what has come, not with what was announced.
 const CHUNK: u64 = 256 << 10;
@@ -30,11 +31,18 @@ const XATTRS: usize = 1 << 20;
 /// A file system that was opened.
 pub type Opened = Result<Box<dyn FileSystem>>;
 
+/// What looks at several disks together.
+pub type Across<T> = fn(&[Part<&dyn Disk>]) -> Result<T>;
+
 /// What reads disks.
 #[derive(Debug, Clone, Copy)]
 pub struct Parsers {
     /// Reads a partition table.
     pub table: fn(&dyn Disk) -> Result<Table>,
+    /// Reads what LVM2 says of disks.
+    pub volumes: Across<Found>,
+    /// Tells which of some disks are mirrors that have missed writes.
+    pub mirrors: Across<Vec<usize>>,
     /// Opens a file system.
     pub open: fn(Box<dyn Disk>) -> Opened,
 }
@@ -55,30 +63,52 @@ pub fn serve<S: Read + Write + 'static>(stream: S, parsers: Parsers) -> io::Resu
                 let file_system = open.insert(file_system);
                 Answer::Open(file_system.summary(), file_system.root())
             }),
-            (Request::Table { .. } | Request::Open { .. }, Some(_)) | (_, None) => return Err(out_of_turn()),
+            (Request::Volumes(sizes), None) => {
+                (parsers.volumes)(&parts(&joined(&line, sizes), sizes)).map(Answer::Volumes)
+            }
+            (Request::Mirrors(sizes), None) => {
+                (parsers.mirrors)(&parts(&joined(&line, sizes), sizes)).map(Answer::Mirrors)
+            }
+            (_, None) => return Err(out_of_turn()),
             (Request::List(directory, from, most), Some(file_system)) => {
                 let said = list(file_system.as_ref(), *directory, *from, *most);
                 line.borrow_mut().send(&said.unwrap_or_else(|error| Said::Failed(error).encode()))?;
                 continue;
             }
-            (_, Some(file_system)) => answer(file_system.as_ref(), &request),
+            (_, Some(file_system)) => answer(file_system.as_ref(), &request)?,
         };
         let said = answer.map_or_else(Said::Failed, Said::Answered);
         line.borrow_mut().send(&said.encode())?;
     }
 }
 
+/// Disks of these sizes as one, at the other end.
+fn joined<S>(line: &Rc<RefCell<Line<S>>>, sizes: &[u64]) -> RemoteDisk<S> {
+    remote(line, sizes.iter().fold(0, |sum, size| sum.saturating_add(*size)))
+}
+
+/// A disk as those that come one after the other on it.
+fn parts<'a>(disk: &'a dyn Disk, sizes: &[u64]) -> Vec<Part<&'a dyn Disk>> {
+    let mut start = 0_u64;
+    let part = |size: &u64| {
+        let part = Part::new(disk, start, *size);
+        start = start.saturating_add(*size);
+        part
+    };
+    sizes.iter().map(part).collect()
+}
+
 fn out_of_turn() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "a request came out of turn")
 }
 
-fn answer(file_system: &dyn FileSystem, request: &Request) -> Result<Answer> {
-    match request {
+fn answer(file_system: &dyn FileSystem, request: &Request) -> io::Result<Result<Answer>> {
+    Ok(match request {
         Request::Attributes(file) => file_system.attributes(*file).map(Answer::Attributes),
         Request::Lookup(directory, name) => {
-            let found = file_system.lookup(*directory, name)?;
             let with_attributes = |file| file_system.attributes(file).map(|attributes| (file, attributes));
-            found.map(with_attributes).transpose().map(Answer::Lookup)
+            let found = file_system.lookup(*directory, name);
+            found.and_then(|found| found.map(with_attributes).transpose()).map(Answer::Lookup)
         }
         Request::Describe(directory, from, most) => {
             describe(file_system, *directory, *from, *most).map(Answer::Describe)
@@ -87,8 +117,15 @@ fn answer(file_system: &dyn FileSystem, request: &Request) -> Result<Answer> {
         Request::LinkTarget(file) => file_system.link_target(*file).map(Answer::LinkTarget),
         Request::Xattrs(file) => file_system.xattrs(*file).map(Answer::Xattrs),
         Request::Extents(file, from, most) => file_system.extents(*file, *from, *most).map(Answer::Extents),
-        Request::Table { .. } | Request::Open { .. } | Request::List(..) => unreachable!("answered where it is asked"),
-    }
+        // Only who has opened nothing is asked for these; names are listed where they are asked for.
+        Request::Table { .. }
+        | Request::Open { .. }
+        | Request::Volumes(_)
+        | Request::Mirrors(_)
+        | Request::List(..) => {
+            return Err(out_of_turn());
+        }
+    })
 }
 
 /// The frame with the names of a directory. What was told before an error counts: the error comes with the next question.

@@ -224,6 +224,61 @@ fn the_newest_metadata_counts_and_all_disks_are_needed() {
 }
 
 #[test]
+fn disks_that_were_in_use_apart_from_each_other_are_refused() {
+    let lvm = Lvm::new(2);
+    lvm.create(&[]);
+    lvm.volume("before", &["-L", "4M"]);
+    let metadata = |disk: usize| lvm.images[disk].bytes(0, 1 << 20);
+    let (first, second) = (metadata(0), metadata(1));
+    lvm.volume("one", &["-L", "4M"]);
+    let other = metadata(0);
+    lvm.images[0].write(0, &first);
+    lvm.images[1].write(0, &second);
+    lvm.volume("two", &["-L", "8M"]);
+    assert_eq!(lvm.group().volumes.len(), 2);
+    lvm.images[0].write(0, &other);
+    let group = lvm.found().groups.remove(0);
+    for volume in &group.volumes {
+        assert!(refused(&group, &volume.name).contains("two different metadata"), "{volume:?}");
+    }
+}
+
+#[test]
+fn two_groups_of_one_name_are_refused() {
+    let groups = [0, 1].map(|_| {
+        let lvm = Lvm::new(1);
+        lvm.create(&[]);
+        lvm.volume("root", &["-L", "4M"]);
+        lvm
+    });
+    let [one, other] = &groups;
+    let found = read(&[&one.images[0], &other.images[0]]).unwrap();
+    assert!(found.problems[0].contains("two volume groups have the name vg-0.x"), "{:?}", found.problems);
+    assert_eq!(found.groups.len(), 2);
+    for group in &found.groups {
+        assert!(refused(group, "root").contains("rename one"));
+    }
+}
+
+#[test]
+fn what_is_on_a_volume_is_told() {
+    let lvm = Lvm::new(2);
+    lvm.create(&[]);
+    lvm.volume("swap", &["-i", "2", "-I", "4k", "-L", "8M"]);
+    let group = lvm.group();
+    let Ok([segment]) = group.volumes[0].segments.as_deref() else { panic!("{group:?}") };
+    // Of a machine with pages of 64 KiB: the header is in the first chunk, the mark in the sixteenth, on the other disk.
+    let write = |turn: usize, offset: u64, bytes: &[u8]| {
+        let stripe = segment.stripes[turn];
+        lvm.images[stripe.disk].write(stripe.offset + offset, bytes);
+    };
+    write(0, 1024, &[1, 0, 0, 0, 0, 8]);
+    write(1, 8 * 4096 - 10, b"SWAPSPACE2");
+    let content = lvm.group().volumes.remove(0).content.expect("something");
+    assert_eq!(content.kind, "swap");
+}
+
+#[test]
 fn a_small_ring_of_metadata_and_disks_without_any() {
     let lvm = Lvm::new(2);
     lvm.run(&["pvcreate", "-q", "--metadatasize", "32k", "--dataalignment", "64k", &lvm.devices[0].0]);

@@ -224,9 +224,11 @@ fn who_has_missed_writes_is_told() {
     assert_eq!([others(&[0, 1]), others(&[0, 0xfffe]), others(&[0, 1, 2, 0xffff])], [1, 0, 2]);
     assert_eq!(member(&old(1, 0, [SYNC, SYNC], true, false)).unwrap().unwrap().others, 1);
     assert_eq!(member(&old(1, 0, [SYNC, 1], true, false)).unwrap().unwrap().others, 0);
-    let one = |events| member(&New { events, ..New::default() }.image("1.2")).unwrap().unwrap();
-    assert_eq!(outdated(&[one(7), one(9), one(8)]), [0, 2]);
-    assert_eq!(outdated(&[one(7), one(7)]), Vec::<usize>::new());
+    let one = |events| New { events, ..New::default() }.image("1.2");
+    assert_eq!(outdated(&[one(7), one(9), one(8)]).unwrap(), [0, 2]);
+    assert_eq!(outdated(&[one(7), one(7), Image::new(MIB)]).unwrap(), Vec::<usize>::new());
+    let other = old(1, 0, [SYNC, SYNC], true, false);
+    assert_eq!(outdated(&[one(9), other, one(8)]).unwrap(), [2], "of another array");
 }
 
 #[test]

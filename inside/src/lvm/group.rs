@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::config::{Section, Value};
-use super::{Group, Segment, Stripe, Volume};
+use super::{Group, MAX_PHYSICAL, MAX_SEGMENTS, MAX_STRIPES, Segment, Stripe, Volume};
 
 const SECTOR: u64 = 512;
 
@@ -43,14 +43,15 @@ pub(super) fn parse(
     if group.volumes.windows(2).any(|pair| pair[0].name == pair[1].name) {
         return Err("two logical volumes have the same name");
     }
+    if physical.len() > MAX_PHYSICAL {
+        return Err("its volume group has more physical volumes than are read here");
+    }
     group.physical = physical.into_values().map(|one| (one.id, one.disk)).collect();
     Ok(group)
 }
 
 fn name_of(name: &[u8]) -> Option<String> {
-    let name = std::str::from_utf8(name).ok()?;
-    let fine = name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+_.-".contains(&byte));
-    (fine && !name.is_empty() && name.len() < 128 && name != "." && name != "..").then(|| name.to_owned())
+    super::is_name(name).then(|| String::from_utf8_lossy(name).into_owned())
 }
 
 fn id_of(id: &[u8]) -> Option<String> {
@@ -120,10 +121,11 @@ impl Parser<'_> {
         let segments = match refused {
             Some(why) => Err(why),
             None if section.has("status", "LOCKED") => Err("it is being moved (pvmove)".to_owned()),
+            None if parts.len() > MAX_SEGMENTS => Err("it has more segments than are read here".to_owned()),
             None if !whole => Err("its segments do not follow each other".to_owned()),
             None => parts.iter().map(|(start, count, segment)| self.segment(*start, *count, segment)).collect(),
         };
-        Some(Volume { name: name_of(name)?, id, size, segments })
+        Some(Volume { name: name_of(name)?, id, size, segments, content: None })
     }
 
     fn segment(&self, start: u64, count: u64, section: &Section<'_>) -> Result<Segment, String> {
@@ -134,7 +136,7 @@ impl Parser<'_> {
         let damaged = || "its metadata does not say where it is".to_owned();
         let list = section.list("stripes").ok_or_else(damaged)?;
         let stripes: Vec<(&[u8], u64)> = list.chunks(2).filter_map(pair).collect();
-        let number = u64::try_from(stripes.len()).ok().filter(|&number| number > 0);
+        let number = u64::try_from(stripes.len()).ok().filter(|&number| number > 0 && stripes.len() <= MAX_STRIPES);
         if section.number("stripe_count") != number || list.len() != 2 * stripes.len() {
             return Err(damaged());
         }

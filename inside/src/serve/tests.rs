@@ -4,6 +4,7 @@ use std::os::unix::net::UnixStream;
 use std::thread::{self, JoinHandle};
 
 use super::*;
+use crate::lvm::{Group, Segment, Stripe, Volume};
 use crate::table::{Content, Partition, Scheme};
 use crate::wire::{Listed, Names};
 use crate::{Attributes, Entry, Extent, FileKind, Kind, Place, Summary, Time, Xattr};
@@ -112,6 +113,40 @@ fn told() -> Table {
     }
 }
 
+/// Reads the last byte of each disk.
+fn volumes(disks: &[Part<&dyn Disk>]) -> Result<Found> {
+    for disk in disks {
+        disk.read_at(disk.size() - 1, &mut [0])?;
+    }
+    Ok(grouped())
+}
+
+/// All but the first.
+fn mirrors(disks: &[Part<&dyn Disk>]) -> Result<Vec<usize>> {
+    for disk in disks {
+        disk.read_at(0, &mut [0])?;
+    }
+    Ok((1..disks.len()).collect())
+}
+
+/// On two disks, of one and of three quarters of a mebibyte.
+fn grouped() -> Found {
+    let refused = Volume { segments: Err("it is thin".to_owned()), ..striped("thin") };
+    let content = told().partitions.remove(0).content;
+    let volumes = vec![Volume { content, ..striped("root") }, refused];
+    let physical = vec![("a-1".to_owned(), Some(1)), ("a-2".to_owned(), None)];
+    let group = Group { name: "vg".to_owned(), id: "g-1".to_owned(), sequence: 7, physical, volumes };
+    Found { groups: vec![group], problems: vec!["one is missing".to_owned()] }
+}
+
+fn striped(name: &str) -> Volume {
+    let linear = Segment { offset: 0, length: 512, stripe_size: 512, stripes: vec![Stripe { disk: 0, offset: 9 }] };
+    let stripes = vec![Stripe { disk: 1, offset: 0 }, Stripe { disk: 0, offset: SIZE / 4 - 1024 }];
+    let shared = Segment { offset: 512, length: 2048, stripe_size: 512, stripes };
+    let segments = Ok(vec![linear, shared]);
+    Volume { name: name.to_owned(), id: "v-1".to_owned(), size: 2560, segments, content: None }
+}
+
 /// The daemon's side, which has a disk whose every byte is an `x`.
 struct Daemon {
     line: Line<UnixStream>,
@@ -123,7 +158,7 @@ struct Daemon {
 impl Daemon {
     fn new() -> Self {
         let (ours, theirs) = UnixStream::pair().unwrap();
-        let parsers = Parsers { table, open: |disk| Ok(Box::new(Toy(disk))) };
+        let parsers = Parsers { table, volumes, mirrors, open: |disk| Ok(Box::new(Toy(disk))) };
         let child = thread::spawn(move || serve(theirs, parsers));
         Self { line: Line { stream: ours }, child, broken: false, asked: Vec::new() }
     }
@@ -162,6 +197,13 @@ impl Daemon {
 fn every_question_has_its_answer() {
     let mut daemon = Daemon::new();
     assert_eq!(daemon.ask(&Request::Table { size: SIZE }).unwrap(), Answer::Table(told()));
+    let disks = Request::Volumes(vec![SIZE / 4, SIZE / 4 * 3]);
+    assert_eq!(daemon.ask(&disks).unwrap(), Answer::Volumes(grouped()));
+    let mirrors = Request::Mirrors(vec![SIZE / 4; 4]);
+    assert_eq!(daemon.ask(&mirrors).unwrap(), Answer::Mirrors(vec![1, 2, 3]));
+    for wrong in [vec![4], vec![1, 1]] {
+        assert!(Said::decode(&Said::Answered(Answer::Mirrors(wrong)).encode(), &mirrors, SIZE).is_err());
+    }
     let Answer::Open(summary, Id(1)) = daemon.ask(&Request::Open { size: SIZE }).unwrap() else { panic!() };
     assert_eq!((summary.free_blocks, summary.files, summary.kind), (256, Some((9, 9)), "ext4"), "no more than all");
     let expected = Answer::Attributes(attributes_of(Id(7)));
@@ -176,8 +218,44 @@ fn every_question_has_its_answer() {
     assert_eq!(error.kind(), Kind::TooLarge, "more than a message holds");
     let error = daemon.ask(&Request::Parent(Id(1))).unwrap_err();
     assert_eq!(error.kind(), Kind::Corrupt, "past the end, which nobody had to be asked about");
-    assert_eq!(daemon.asked.iter().map(|(_, length)| length).sum::<u64>(), 128 << 10, "{:?}", daemon.asked);
+    assert_eq!(daemon.asked.iter().map(|(_, length)| length).sum::<u64>(), 576 << 10, "{:?}", daemon.asked);
     daemon.end().unwrap();
+}
+
+#[test]
+fn volumes_that_cannot_be_are_not_believed() {
+    let disks = Request::Volumes(vec![SIZE / 4, SIZE / 4 * 3]);
+    let refused = |change: &dyn Fn(&mut Found)| {
+        let mut found = grouped();
+        change(&mut found);
+        Said::decode(&Said::Answered(Answer::Volumes(found)).encode(), &disks, SIZE).is_err()
+    };
+    assert!(!refused(&|_| {}));
+    let segment = |change: fn(&mut Segment)| {
+        refused(&|found| change(&mut found.groups[0].volumes[0].segments.as_mut().unwrap()[1]))
+    };
+    for change in [
+        |segment: &mut Segment| segment.stripes[1].offset += 1,
+        |segment: &mut Segment| segment.stripes[1].offset = u64::MAX,
+        |segment: &mut Segment| segment.stripes[0].disk = 2,
+        |segment: &mut Segment| segment.stripes.clear(),
+        |segment: &mut Segment| segment.stripe_size = 0,
+        |segment: &mut Segment| segment.stripe_size = u64::MAX,
+        |segment: &mut Segment| segment.stripe_size = 768,
+        |segment: &mut Segment| segment.offset = 511,
+        |segment: &mut Segment| segment.length = 1024,
+        |segment: &mut Segment| segment.length = 0,
+    ] {
+        assert!(segment(change));
+    }
+    for name in ["", "..", "a/b", "a\0", "\u{e9}"] {
+        assert!(refused(&|found| found.groups[0].name = name.to_owned()), "{name}");
+        assert!(refused(&|found| found.groups[0].volumes[0].name = name.to_owned()), "{name}");
+    }
+    assert!(refused(&|found| found.groups[0].physical[0].1 = Some(2)));
+    assert!(refused(&|found| found.groups[0].volumes[0].size += 1));
+    assert!(refused(&|found| found.groups[0].volumes.swap(0, 1)), "in order");
+    assert!(refused(&|found| found.groups.push(found.groups[0].clone())), "one path is for one thing");
 }
 
 #[test]
@@ -290,7 +368,9 @@ fn a_disk_that_fails_is_no_end() {
 
 #[test]
 fn who_breaks_the_protocol_is_not_answered() {
-    let frames: [&[u8]; 6] = [
+    let frames: [&[u8]; 8] = [
+        &Request::Volumes(vec![u64::MAX, 1]).encode(),
+        &[&[10, 0, 0, 0, 0, 0, 0, 0, 9, 0, 0, 0, 1][..], &8_u64.to_be_bytes()].concat(),
         &Request::Parent(Id(1)).encode(),
         &[99, 0, 0, 0, 0, 0, 0, 0, 1],
         &[1, 0xff, 0, 0, 0, 0, 0, 0, 1],

@@ -2,11 +2,13 @@
 
 mod names;
 mod table;
+mod volumes;
 
 pub use self::names::{Described, Listed, Listing, Names, is_short};
 use super::bytes::{Input, Output};
 use super::request::is_within;
 use super::{Invalid, MAX_FRAME, Request};
+use crate::lvm::Found;
 use crate::table::Table;
 use crate::{Attributes, Error, Extent, FileKind, Id, Kind, Place, Summary, Time, Xattr};
 
@@ -42,6 +44,10 @@ pub enum Answer {
     Table(Table),
     /// To [`Request::Open`]: what it says of itself, and its root.
     Open(Summary, Id),
+    /// To [`Request::Volumes`].
+    Volumes(Found),
+    /// To [`Request::Mirrors`]: those that have, by their places, in order.
+    Mirrors(Vec<usize>),
     /// To [`Request::Attributes`].
     Attributes(Attributes),
     /// To [`Request::Lookup`].
@@ -71,7 +77,9 @@ const PARENT: u8 = 39;
 const LINK_TARGET: u8 = 40;
 const XATTRS: u8 = 41;
 const EXTENTS: u8 = 42;
+const VOLUMES: u8 = 43;
 const DESCRIBE: u8 = 44;
+const MIRRORS: u8 = 45;
 
 impl Said {
     /// The frame, without its length.
@@ -149,10 +157,16 @@ impl Answer {
     fn encode(&self) -> Vec<u8> {
         match self {
             Self::Table(told) => table::encode(told, Output::new(TABLE)),
+            Self::Volumes(found) => volumes::encode(found, Output::new(VOLUMES)),
             Self::Open(summary, root) => {
                 let mut out = Output::new(OPEN);
                 put_summary(&mut out, summary);
                 out.u64(root.0);
+                out.0
+            }
+            Self::Mirrors(outdated) => {
+                let mut out = Output::new(MIRRORS);
+                out.list(outdated, |out, at| out.count(*at));
                 out.0
             }
             Self::Attributes(attributes) => {
@@ -205,6 +219,14 @@ impl Answer {
     fn decode(tag: u8, input: &mut Input<'_>, request: &Request, size: u64) -> Result<Self, Invalid> {
         Ok(match (tag, request) {
             (TABLE, Request::Table { .. }) => Self::Table(table::decode(input, size)?),
+            (VOLUMES, Request::Volumes(disks)) => Self::Volumes(volumes::decode(input, disks)?),
+            (MIRRORS, Request::Mirrors(disks)) => {
+                let outdated = input.list(disks.len(), |input| volumes::disk(input, disks))?;
+                if !outdated.is_sorted_by(|one, other| one < other) {
+                    return Err(Invalid("place"));
+                }
+                Self::Mirrors(outdated)
+            }
             (OPEN, Request::Open { .. }) => Self::Open(summary(input)?, Id(input.u64()?)),
             (ATTRIBUTES, Request::Attributes(_)) => Self::Attributes(attributes(input)?),
             (LOOKUP, Request::Lookup(..)) => {

@@ -2,9 +2,9 @@
 
 use super::bytes::{Input, Output};
 use super::{Invalid, MAX_ANSWERS, MAX_BLOCKS, MAX_NAME};
-use crate::Id;
+use crate::{Id, lvm};
 
-/// What is asked of a reader. The first is either of the first two, and comes once.
+/// What is asked of a reader. The first is one of the first four, and comes once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Request {
     /// What a disk of this size, in bytes, is divided into.
@@ -17,6 +17,11 @@ pub enum Request {
         /// In bytes.
         size: u64,
     },
+    /// The logical volumes of LVM2 on some disks or partitions, which come one after the other as one disk: their sizes, in bytes; at
+    /// most [`lvm::MAX_DISKS`].
+    Volumes(Vec<u64>),
+    /// Which of some members of arrays have missed writes that another has; as with [`Request::Volumes`].
+    Mirrors(Vec<u64>),
     /// [`crate::FileSystem::attributes`].
     Attributes(Id),
     /// [`crate::FileSystem::lookup`], and what stat(2) tells of the file.
@@ -44,7 +49,9 @@ const PARENT: u8 = 6;
 const LINK_TARGET: u8 = 7;
 const XATTRS: u8 = 8;
 const EXTENTS: u8 = 9;
+const VOLUMES: u8 = 10;
 const DESCRIBE: u8 = 11;
+const MIRRORS: u8 = 12;
 
 impl Request {
     /// The frame, without its length.
@@ -67,6 +74,12 @@ impl Request {
             Self::Parent(file) => of(PARENT, *file),
             Self::LinkTarget(file) => of(LINK_TARGET, *file),
             Self::Xattrs(file) => of(XATTRS, *file),
+            Self::Volumes(sizes) | Self::Mirrors(sizes) => {
+                let tag = if matches!(self, Self::Volumes(_)) { VOLUMES } else { MIRRORS };
+                let mut out = of(tag, Id(sizes.iter().fold(0, |sum, size| sum.saturating_add(*size))));
+                out.list(sizes, |out, size| out.u64(*size));
+                out
+            }
             Self::Lookup(directory, name) => {
                 let mut out = of(LOOKUP, *directory);
                 out.bytes(name);
@@ -93,9 +106,16 @@ impl Request {
             if most <= MAX_ANSWERS { Ok((from, most)) } else { Err(Invalid("count")) }
         };
         let request = match tag {
-            TABLE | OPEN if i64::try_from(number).is_err() => return Err(Invalid("size")),
+            TABLE | OPEN | VOLUMES | MIRRORS if i64::try_from(number).is_err() => return Err(Invalid("size")),
             TABLE => Self::Table { size: number },
             OPEN => Self::Open { size: number },
+            VOLUMES | MIRRORS => {
+                let sizes = input.list(lvm::MAX_DISKS, Input::u64)?;
+                if sizes.iter().try_fold(0_u64, |sum, size| sum.checked_add(*size)) != Some(number) {
+                    return Err(Invalid("size"));
+                }
+                if tag == VOLUMES { Self::Volumes(sizes) } else { Self::Mirrors(sizes) }
+            }
             ATTRIBUTES => Self::Attributes(file),
             LOOKUP => Self::Lookup(file, input.bytes(MAX_NAME)?.to_vec()),
             LIST => from(&mut input).map(|(from, most)| Self::List(file, from, most))?,

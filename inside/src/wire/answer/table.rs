@@ -12,7 +12,7 @@ pub(super) const MAX_WORD: usize = 64;
 const MAX_LABEL: usize = 512;
 
 /// Most problems that are told.
-const MAX_PROBLEMS: usize = 64;
+pub(super) const MAX_PROBLEMS: usize = 64;
 
 /// All contents that have a name here, as blkid(8) calls them.
 const KNOWN: [&str; 54] = [
@@ -80,7 +80,7 @@ pub(super) fn known(input: &mut Input<'_>) -> Result<&'static str, Invalid> {
     KNOWN.iter().find(|known| known.as_bytes() == name).copied().ok_or(Invalid("kind"))
 }
 
-fn word(input: &mut Input<'_>) -> Result<String, Invalid> {
+pub(super) fn word(input: &mut Input<'_>) -> Result<String, Invalid> {
     let word = input.text(MAX_WORD)?;
     if word.bytes().all(|byte| byte.is_ascii_graphic()) { Ok(word) } else { Err(Invalid("identifier")) }
 }
@@ -118,13 +118,24 @@ fn put_partition(out: &mut Output, partition: &Partition) {
         out.option(id.as_deref(), |out, id| out.text(id, MAX_WORD));
     }
     out.option(partition.name.as_deref(), |out, name| out.text(name, MAX_LABEL));
-    out.option(partition.content.as_ref(), |out, content| {
-        out.text(content.kind, MAX_WORD);
-        out.option(content.label.as_deref(), |out, label| out.bytes(&label[..label.len().min(MAX_LABEL)]));
-        out.option(content.uuid.as_deref(), |out, uuid| out.text(uuid, MAX_WORD));
-        out.option(content.refused.as_deref(), |out, refused| out.text(refused, MAX_TEXT));
-    });
+    out.option(partition.content.as_ref(), put_content);
     out.option(partition.problem.as_deref(), |out, problem| out.text(problem, MAX_TEXT));
+}
+
+pub(super) fn put_content(out: &mut Output, content: &Content) {
+    out.text(content.kind, MAX_WORD);
+    out.option(content.label.as_deref(), |out, label| out.bytes(&label[..label.len().min(MAX_LABEL)]));
+    out.option(content.uuid.as_deref(), |out, uuid| out.text(uuid, MAX_WORD));
+    out.option(content.refused.as_deref(), |out, refused| out.text(refused, MAX_TEXT));
+}
+
+pub(super) fn content(input: &mut Input<'_>) -> Result<Content, Invalid> {
+    Ok(Content {
+        kind: known(input)?,
+        label: input.option(|input| input.bytes(MAX_LABEL).map(<[u8]>::to_vec))?,
+        uuid: input.option(word)?,
+        refused: input.option(|input| input.text(MAX_TEXT))?,
+    })
 }
 
 fn partition(input: &mut Input<'_>, disk: u64) -> Result<Partition, Invalid> {
@@ -132,14 +143,7 @@ fn partition(input: &mut Input<'_>, disk: u64) -> Result<Partition, Invalid> {
     let (offset, size) = (input.u64()?, input.u64()?);
     let (type_id, id) = (input.option(word)?, input.option(word)?);
     let name = input.option(|input| input.text(MAX_LABEL))?;
-    let content = input.option(|input| {
-        Ok(Content {
-            kind: known(input)?,
-            label: input.option(|input| input.bytes(MAX_LABEL).map(<[u8]>::to_vec))?,
-            uuid: input.option(word)?,
-            refused: input.option(|input| input.text(MAX_TEXT))?,
-        })
-    })?;
+    let content = input.option(content)?;
     let problem = input.option(|input| input.text(MAX_TEXT))?;
     // A table may say so of a partition, and then that is its problem.
     if problem.is_none() && offset.checked_add(size).is_none_or(|end| end > disk) {
