@@ -3,15 +3,17 @@
 //! A [`Source`] reads one disk at one point in time. Two implementations: [`nbd`], over an export of QEMU's, and the
 //! one in memory that the tests of the file system use. [`extents`] holds lists of ranges, [`changes`] what changed
 //! since a checkpoint, [`once`] gives back what was read, [`throttle`] leaves the guest's disk alone, [`allocation`] learns in
-//! the background which ranges hold data.
+//! the background which ranges hold data, [`spread`] makes one volume of several disks.
 
 pub mod ahead;
 pub mod allocation;
+pub(crate) mod assembly;
 pub mod cache;
 pub mod changes;
 pub mod extents;
 pub mod nbd;
 pub mod once;
+pub mod spread;
 pub mod throttle;
 
 use std::ops::{ControlFlow, Range};

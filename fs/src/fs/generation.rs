@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::point::owner::{Phase, View};
 use crate::tree::inode::{Generation, fnv};
+use crate::tree::partitions::Medium;
 use crate::tree::{Form, Node};
 use crate::vm::{Disk, Inventory};
 
@@ -36,7 +37,7 @@ impl Generation {
                 let estimated = content.form() == Form::Qcow2 && view.phase != Phase::Held;
                 leased(view.upcoming()) - u64::from(estimated)
             }
-            Node::Inside { .. } if node.is_of_an_instant() => leased(view.upcoming()),
+            node if node.is_of_an_instant() => leased(view.upcoming()),
             _ => 0,
         };
         Self { lease, identity: identity(node, inventory) }
@@ -61,13 +62,20 @@ fn identity(node: &Node, inventory: &Inventory) -> u64 {
             let made = checkpoint.as_ref().and_then(|checkpoint| made(disk, checkpoint)).unwrap_or(0);
             of_image(disk, made)
         }),
-        Node::Inside { disk, .. } if node.is_of_an_instant() => inventory.disk(disk).map(|disk| of_image(disk, 0)),
+        Node::Inside { medium: Medium::Disk(disk), .. } if node.is_of_an_instant() => {
+            inventory.disk(disk).map(|disk| of_image(disk, 0))
+        }
+        // A volume group may be on any of them.
+        Node::Inside { medium: Medium::Logical { .. }, .. } | Node::LvmTable | Node::LvmGroup(_) => {
+            Some(inventory.disks.iter().fold(0, |all: u64, disk| all.rotate_left(1) ^ of_image(disk, 0)))
+        }
         // Of the last, the directory `partitions`: as that of a disk, it is a name only.
         Node::Root
         | Node::Status
         | Node::Control
         | Node::Current
         | Node::Disk(_)
+        | Node::Lvm
         | Node::Checkpoints
         | Node::Inside { .. } => None,
     };

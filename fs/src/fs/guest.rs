@@ -8,6 +8,7 @@ use inside::{FileKind, Id, Xattr};
 
 use super::partitions::{about, of_another_instant};
 use super::{DirEntry, Entry, Fs};
+use crate::block::spread::Store;
 use crate::error::{Error, Kind, Result};
 use crate::guest::volumes::{self, Volume};
 use crate::guest::{Listed, Names, Reader, Tally, is_name};
@@ -15,7 +16,7 @@ use crate::image::pieces::{Gathering, Pieces};
 use crate::point::{Lease, PointInTime};
 use crate::tree::Node;
 use crate::tree::inode::{Generation, Told};
-use crate::tree::partitions::Inside;
+use crate::tree::partitions::{Inside, Medium};
 
 /// Offsets of an open directory: 0 is `.`, 1 is `..`, and what a guest's file system counts comes after.
 const DOTS: u64 = 2;
@@ -29,7 +30,7 @@ type Answer = (u64, Names);
 /// A directory of a guest's that is open: no more of it is kept than one answer.
 pub(super) struct GuestDirectory {
     lease: Lease,
-    disk: Arc<str>,
+    medium: Medium,
     partition: u32,
     file: Id,
     ino: u64,
@@ -52,34 +53,34 @@ fn rest((begin, names): &Answer, from: u64) -> Option<&[Listed]> {
     names.all.get(before + 1..).filter(|rest| names.is_last || !rest.is_empty())
 }
 
-fn node(disk: &Arc<str>, partition: u32, file: Id) -> Node {
-    Node::Inside { disk: disk.clone(), what: Inside::Guest { partition, file } }
+fn node(medium: &Medium, partition: u32, file: Id) -> Node {
+    Node::Inside { medium: medium.clone(), what: Inside::Guest { partition, file } }
 }
 
 impl Fs {
     pub(super) async fn lookup_guest(
         &self,
         told: &Told,
-        disk: &Arc<str>,
+        medium: &Medium,
         partition: u32,
         directory: Id,
         name: &OsStr,
     ) -> Result<Entry> {
         let point = self.instant(told)?;
-        let found = self.volume(&point, disk, partition).await?.lookup(directory, name.as_bytes()).await;
-        let found = volumes::told(&point, found, || about(disk, partition))?;
+        let found = self.volume(&point, medium, partition).await?.lookup(directory, name.as_bytes()).await;
+        let found = volumes::told(&point, found, || about(medium, partition))?;
         let (file, attributes) =
             found.ok_or_else(|| Error::new(Kind::NotFound, format!("there is no {}", name.display())))?;
         // The number is given with the node.
         let attr = self.owner.of_guest(0, &attributes);
-        self.told_inside(&point, disk, Inside::Guest { partition, file }, attr)
+        self.told_inside(&point, medium, Inside::Guest { partition, file }, attr)
     }
 
     pub(super) async fn open_guest_directory(
         &self,
         ino: u64,
         told: &Told,
-        disk: &Arc<str>,
+        medium: &Medium,
         partition: u32,
         file: Id,
     ) -> Result<GuestDirectory> {
@@ -88,7 +89,7 @@ impl Fs {
         if Generation::held(&told.node, lease.number(), &lease.inventory()) != told.generation {
             return Err(of_another_instant());
         }
-        Ok(GuestDirectory { lease, disk: disk.clone(), partition, file, ino, lately: Mutex::default() })
+        Ok(GuestDirectory { lease, medium: medium.clone(), partition, file, ino, lately: Mutex::default() })
     }
 
     pub(super) async fn list_guest(
@@ -97,15 +98,15 @@ impl Fs {
         offset: u64,
         mut each: impl FnMut(u64, &DirEntry) -> bool + Send,
     ) -> Result<()> {
-        let GuestDirectory { lease, disk, partition, file, ino, .. } = directory;
+        let GuestDirectory { lease, medium, partition, file, ino, .. } = directory;
         let point = lease.point();
-        let reader = self.volume(&point, disk, *partition).await?.reader;
+        let reader = self.volume(&point, medium, *partition).await?.reader;
         let answer = async |from| {
             let lately = directory.lately().clone().filter(|answer| rest(answer, from).is_some());
             if let Some(answer) = lately {
                 return Ok(answer);
             }
-            let names = volumes::told(&point, reader.list(*file, from).await, || about(disk, *partition))?;
+            let names = volumes::told(&point, reader.list(*file, from).await, || about(medium, *partition))?;
             Ok(directory.lately().insert(Arc::new((from, names))).clone())
         };
         let dot = |ino, name: &str| DirEntry { ino, kind: FileKind::Directory, name: Arc::from(OsStr::new(name)) };
@@ -114,7 +115,7 @@ impl Fs {
         }
         if offset < DOTS {
             let parent = answer(0).await?.1.parent;
-            if each(DOTS, &dot(self.above(&*reader, disk, *partition, *file, parent).await?, "..")) {
+            if each(DOTS, &dot(self.above(&*reader, medium, *partition, *file, parent).await?, "..")) {
                 return Ok(());
             }
         }
@@ -132,14 +133,14 @@ impl Fs {
                 let next = next.ok_or_else(|| {
                     Error::new(
                         Kind::Io,
-                        format!("a name in a directory of partition {partition} of disk {disk} cannot be right"),
+                        format!("a name in a directory of {} cannot be right", medium.partition(*partition)),
                     )
                 })?;
                 let kind = match listed.kind {
                     Some(kind) => kind,
                     None => reader.attributes(listed.id).await.map_or(FileKind::File, |attributes| attributes.kind),
                 };
-                let ino = self.inodes.number(&node(disk, *partition, listed.id));
+                let ino = self.inodes.number(&node(medium, *partition, listed.id));
                 let entry = DirEntry { ino, kind, name: Arc::from(OsStr::from_bytes(&listed.name)) };
                 if each(next, &entry) {
                     return Ok(());
@@ -153,7 +154,7 @@ impl Fs {
     async fn above(
         &self,
         reader: &dyn Reader,
-        disk: &Arc<str>,
+        medium: &Medium,
         partition: u32,
         file: Id,
         parent: Option<Id>,
@@ -163,19 +164,19 @@ impl Fs {
             Some(file) => Inside::Guest { partition, file },
             None => Inside::Guest { partition, file: reader.parent(file).await? },
         };
-        Ok(self.inodes.number(&Node::Inside { disk: disk.clone(), what }))
+        Ok(self.inodes.number(&Node::Inside { medium: medium.clone(), what }))
     }
 
-    /// A file's data, where it is on the disk.
+    /// A file's data, where it is, and what it is read from.
     pub(super) async fn pieces(
         &self,
         point: &Arc<PointInTime>,
-        disk: &Arc<str>,
+        medium: &Medium,
         partition: u32,
         file: Id,
-    ) -> Result<Pieces> {
-        let Volume { reader, partition: place, .. } = self.volume(point, disk, partition).await?;
-        let told = |error: Error| error.context(about(disk, partition));
+    ) -> Result<(Pieces, Store)> {
+        let Volume { reader, partition: place, store, .. } = self.volume(point, medium, partition).await?;
+        let told = |error: Error| error.context(about(medium, partition));
         let attributes = reader.attributes(file).await.map_err(told)?;
         if attributes.kind != FileKind::File {
             return Err(Error::new(Kind::Invalid, "only the data of a regular file is read"));
@@ -189,7 +190,7 @@ impl Fs {
             }
             gathering.add(extents).map_err(told)?;
         }
-        gathering.finish().map_err(told)
+        Ok((gathering.finish().map_err(told)?, store))
     }
 
     /// The target of a guest's symbolic link, which nothing here follows.
@@ -198,13 +199,13 @@ impl Fs {
     /// [`Kind::Invalid`] for anything else; as [`Fs::read`].
     pub async fn readlink(&self, ino: u64) -> Result<Vec<u8>> {
         let told = self.told(ino)?;
-        let Some((disk, partition, file)) = told.node.guest() else {
+        let Some((medium, partition, file)) = told.node.guest() else {
             return Err(Error::new(Kind::Invalid, "only guests have symbolic links"));
         };
         let target = async {
             let point = self.instant(&told)?;
-            let target = self.volume(&point, disk, partition).await?.reader.link_target(file).await;
-            volumes::told(&point, target, || about(disk, partition))
+            let target = self.volume(&point, medium, partition).await?.reader.link_target(file).await;
+            volumes::told(&point, target, || about(medium, partition))
         };
         self.noted(target.await)
     }
@@ -240,11 +241,11 @@ impl Fs {
 
     async fn guest_xattrs(&self, ino: u64) -> Result<Arc<Vec<Xattr>>> {
         let told = self.told(ino)?;
-        let Some((disk, partition, file)) = told.node.guest() else { return Ok(Arc::default()) };
+        let Some((medium, partition, file)) = told.node.guest() else { return Ok(Arc::default()) };
         let xattrs = async {
             let point = self.instant(&told)?;
-            let volume = self.volume(&point, disk, partition).await?;
-            volumes::told(&point, volume.xattrs(file).await, || about(disk, partition))
+            let volume = self.volume(&point, medium, partition).await?;
+            volumes::told(&point, volume.xattrs(file).await, || about(medium, partition))
         };
         self.noted(xattrs.await)
     }

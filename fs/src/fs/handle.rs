@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::DirEntry;
 use super::guest::GuestDirectory;
 use crate::block::ahead::Ahead;
-use crate::block::cache::CachedDisk;
+use crate::block::spread::Store;
 use crate::error::{Error, Kind, Result};
 use crate::image::Image;
 use crate::point::Lease;
@@ -20,7 +20,7 @@ pub(super) struct OpenFile {
     pub(super) checkpoint: Option<Arc<str>>,
     pub(super) lease: Lease,
     pub(super) image: Arc<dyn Image>,
-    pub(super) disk: Arc<CachedDisk>,
+    pub(super) disk: Store,
     /// Who reads it, and where they are. Held for look-ups only.
     pub(super) ahead: Mutex<Ahead>,
 }

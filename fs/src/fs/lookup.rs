@@ -9,7 +9,7 @@ use super::{Entry, Fs, Lasts};
 use crate::error::{Error, Kind, Result};
 use crate::tree::Node;
 use crate::tree::inode::{Generation, Told};
-use crate::tree::partitions::Inside;
+use crate::tree::partitions::{Inside, TABLE};
 use crate::vm::Inventory;
 
 pub(super) fn no_node(number: u64) -> Error {
@@ -28,17 +28,23 @@ impl Fs {
         if name == "." || name == ".." {
             let (node, inventory) = self.by_number(parent).await?;
             // What the inventory tells of needs no more than that.
-            if let Node::Inside { disk, what } = &node
-                && !matches!(what, Inside::Partitions | Inside::Table)
-            {
-                return self.again_inside(&self.told(parent)?, disk, *what, name == "..").await;
+            match &node {
+                Node::Inside { what: Inside::Partitions | Inside::Table, .. } => {}
+                Node::Inside { medium, what } => {
+                    return self.again_inside(&self.told(parent)?, medium, *what, name == "..").await;
+                }
+                Node::LvmGroup(_) if name == "." => return self.tell_group(&self.instant(&self.told(parent)?)?, &node),
+                _ => {}
             }
             let node = if name == "." { node } else { node.parent() };
             return self.tell(&node, &inventory).await;
         }
         let told = self.told(parent)?;
-        if let Node::Inside { disk, what } = &told.node {
-            return self.lookup_inside(&told, disk, *what, name).await;
+        match &told.node {
+            Node::Inside { medium, what } => return self.lookup_inside(&told, medium, *what, name).await,
+            Node::Lvm if name != TABLE => return self.lookup_group(name).await,
+            Node::LvmGroup(group) => return self.lookup_volume(&told, group, name).await,
+            _ => {}
         }
         let Told { node: parent, .. } = told;
         let inventory = self.inventory_for(&parent).await?;

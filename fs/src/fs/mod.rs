@@ -15,6 +15,7 @@ mod inventory;
 mod io;
 mod live;
 mod lookup;
+mod lvm;
 mod metered;
 mod open;
 mod partitions;
@@ -60,7 +61,7 @@ use crate::point::PointInTime;
 use crate::point::owner::{Invalidate, Points};
 use crate::point::policy::Terms;
 use crate::tree::inode::{Inodes, Told};
-use crate::tree::partitions::Inside;
+use crate::tree::partitions::{Inside, Medium};
 use crate::tree::{Content, Form, Node};
 use crate::vm::{Inventory, Vm};
 
@@ -133,7 +134,7 @@ struct Counters {
 fn modified(node: &Node, point: &PointInTime) -> SystemTime {
     match node {
         Node::File { disk, content, .. } if content.is_whole_disk() => point.modified(disk),
-        Node::Inside { disk, what: Inside::Raw(_) } => point.modified(disk),
+        Node::Inside { medium: Medium::Disk(disk), what: Inside::Raw(_) } => point.modified(disk),
         _ => point.time(),
     }
 }
@@ -311,11 +312,11 @@ impl Fs {
             let measure = Measure { size: file.image.size(), data: file.image.data_bytes(), settled: false };
             return Ok(self.shown(&node, &measure, modified(&node, &file.lease)));
         }
-        if let Node::Inside { disk, what } = &node
-            && !matches!(what, Inside::Partitions | Inside::Table)
-        {
-            let point = self.instant(&told)?;
-            return self.attr_inside(&point, disk, *what).await;
+        match &node {
+            Node::Inside { what: Inside::Partitions | Inside::Table, .. } => {}
+            Node::Inside { medium, what } => return self.attr_inside(&self.instant(&told)?, medium, *what).await,
+            Node::LvmGroup(_) => drop(self.instant(&told)?),
+            _ => {}
         }
         let inventory = self.inventory_for(&node).await?;
         if !node.exists(&inventory) {
@@ -335,7 +336,10 @@ impl Fs {
                 let size = self.status_size.load(Ordering::Relaxed);
                 Measure { size, data: size, settled: false }
             }
-            Node::Inside { disk, what: Inside::Table } => self.measure_table(point.as_ref(), disk).await,
+            Node::Inside { medium: Medium::Disk(disk), what: Inside::Table } => {
+                self.measure_table(point.as_ref(), disk).await
+            }
+            Node::LvmTable => self.measure_lvm_table(point.as_ref()).await,
             _ => Measure { size: 0, data: 0, settled: true },
         };
         let mtime = match (point, node) {
@@ -380,8 +384,8 @@ impl Fs {
     pub async fn opendir(&self, ino: u64) -> Result<u64> {
         let told = self.told(ino)?;
         let node = &told.node;
-        if let Node::Inside { disk, what: Inside::Guest { partition, file } } = node {
-            let directory = self.noted(self.open_guest_directory(ino, &told, disk, *partition, *file).await)?;
+        if let Some((medium, partition, file)) = node.guest() {
+            let directory = self.noted(self.open_guest_directory(ino, &told, medium, partition, file).await)?;
             return Ok(self.handles.add(Handle::Guest(directory)));
         }
         let inventory = self.inventory_for(node).await?;
@@ -389,9 +393,12 @@ impl Fs {
         let directory = FileKind::Directory;
         let mut entries = vec![entry(ino, directory, "."), entry(self.inodes.number(&node.parent()), directory, "..")];
         let mut children = node.children(&inventory, self.formats());
-        if let Node::Inside { disk, what } = node {
-            children.extend(self.noted(self.children_inside(&told, disk, *what).await)?);
-        }
+        children.extend(match node {
+            Node::Inside { medium, what } => self.noted(self.children_inside(&told, medium, *what).await)?,
+            Node::Lvm => self.noted(self.children_lvm().await)?,
+            Node::LvmGroup(group) => self.noted(self.children_group(&told, group).await)?,
+            _ => Vec::new(),
+        });
         entries.extend(children.iter().map(|(name, child)| entry(self.inodes.number(child), kind(child), name)));
         Ok(self.handles.add(Handle::Directory(entries)))
     }
@@ -452,8 +459,12 @@ impl Fs {
                 }
                 Ok(Opened { handle: self.handles.add(Handle::File(file)), cached })
             }
-            Node::Inside { disk, what } if !what.is_directory() => {
-                let file = self.noted(self.open_inside(&told, disk, *what).await)?;
+            Node::LvmTable => {
+                let file = self.noted(self.open_lvm_table(&told).await)?;
+                Ok(Opened { handle: self.handles.add(Handle::File(file)), cached: false })
+            }
+            Node::Inside { medium, what } if !what.is_directory() => {
+                let file = self.noted(self.open_inside(&told, medium, *what).await)?;
                 let cached = *what != Inside::Table;
                 self.inodes.opened(ino);
                 Ok(Opened { handle: self.handles.add(Handle::File(file)), cached })

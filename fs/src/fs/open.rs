@@ -6,6 +6,7 @@ use super::Fs;
 use super::handle::OpenFile;
 use crate::block::changes::Changes;
 use crate::block::extents::Extents;
+use crate::block::spread::Store;
 use crate::error::{Error, Kind, Result};
 use crate::image::Image;
 use crate::image::delta::Delta;
@@ -64,7 +65,7 @@ impl Fs {
         };
         // What the image knows of the disk is not asked for again.
         lease.confirm().await?;
-        let disk = frozen(&lease, disk)?.cached.clone();
+        let disk = Store::Disk(frozen(&lease, disk)?.cached.clone());
         Ok(OpenFile { checkpoint: checkpoint.cloned(), lease, image, disk, ahead: Mutex::default() })
     }
 

@@ -3,6 +3,7 @@
 mod by_handle;
 mod changed;
 mod contents;
+mod lvm;
 mod partitions;
 mod times;
 

@@ -10,6 +10,7 @@ use super::{Fs, Node};
 use crate::error::{Error, Kind, Result, printable};
 use crate::point::PointInTime;
 use crate::tree::inode::Told;
+use crate::tree::partitions::Medium;
 use crate::vm::{Bitmap, Inventory};
 
 /// What the names begin with.
@@ -139,7 +140,10 @@ fn of_point(point: &PointInTime) -> impl Iterator<Item = (Attribute, String)> {
 fn of_node(node: &Node, inventory: &Inventory) -> Vec<(Attribute, String)> {
     let (disk, checkpoint) = match node {
         Node::Root | Node::Status | Node::Control | Node::Current | Node::Checkpoints => (None, None),
-        Node::Disk(disk) | Node::Inside { disk, .. } => (Some(disk), None),
+        Node::Lvm | Node::LvmTable | Node::LvmGroup(_) | Node::Inside { medium: Medium::Logical { .. }, .. } => {
+            (None, None)
+        }
+        Node::Disk(disk) | Node::Inside { medium: Medium::Disk(disk), .. } => (Some(disk), None),
         Node::Checkpoint(checkpoint) => (None, Some(checkpoint)),
         Node::CheckpointDisk { checkpoint, disk } => (Some(disk), Some(checkpoint)),
         Node::File { disk, checkpoint, .. } => (Some(disk), checkpoint.as_ref()),

@@ -1,4 +1,5 @@
-//! Children that read what is inside of disks: one for each file system that is looked into, one for each table.
+//! Children that read what is inside of disks: one for each file system that is looked into, one for each question about
+//! disks.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -7,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use inside::lvm::Found;
 use inside::table::Table;
 
 use super::process::{Nursery, Program};
@@ -80,6 +82,14 @@ impl Children {
 impl Readers for Children {
     async fn table(&self, disk: Arc<dyn Blocks>) -> Result<Table> {
         volume::table(&self.0, disk.as_ref()).await
+    }
+
+    async fn volumes(&self, disks: Arc<dyn Blocks>, sizes: Vec<u64>) -> Result<Found> {
+        volume::volumes(&self.0, disks.as_ref(), sizes).await
+    }
+
+    async fn mirrors(&self, disks: Arc<dyn Blocks>, sizes: Vec<u64>) -> Result<Vec<usize>> {
+        volume::mirrors(&self.0, disks.as_ref(), sizes).await
     }
 
     async fn open(&self, partition: Arc<dyn Blocks>) -> Result<Arc<dyn Reader>> {

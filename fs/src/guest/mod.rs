@@ -6,12 +6,14 @@
 mod ahead;
 pub mod changed;
 mod children;
+pub mod lvm;
 mod once;
 mod process;
 mod slots;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod text;
+mod together;
 mod volume;
 pub mod volumes;
 mod window;
@@ -24,6 +26,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use inside::lvm::Found;
 use inside::table::Table;
 use inside::{Attributes, Extent, Id, Summary, Xattr};
 use serde::Serialize;
@@ -100,6 +103,18 @@ pub trait Readers: Send + Sync {
     /// # Errors
     /// As those of [`Reader`].
     async fn table(&self, disk: Arc<dyn Blocks>) -> Result<Table>;
+
+    /// The logical volumes of LVM2 on disks or partitions of these sizes, which come one after the other.
+    ///
+    /// # Errors
+    /// As those of [`Reader`].
+    async fn volumes(&self, disks: Arc<dyn Blocks>, sizes: Vec<u64>) -> Result<Found>;
+
+    /// Which of some members of arrays have missed writes that another has, by their places; as with [`Readers::volumes`].
+    ///
+    /// # Errors
+    /// As those of [`Reader`].
+    async fn mirrors(&self, disks: Arc<dyn Blocks>, sizes: Vec<u64>) -> Result<Vec<usize>>;
 
     /// Opens the file system on a partition.
     ///

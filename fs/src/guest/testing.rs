@@ -1,9 +1,10 @@
 //! A disk with partitions and files that are known by heart, for tests.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
+use inside::lvm::Found;
 use inside::table::{Content, Partition, Scheme, Table};
 use inside::{Attributes, Extent, FileKind, Id, Place, Summary, Time, Xattr};
 
@@ -48,6 +49,10 @@ pub(crate) const NAMES: [(&[u8], Id); 6] = [
 /// Reads the toy; counts what it is asked.
 #[derive(Default)]
 pub(crate) struct Toy {
+    /// What LVM2 says, where partition 1 is a physical volume of it.
+    pub(crate) lvm: Mutex<Option<Found>>,
+    /// Whether partition 1 is a mirror of an array, whose newest is on the first disk.
+    pub(crate) mirrors: AtomicBool,
     pub(crate) tables: AtomicUsize,
     pub(crate) opened: AtomicUsize,
     pub(crate) asked: Arc<Asked>,
@@ -83,12 +88,28 @@ impl Readers for Toy {
             content: Some(Content { kind, label: None, uuid: None, refused: refused.map(str::to_owned) }),
             problem: None,
         };
+        let lvm = self.lvm.lock().unwrap().as_ref().map(|_| "it is a physical volume");
+        let first = match lvm {
+            Some(_) => "LVM2_member",
+            None if self.mirrors.load(Ordering::SeqCst) => "linux_raid_member",
+            None => "toy",
+        };
         let partitions = vec![
-            partition(1, START, SIZE, "toy", None),
+            partition(1, START, SIZE, first, lvm),
             partition(2, START + SIZE, 4096, "swap", Some("swap space holds no files")),
             partition(3, START, u64::MAX, "toy", None),
         ];
         Ok(Table { scheme: Scheme::Gpt, sector_size: 512, id: None, problems: Vec::new(), partitions })
+    }
+
+    async fn volumes(&self, disks: Arc<dyn Blocks>, sizes: Vec<u64>) -> Result<Found> {
+        assert_eq!(disks.size(), sizes.iter().sum::<u64>());
+        assert_eq!(disks.read(SIZE - 1..SIZE + 1).await?.len(), 2, "the end of one, and the beginning of the next");
+        Ok(self.lvm.lock().unwrap().clone().unwrap_or_default())
+    }
+
+    async fn mirrors(&self, _: Arc<dyn Blocks>, sizes: Vec<u64>) -> Result<Vec<usize>> {
+        Ok((1..sizes.len()).collect())
     }
 
     async fn open(&self, partition: Arc<dyn Blocks>) -> Result<Arc<dyn Reader>> {

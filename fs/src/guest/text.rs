@@ -31,7 +31,7 @@ struct PartitionText<'a> {
 }
 
 #[derive(Serialize)]
-struct ContentText<'a> {
+pub(super) struct ContentText<'a> {
     kind: &'a str,
     /// What is no UTF-8 in it is replaced.
     label: Option<String>,
@@ -40,8 +40,8 @@ struct ContentText<'a> {
     label_hex: Option<String>,
     uuid: Option<&'a str>,
     refused: Option<&'a str>,
-    unclean: Option<&'a str>,
-    problem: Option<&'a str>,
+    unclean: Option<String>,
+    problem: Option<String>,
 }
 
 /// What became of opening a file system.
@@ -55,8 +55,7 @@ pub enum Opened {
 
 /// `table.json`; `opened` tells of each file system that can be read.
 pub fn table(table: &Table, opened: impl Fn(u32) -> Option<Opened>) -> String {
-    let opened: Vec<Option<Opened>> = table.partitions.iter().map(|partition| opened(partition.number)).collect();
-    let partitions = table.partitions.iter().zip(&opened).map(|(partition, opened)| of(partition, opened.as_ref()));
+    let partitions = table.partitions.iter().map(|partition| of(partition, opened(partition.number)));
     let document = Document {
         version: VERSION,
         scheme: match table.scheme {
@@ -69,12 +68,16 @@ pub fn table(table: &Table, opened: impl Fn(u32) -> Option<Opened>) -> String {
         problems: &table.problems,
         partitions: partitions.collect(),
     };
-    let mut text = serde_json::to_string_pretty(&document).unwrap_or_else(|_| "{}".to_owned());
+    json(&document)
+}
+
+pub(super) fn json(document: &impl Serialize) -> String {
+    let mut text = serde_json::to_string_pretty(document).unwrap_or_else(|_| "{}".to_owned());
     text.push('\n');
     text
 }
 
-fn of<'a>(partition: &'a Partition, opened: Option<&'a Opened>) -> PartitionText<'a> {
+fn of(partition: &Partition, opened: Option<Opened>) -> PartitionText<'_> {
     PartitionText {
         number: partition.number,
         offset: partition.offset,
@@ -87,7 +90,7 @@ fn of<'a>(partition: &'a Partition, opened: Option<&'a Opened>) -> PartitionText
     }
 }
 
-fn content_of<'a>(content: &'a Content, opened: Option<&'a Opened>) -> ContentText<'a> {
+pub(super) fn content_of(content: &Content, opened: Option<Opened>) -> ContentText<'_> {
     use std::fmt::Write as _;
     let hex = |label: &Vec<u8>| {
         std::str::from_utf8(label).is_err().then(|| {
@@ -98,8 +101,8 @@ fn content_of<'a>(content: &'a Content, opened: Option<&'a Opened>) -> ContentTe
         })
     };
     let (unclean, problem) = match opened {
-        Some(Opened::Fine(unclean)) => (unclean.as_deref(), None),
-        Some(Opened::Failed(why)) => (None, Some(&**why)),
+        Some(Opened::Fine(unclean)) => (unclean, None),
+        Some(Opened::Failed(why)) => (None, Some(why)),
         None => (None, None),
     };
     ContentText {

@@ -193,14 +193,35 @@ impl Running {
     }
 }
 
-/// One question to a child that is there for nothing else.
+/// What a disk is divided into.
 pub(super) async fn table(shared: &Shared, disk: &dyn Blocks) -> Result<inside::table::Table> {
+    match alone(shared, disk, &Request::Table { size: disk.size() }).await? {
+        Answer::Table(table) => Ok(table),
+        other => unreachable!("an answer to something else: {other:?}"),
+    }
+}
+
+/// The logical volumes of disks of these sizes, which come one after the other.
+pub(super) async fn volumes(shared: &Shared, disks: &dyn Blocks, sizes: Vec<u64>) -> Result<inside::lvm::Found> {
+    match alone(shared, disks, &Request::Volumes(sizes)).await? {
+        Answer::Volumes(found) => Ok(found),
+        other => unreachable!("an answer to something else: {other:?}"),
+    }
+}
+
+/// Which of these are members of arrays that have missed writes.
+pub(super) async fn mirrors(shared: &Shared, disks: &dyn Blocks, sizes: Vec<u64>) -> Result<Vec<usize>> {
+    match alone(shared, disks, &Request::Mirrors(sizes)).await? {
+        Answer::Mirrors(outdated) => Ok(outdated),
+        other => unreachable!("an answer to something else: {other:?}"),
+    }
+}
+
+/// One question to a child that is there for nothing else.
+async fn alone(shared: &Shared, disk: &dyn Blocks, request: &Request) -> Result<Answer> {
     let mut running = Running::start(shared, disk).await?;
-    let request = Request::Table { size: disk.size() };
-    match running.ask(shared, &request, disk).await {
-        Ok(Ok(Answer::Table(table))) => Ok(table),
-        Ok(Ok(other)) => unreachable!("an answer to something else: {other:?}"),
-        Ok(Err(error)) => Err(error),
+    match running.ask(shared, request, disk).await {
+        Ok(outcome) => outcome,
         Err(fault) => Err(running.end(shared, &fault).await),
     }
 }

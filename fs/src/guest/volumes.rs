@@ -10,9 +10,12 @@ use inside::table::{Partition, Table};
 use inside::{Attributes, Id, Xattr};
 
 use super::ahead::{Ahead, Found as FoundFile};
+use super::lvm::Lvm;
 use super::once::Once;
+use super::together::{Place, Together};
 use super::window::Window;
 use super::{Reader, Readers};
+use crate::block::spread::Store;
 use crate::error::{Error, Kind, Result};
 use crate::point::{FrozenDisk, PointInTime};
 
@@ -27,8 +30,10 @@ type OfFile = (Id, Arc<Vec<Xattr>>);
 pub struct Volume {
     /// Who reads it.
     pub reader: Arc<dyn Reader>,
-    /// Its part of the disk.
+    /// Its part of the disk or the logical volume that is its store.
     pub partition: Partition,
+    /// Where its bytes are read.
+    pub store: Store,
     /// Who asks for one attribute of a file asks for the next one then. Held for a moment only.
     xattrs: Arc<Mutex<VecDeque<OfFile>>>,
     /// What is known of its files, under its number there.
@@ -91,10 +96,18 @@ pub struct Volumes {
     ahead: Arc<Ahead>,
 }
 
+/// A volume group, and a logical volume in it.
+type LogicalName = (Arc<str>, Arc<str>);
+
 #[derive(Default)]
 struct Disks {
     ended: bool,
     found: HashMap<Arc<str>, Arc<Found>>,
+    /// The mirrors that have missed writes.
+    outdated: Arc<Once<Arc<Vec<Place>>>>,
+    /// What LVM2 says of all of them, and its logical volumes by group and name.
+    lvm: Arc<Once<Arc<Lvm>>>,
+    logical: HashMap<LogicalName, Arc<Once<Volume>>>,
 }
 
 impl Volumes {
@@ -105,11 +118,10 @@ impl Volumes {
     /// The point in time has ended: all are let go.
     pub(crate) fn end(&self) {
         let mut disks = self.disks();
-        disks.ended = true;
-        let found = std::mem::take(&mut disks.found);
+        let all = std::mem::replace(&mut *disks, Disks { ended: true, ..Disks::default() });
         // Whoever reads them may have to be waited for.
         drop(disks);
-        drop(found);
+        drop(all);
         self.ahead.end();
     }
 
@@ -117,15 +129,24 @@ impl Volumes {
     pub fn open(&self) -> usize {
         let disks = self.disks();
         let open = |found: &Arc<Found>| found.volumes.lock().unwrap_or_else(PoisonError::into_inner).len();
-        disks.found.values().map(open).sum()
+        disks.found.values().map(open).sum::<usize>() + disks.logical.len()
+    }
+
+    fn held(&self) -> Result<MutexGuard<'_, Disks>> {
+        let disks = self.disks();
+        if disks.ended { Err(Error::new(Kind::Stale, "the point in time has ended")) } else { Ok(disks) }
     }
 
     fn found(&self, disk: &Arc<str>) -> Result<Arc<Found>> {
-        let mut disks = self.disks();
-        if disks.ended {
-            return Err(Error::new(Kind::Stale, "the point in time has ended"));
-        }
-        Ok(disks.found.entry(disk.clone()).or_default().clone())
+        Ok(self.held()?.found.entry(disk.clone()).or_default().clone())
+    }
+
+    pub(super) fn lvm(&self) -> Result<Arc<Once<Arc<Lvm>>>> {
+        Ok(self.held()?.lvm.clone())
+    }
+
+    pub(super) fn logical(&self, group: &Arc<str>, name: &Arc<str>) -> Result<Arc<Once<Volume>>> {
+        Ok(self.held()?.logical.entry((group.clone(), name.clone())).or_default().clone())
     }
 }
 
@@ -134,9 +155,28 @@ impl Volumes {
 /// # Errors
 /// As [`Readers::table`].
 pub async fn table(readers: &dyn Readers, point: &PointInTime, disk: &FrozenDisk) -> Result<Arc<Table>> {
+    let mut table = divided(readers, point, disk).await?;
+    if table.partitions.iter().any(is_mirror) {
+        let outdated = point.volumes().held()?.outdated.clone();
+        let outdated = outdated.get(outdated_mirrors(readers, point)).await;
+        let outdated = told(point, outdated, || "cannot compare the mirrors of arrays".to_owned())?;
+        for (_, number) in outdated.iter().filter(|(name, _)| *name == disk.disk.name) {
+            let partitions = &mut Arc::make_mut(&mut table).partitions;
+            let partition = partitions.iter_mut().find(|partition| partition.number == *number && is_mirror(partition));
+            if let Some(content) = partition.and_then(|partition| partition.content.as_mut()) {
+                content.refused = Some(OUTDATED.to_owned());
+            }
+        }
+    }
+    Ok(table)
+}
+
+/// The same, as far as the disk itself tells.
+pub(super) async fn divided(readers: &dyn Readers, point: &PointInTime, disk: &FrozenDisk) -> Result<Arc<Table>> {
     let found = point.volumes().found(&disk.disk.name)?;
     let read = async {
-        let whole = Window::new(format!("disk {}", disk.disk.name), disk.cached.clone(), 0..disk.disk.size);
+        let store = Store::Disk(disk.cached.clone());
+        let whole = Window::new(format!("disk {}", disk.disk.name), store, 0..disk.disk.size);
         let mut table = readers.table(Arc::new(whole)).await?;
         table.partitions.truncate(Table::MAX_PARTITIONS);
         table.partitions.iter_mut().for_each(|partition| check(partition, disk.disk.size));
@@ -145,6 +185,26 @@ pub async fn table(readers: &dyn Readers, point: &PointInTime, disk: &FrozenDisk
     let table = found.table.get(read).await;
     let name = &disk.disk.name;
     told(point, table, || format!("cannot read what disk {name} is divided into"))
+}
+
+/// What a partition holds that is a member of an array, as blkid(8) calls it.
+const MEMBER: &str = "linux_raid_member";
+
+/// Why the files of a mirror are not shown that has missed what was written to another.
+const OUTDATED: &str = "another mirror of its array was written to since this one was: look at that one";
+
+/// Whether a partition is a mirror that is read.
+fn is_mirror(partition: &Partition) -> bool {
+    has_files(partition) && partition.content.as_ref().is_some_and(|content| content.kind == MEMBER)
+}
+
+/// The mirrors that have missed writes which another of the machine's disks has.
+async fn outdated_mirrors(readers: &dyn Readers, point: &PointInTime) -> Result<Arc<Vec<Place>>> {
+    let together = Together::gather(readers, point, MEMBER).await?;
+    let [_, _, ..] = together.parts[..] else { return Ok(Arc::default()) };
+    let (blocks, sizes) = together.blocks("members of arrays")?;
+    let outdated = readers.mirrors(blocks, sizes).await?;
+    Ok(Arc::new(outdated.into_iter().filter_map(|at| together.places.get(at).cloned()).collect()))
 }
 
 /// The file system on a partition at a point in time, opened if it is not.
@@ -166,22 +226,26 @@ pub async fn volume(readers: &dyn Readers, point: &PointInTime, disk: &FrozenDis
         let mut volumes = found.volumes.lock().unwrap_or_else(PoisonError::into_inner);
         volumes.entry(number).or_default().clone()
     };
-    let open = async {
-        let range = partition.offset..partition.offset + partition.size;
-        let window = Window::new(format!("partition {number} of disk {name}"), disk.cached.clone(), range);
-        let reader = readers.open(Arc::new(window)).await?;
-        tracing::info!(
-            disk = &**name,
-            partition = number,
-            kind = reader.summary().kind,
-            "a guest's file system is open"
-        );
-        let ahead = &point.volumes().ahead;
-        let ahead = (ahead.clone(), ahead.volume());
-        Ok(Volume { reader, partition: partition.clone(), xattrs: Arc::default(), ahead })
-    };
-    let volume = slot.get(open).await;
-    told(point, volume, || format!("cannot open the file system on partition {number} of disk {name}"))
+    let what = format!("partition {number} of disk {name}");
+    let volume = slot.get(open(readers, point, &what, Store::Disk(disk.cached.clone()), partition)).await;
+    told(point, volume, || format!("cannot open the file system on {what}"))
+}
+
+/// Opens the file system on a partition of a store; `what` is what messages call that.
+pub(super) async fn open(
+    readers: &dyn Readers,
+    point: &PointInTime,
+    what: &str,
+    store: Store,
+    partition: &Partition,
+) -> Result<Volume> {
+    let range = partition.offset..partition.offset + partition.size;
+    let window = Window::new(what.to_owned(), store.clone(), range);
+    let reader = readers.open(Arc::new(window)).await?;
+    tracing::info!(place = what, kind = reader.summary().kind, "a guest's file system is open");
+    let ahead = &point.volumes().ahead;
+    let ahead = (ahead.clone(), ahead.volume());
+    Ok(Volume { reader, partition: partition.clone(), store, xattrs: Arc::default(), ahead })
 }
 
 /// Whether the files of a partition can be shown.

@@ -1,25 +1,24 @@
 //! The blocks of a frozen disk, for whoever reads what is inside.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::{Blocks, MAX_BLOCKS};
-use crate::block::cache::CachedDisk;
+use crate::block::spread::Store;
 use crate::error::{Error, Kind, Result};
 
-/// A range of a disk, through the cache; what comes out of it is confirmed, as all that comes out of the cache.
+/// A range of a disk or of a volume, through the cache; what comes out of it is confirmed, as all that comes out of the cache.
 pub(super) struct Window {
     name: String,
-    disk: Arc<CachedDisk>,
+    disk: Store,
     range: Range<u64>,
 }
 
 impl Window {
     /// `name` is what messages call it; `range` lies within the disk, in bytes.
-    pub(super) fn new(name: String, disk: Arc<CachedDisk>, range: Range<u64>) -> Self {
+    pub(super) fn new(name: String, disk: Store, range: Range<u64>) -> Self {
         Self { name, disk, range }
     }
 }

@@ -8,15 +8,16 @@ pub mod pieces;
 pub mod qcow2;
 pub mod raw;
 pub mod text;
+pub mod volume;
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
 use tokio::sync::oneshot;
 
-use crate::block::cache::CachedDisk;
+use crate::block::assembly::Assembly;
+use crate::block::spread::Store;
 use crate::error::{Error, Kind, Result};
 
 /// A piece of a file, in file order.
@@ -52,6 +53,11 @@ pub trait Image: Send + Sync {
 
     /// Bytes that are data rather than holes; an estimate as long as the allocation is not known.
     fn data_bytes(&self) -> u64;
+
+    /// Whether the number of its data bytes is exact, and stays so.
+    fn is_known(&self) -> bool {
+        true
+    }
 
     /// The segments of `range`, which lies within the size; their lengths add up to it.
     fn map(&self, range: Range<u64>) -> Vec<Segment>;
@@ -132,7 +138,7 @@ impl Run {
 /// of a failed read is given out. What lies on the disk is fetched all at once.
 pub fn begin_read(
     image: &dyn Image,
-    disk: &Arc<CachedDisk>,
+    disk: &Store,
     range: Range<u64>,
     done: impl FnOnce(Result<Bytes>) + Send + 'static,
 ) {
@@ -150,44 +156,16 @@ pub fn begin_read(
     if runs.is_empty() {
         return done(Ok(buffer.freeze()));
     }
-    let missing = runs.len();
-    let assembly = Arc::new(Mutex::new(Some(Assembly { buffer, missing, done })));
+    let assembly = Assembly::new(buffer, runs.len(), done);
     for run in runs {
         let assembly = assembly.clone();
-        disk.begin_read(disk_range(run.offset, run.length), move |outcome| put(&assembly, &run, outcome));
-    }
-}
-
-/// A read of several runs, until all are there or one failed.
-struct Assembly<F> {
-    buffer: BytesMut,
-    missing: usize,
-    done: F,
-}
-
-/// Held for a moment only, and not while somebody is told; empty once somebody was.
-type Assembling<F> = Mutex<Option<Assembly<F>>>;
-
-fn put<F: FnOnce(Result<Bytes>)>(assembly: &Assembling<F>, run: &Run, outcome: Result<Bytes>) {
-    let mut held = assembly.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(Assembly { buffer, missing, .. }) = &mut *held else { return };
-    let failure = match outcome {
-        Ok(bytes) => {
-            let place = &mut buffer[run.at..run.at + run.length];
-            place.copy_from_slice(&bytes);
-            run.gaps.iter().for_each(|gap| place[gap.clone()].fill(0));
-            *missing -= 1;
-            if *missing > 0 {
-                return;
-            }
-            None
-        }
-        Err(error) => Some(error),
-    };
-    let whole = held.take();
-    drop(held);
-    if let Some(Assembly { buffer, done, .. }) = whole {
-        done(failure.map_or_else(|| Ok(buffer.freeze()), Err));
+        disk.begin_read(disk_range(run.offset, run.length), move |outcome| {
+            assembly.put(outcome, |buffer, bytes| {
+                let place = &mut buffer[run.at..run.at + run.length];
+                place.copy_from_slice(bytes);
+                run.gaps.iter().for_each(|gap| place[gap.clone()].fill(0));
+            });
+        });
     }
 }
 
@@ -195,14 +173,14 @@ fn put<F: FnOnce(Result<Bytes>)>(assembly: &Assembling<F>, run: &Run, outcome: R
 ///
 /// # Errors
 /// Any failure of the source; no byte of a failed read is given out.
-pub async fn read(image: &dyn Image, disk: &Arc<CachedDisk>, range: Range<u64>) -> Result<Bytes> {
+pub async fn read(image: &dyn Image, disk: &Store, range: Range<u64>) -> Result<Bytes> {
     let (tell, told) = oneshot::channel();
     begin_read(image, disk, range, move |outcome| drop(tell.send(outcome)));
     told.await.map_err(|error| Error::with_source(Kind::Io, "a read was cut off", error))?
 }
 
 /// Fetches what lies on the disk of `range`, which is likely to be read soon; how far there was room for it.
-pub fn read_ahead(image: &dyn Image, disk: &Arc<CachedDisk>, range: Range<u64>) -> u64 {
+pub fn read_ahead(image: &dyn Image, disk: &Store, range: Range<u64>) -> u64 {
     let end = range.end.min(image.size());
     if range.start >= end {
         return range.end;

@@ -38,6 +38,10 @@ impl Image for Raw {
         self.allocation.bytes_within_if_known(&self.window).unwrap_or(self.estimate)
     }
 
+    fn is_known(&self) -> bool {
+        self.allocation.bytes_if_known().is_some()
+    }
+
     fn map(&self, range: Range<u64>) -> Vec<Segment> {
         let range = self.window.start + range.start..self.window.start + range.end;
         match self.allocation.within_if_known(range.clone()) {

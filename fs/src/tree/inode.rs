@@ -11,7 +11,7 @@ use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::Node;
-use super::partitions::Inside;
+use super::partitions::{Inside, Medium};
 use crate::options::Formats;
 use crate::vm::Inventory;
 
@@ -143,7 +143,7 @@ impl Inodes {
         let is_file = |known: &Known| match &known.told.node {
             Node::File { .. } => true,
             Node::Inside { what: Inside::Guest { .. }, .. } => known.opened,
-            Node::Inside { .. } => known.told.node.is_of_an_instant(),
+            Node::Inside { .. } | Node::LvmTable | Node::LvmGroup(_) => known.told.node.is_of_an_instant(),
             _ => false,
         };
         let known = self.lock();
@@ -164,10 +164,13 @@ fn hash(machine: &str, node: &Node) -> u64 {
         Node::Checkpoint(checkpoint) => ("checkpoint", &**checkpoint, ""),
         Node::CheckpointDisk { checkpoint, disk } => ("checkpoint-disk", &**checkpoint, &**disk),
         Node::File { disk, checkpoint, content } => (content.name(), checkpoint.as_deref().unwrap_or(""), &**disk),
-        Node::Inside { disk, what } => {
-            word = what.word();
-            (&*word, "", &**disk)
+        Node::Inside { medium, what } => {
+            word = what.word(medium);
+            (&*word, "", if let Medium::Disk(disk) = medium { &**disk } else { "" })
         }
+        Node::Lvm => ("lvm", "", ""),
+        Node::LvmTable => ("lvm-table", "", ""),
+        Node::LvmGroup(group) => ("lvm-group", "", &**group),
     };
     let parts = [machine, checkpoint, disk, kind];
     // No part has a NUL, so it keeps them apart.

@@ -6,6 +6,8 @@
 //! Root ─ Status, Control
 //!      ─ Current ─ Disk ─ disk.raw, disk.qcow2, allocated.map
 //!                      ─ Inside: partitions
+//!      ─ Lvm ─ LvmTable
+//!            ─ LvmGroup ─ Inside: of a logical volume
 //!      ─ Checkpoints ─ Checkpoint ─ CheckpointDisk ─ dirty.map, dirty.json, delta.raw, delta.qcow2, changed-files.txt
 //! ```
 
@@ -20,7 +22,7 @@ use std::sync::Arc;
 
 use inside::Id;
 
-use self::partitions::Inside;
+use self::partitions::{Inside, Medium, TABLE};
 use crate::options::Formats;
 use crate::vm::Inventory;
 
@@ -132,29 +134,35 @@ pub enum Node {
         /// What it contains.
         content: Content,
     },
-    /// `current/DISK/partitions`, or something below it.
+    /// `current/DISK/partitions`, or something below it; of a logical volume what is below `lvm/GROUP`.
     Inside {
-        /// The disk.
-        disk: Arc<str>,
+        /// The disk or logical volume.
+        medium: Medium,
         /// What it is of it.
         what: Inside,
     },
+    /// `lvm`.
+    Lvm,
+    /// `lvm/table.json`.
+    LvmTable,
+    /// `lvm/GROUP`.
+    LvmGroup(Arc<str>),
 }
 
 impl Node {
     /// Whether it is a directory; of a guest's files only the guest knows.
     pub fn is_directory(&self) -> bool {
         match self {
-            Self::Status | Self::Control | Self::File { .. } => false,
+            Self::Status | Self::Control | Self::File { .. } | Self::LvmTable => false,
             Self::Inside { what, .. } => what.is_directory(),
             _ => true,
         }
     }
 
-    /// A file of a guest's, on a partition of a disk.
-    pub fn guest(&self) -> Option<(&Arc<str>, u32, Id)> {
+    /// A file of a guest's, on a partition of something.
+    pub fn guest(&self) -> Option<(&Medium, u32, Id)> {
         match self {
-            Self::Inside { disk, what: Inside::Guest { partition, file } } => Some((disk, *partition, *file)),
+            Self::Inside { medium, what: Inside::Guest { partition, file } } => Some((medium, *partition, *file)),
             _ => None,
         }
     }
@@ -162,7 +170,7 @@ impl Node {
     /// Whether it shows a disk at one point in time: with the next one it is another node of the same number.
     pub fn is_of_an_instant(&self) -> bool {
         match self {
-            Self::File { .. } => true,
+            Self::File { .. } | Self::LvmTable | Self::LvmGroup(_) => true,
             Self::Inside { what, .. } => *what != Inside::Partitions,
             _ => false,
         }
@@ -172,7 +180,8 @@ impl Node {
     #[must_use]
     pub fn parent(&self) -> Self {
         match self {
-            Self::Root | Self::Status | Self::Control | Self::Current | Self::Checkpoints => Self::Root,
+            Self::Root | Self::Status | Self::Control | Self::Current | Self::Lvm | Self::Checkpoints => Self::Root,
+            Self::LvmTable | Self::LvmGroup(_) => Self::Lvm,
             Self::Disk(_) => Self::Current,
             Self::Checkpoint(_) => Self::Checkpoints,
             Self::CheckpointDisk { checkpoint, .. } => Self::Checkpoint(checkpoint.clone()),
@@ -180,9 +189,10 @@ impl Node {
             Self::File { disk, checkpoint: Some(checkpoint), .. } => {
                 Self::CheckpointDisk { checkpoint: checkpoint.clone(), disk: disk.clone() }
             }
-            Self::Inside { disk, what } => match what.parent() {
-                Some(what) => Self::Inside { disk: disk.clone(), what },
-                None => Self::Disk(disk.clone()),
+            Self::Inside { medium, what } => match (what.parent(), medium) {
+                (None, Medium::Disk(disk)) => Self::Disk(disk.clone()),
+                (None | Some(Inside::Partitions), Medium::Logical { group, .. }) => Self::LvmGroup(group.clone()),
+                (Some(what), _) => Self::Inside { medium: medium.clone(), what },
             },
         }
     }
@@ -193,15 +203,17 @@ impl Node {
             let node = Self::File { disk: disk.clone(), checkpoint: checkpoint.cloned(), content };
             (Arc::from(content.name()), node)
         };
-        let inside =
-            |disk: &Arc<str>, name: &str, what: Inside| (Arc::from(name), Self::Inside { disk: disk.clone(), what });
+        let inside = |disk: &Arc<str>, name: &str, what: Inside| {
+            (Arc::from(name), Self::Inside { medium: Medium::Disk(disk.clone()), what })
+        };
         match self {
-            Self::Root => vec![
-                ("status.json".into(), Self::Status),
-                ("control".into(), Self::Control),
-                ("current".into(), Self::Current),
-                ("checkpoints".into(), Self::Checkpoints),
-            ],
+            Self::Root => {
+                let lvm = formats.partitions.then_some(("lvm", Self::Lvm));
+                let all = [("status.json", Self::Status), ("control", Self::Control), ("current", Self::Current)];
+                let all = all.into_iter().chain(lvm).chain([("checkpoints", Self::Checkpoints)]);
+                all.map(|(name, node)| (name.into(), node)).collect()
+            }
+            Self::Lvm => vec![(TABLE.into(), Self::LvmTable)],
             Self::Current => {
                 inventory.disks.iter().map(|disk| (disk.name.clone(), Self::Disk(disk.name.clone()))).collect()
             }
@@ -211,7 +223,9 @@ impl Node {
                 .map(|content| file(disk, None, content))
                 .chain(formats.partitions.then(|| inside(disk, Inside::PARTITIONS, Inside::Partitions)))
                 .collect(),
-            Self::Inside { disk, what: Inside::Partitions } => vec![inside(disk, Inside::TABLE, Inside::Table)],
+            Self::Inside { medium: Medium::Disk(disk), what: Inside::Partitions } => {
+                vec![inside(disk, TABLE, Inside::Table)]
+            }
             Self::Checkpoints => {
                 let names: BTreeSet<&Arc<str>> = inventory.disks.iter().flat_map(|disk| disk.bitmaps.keys()).collect();
                 names.into_iter().map(|name| (name.clone(), Self::Checkpoint(name.clone()))).collect()
@@ -230,7 +244,12 @@ impl Node {
                 .filter(|content| content.appears(formats))
                 .map(|content| file(disk, Some(checkpoint), content))
                 .collect(),
-            Self::Status | Self::Control | Self::File { .. } | Self::Inside { .. } => Vec::new(),
+            Self::Status
+            | Self::Control
+            | Self::File { .. }
+            | Self::Inside { .. }
+            | Self::LvmTable
+            | Self::LvmGroup(_) => Vec::new(),
         }
     }
 
@@ -262,8 +281,10 @@ impl Node {
             disk.is_some_and(|disk| checkpoint.is_none_or(|checkpoint| disk.bitmaps.contains_key(checkpoint)))
         };
         match self {
-            Self::Root | Self::Status | Self::Control | Self::Current | Self::Checkpoints => true,
-            Self::Disk(disk) | Self::Inside { disk, .. } => has(disk, None),
+            Self::Root | Self::Status | Self::Control | Self::Current | Self::Checkpoints
+            // Of all disks, whichever there are.
+            | Self::Lvm | Self::LvmTable | Self::LvmGroup(_) | Self::Inside { medium: Medium::Logical { .. }, .. } => true,
+            Self::Disk(disk) | Self::Inside { medium: Medium::Disk(disk), .. } => has(disk, None),
             Self::Checkpoint(checkpoint) => inventory.disks.iter().any(|disk| disk.bitmaps.contains_key(checkpoint)),
             Self::CheckpointDisk { checkpoint, disk } => has(disk, Some(checkpoint)),
             Self::File { disk, checkpoint, .. } => has(disk, checkpoint.as_ref()),

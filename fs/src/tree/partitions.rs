@@ -1,18 +1,49 @@
-//! What is below `current/DISK/partitions`.
+//! What is below `current/DISK/partitions`, and below `lvm/GROUP`.
 //!
 //! ```text
 //! partitions ─ table.json
 //!            ─ N.raw
 //!            ─ N ─ files ─ the guest's own files
 //!                ─ UNCLEAN.txt
+//! lvm ─ GROUP ─ VOLUME.raw
+//!             ─ VOLUME ─ as N
 //! ```
-//! The machine's inventory does not tell what a disk is divided into: that is read from it, at a point in time.
+//! The machine's inventory does not tell what a disk is divided into: that is read from it, at a point in time. A logical volume is
+//! as partition 0 of a disk: one that is not divided.
 
 use std::ffi::OsStr;
+use std::sync::Arc;
 
 use inside::Id;
 
-/// A node below `current/DISK/partitions`, or that directory itself.
+/// What is looked into.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Medium {
+    /// A disk of the machine.
+    Disk(Arc<str>),
+    /// A logical volume of LVM2; it has one partition, 0.
+    Logical {
+        /// Its volume group.
+        group: Arc<str>,
+        /// Its name in that.
+        name: Arc<str>,
+    },
+}
+
+impl Medium {
+    /// What messages call a partition of it.
+    pub fn partition(&self, number: u32) -> String {
+        match self {
+            Self::Disk(disk) => format!("partition {number} of disk {disk}"),
+            Self::Logical { group, name } => format!("logical volume {group}/{name}"),
+        }
+    }
+}
+
+/// The name of the file that tells what there is, in `partitions` and in `lvm`.
+pub const TABLE: &str = "table.json";
+
+/// A node below `current/DISK/partitions`, or that directory itself; the same of a logical volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Inside {
     /// `partitions`.
@@ -46,22 +77,26 @@ pub enum Named {
 impl Inside {
     /// The directory's name below a disk.
     pub const PARTITIONS: &str = "partitions";
-    /// The name of [`Inside::Table`].
-    pub const TABLE: &str = "table.json";
+    /// What the name of [`Inside::Raw`] ends in.
+    pub const RAW: &str = ".raw";
     /// The name of [`Inside::Unclean`].
     pub const UNCLEAN: &str = "UNCLEAN.txt";
     /// The name of a guest's root directory.
     pub const FILES: &str = "files";
 
     /// What it is, in words that tell it from all else of its disk, for all time.
-    pub(super) fn word(self) -> String {
+    pub(super) fn word(self, medium: &Medium) -> String {
+        let of = match medium {
+            Medium::Disk(_) => Self::PARTITIONS.to_owned(),
+            Medium::Logical { group, name } => format!("lvm/{group}/{name}"),
+        };
         match self {
-            Self::Partitions => Self::PARTITIONS.to_owned(),
-            Self::Table => format!("{}/{}", Self::PARTITIONS, Self::TABLE),
-            Self::Raw(number) => format!("{}/{number}.raw", Self::PARTITIONS),
-            Self::Partition(number) => format!("{}/{number}", Self::PARTITIONS),
-            Self::Unclean(number) => format!("{}/{number}/{}", Self::PARTITIONS, Self::UNCLEAN),
-            Self::Guest { partition, file } => format!("{}/{partition}/{}/{}", Self::PARTITIONS, Self::FILES, file.0),
+            Self::Partitions => of,
+            Self::Table => format!("{of}/{TABLE}"),
+            Self::Raw(number) => format!("{of}/{number}{}", Self::RAW),
+            Self::Partition(number) => format!("{of}/{number}"),
+            Self::Unclean(number) => format!("{of}/{number}/{}", Self::UNCLEAN),
+            Self::Guest { partition, file } => format!("{of}/{partition}/{}/{}", Self::FILES, file.0),
         }
     }
 
@@ -85,7 +120,7 @@ impl Named {
     /// What a name below `partitions` stands for, if such a partition can be at all.
     pub fn by(name: &OsStr) -> Option<Self> {
         let name = name.to_str()?;
-        let (number, named): (_, fn(u32) -> Self) = match name.strip_suffix(".raw") {
+        let (number, named): (_, fn(u32) -> Self) = match name.strip_suffix(Inside::RAW) {
             Some(number) => (number, Self::Raw),
             None => (name, Self::Partition),
         };

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use pullfs_fs::block::cache::Cache;
 use pullfs_fs::block::extents::Extents;
+use pullfs_fs::block::spread::Store;
 use pullfs_fs::image::qcow2::{Backing, ClusterSize, Qcow2};
 use pullfs_fs::image::{self, Image, Segment};
 use serde_json::{Value, json};
@@ -26,7 +27,7 @@ const READ: u64 = 1_000_003;
 /// Writes the file that a copy of `image` would be.
 fn copy(image: &Qcow2, disk: &Disk, path: &Path) {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-    let cached = runtime.block_on(async { Cache::new(4 << 20).disk(Arc::new(disk.clone()), None) });
+    let cached = runtime.block_on(async { Store::Disk(Cache::new(4 << 20).disk(Arc::new(disk.clone()), None)) });
     let mut file = File::create(path).unwrap();
     let mut at = 0;
     while at < image.size() {

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use super::*;
 use crate::guest::testing::{self as toy, Toy};
 
-const SIZE: usize = 256 << 10;
+pub(super) const SIZE: usize = 256 << 10;
 const N: &str = "current/vda/partitions";
 
 pub(super) struct Scene {
@@ -21,7 +21,7 @@ impl Scene {
         Self::of(Memory::new(&[("vda", SIZE)], Fleece::Job), options)
     }
 
-    fn of(vm: Arc<Memory>, options: &str) -> Self {
+    pub(super) fn of(vm: Arc<Memory>, options: &str) -> Self {
         // Each byte tells where it is.
         let bytes: Vec<u8> = (0..SIZE).map(|at| u8::try_from((at * 31 + at / 251) % 256).unwrap()).collect();
         vm.write("vda", 0, &bytes);
@@ -33,11 +33,11 @@ impl Scene {
         Self { vm, fs, toy }
     }
 
-    async fn kind(&self, path: &str) -> Kind {
+    pub(super) async fn kind(&self, path: &str) -> Kind {
         walk(&self.fs, path).await.unwrap_err().kind()
     }
 
-    async fn names(&self, path: &str) -> Vec<OsString> {
+    pub(super) async fn names(&self, path: &str) -> Vec<OsString> {
         let ino = walk(&self.fs, path).await.unwrap().attr.ino;
         let handle = self.fs.opendir(ino).await.unwrap();
         let mut names = Vec::new();
