@@ -3,9 +3,11 @@
 mod changed;
 mod copies;
 mod damaged;
+mod group;
 mod image;
 mod killed;
 mod live;
+mod lvm;
 mod many;
 
 use std::fs::{self, File};
