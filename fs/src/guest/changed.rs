@@ -3,17 +3,18 @@
 //! Each file system is walked from its root, with a stack of directories instead of recursion, and each regular file is asked for
 //! its pieces until one of them lies in what changed. A fault is a line of the list: it is never silently short.
 
+mod look;
 #[cfg(test)]
 mod tests;
 
 use std::ops::Range;
 use std::time::Duration;
 
-use futures_util::{StreamExt, stream};
+use inside::Id;
 use inside::table::{Partition, Table};
-use inside::{FileKind, Id, Place};
 
-use super::{Listed, Names, Reader, is_name};
+use self::look::{Found, Look};
+use super::{Listed, Names, Reader};
 use crate::block::changes::Changes;
 use crate::error::{Error, Kind, Result, chain};
 
@@ -26,11 +27,8 @@ const MAX_DEPTH: usize = 512;
 /// What the directories that are still to be walked may take, in bytes.
 const MAX_PENDING: usize = 32 << 20;
 
-/// Failures of one file system after which the rest of it is left alone: its reader may die of each.
+/// Failures of one file system after which the rest of it is left alone.
 const MAX_FAULTS: usize = 100;
-
-/// Calls that one file's pieces may take: a file is not believed for ever.
-const MAX_CALLS: usize = 1 << 16;
 
 /// What no list tells, whatever is in it.
 const CAVEATS: &str = include_str!("changed/caveats.txt");
@@ -146,7 +144,7 @@ impl List {
         if let Some(unclean) = &reader.summary().unclean {
             self.comment(&format!("note: {}: {unclean}", of(number)))?;
         }
-        let look = Look { reader, window: window(partition), changes };
+        let look = Look::new(reader, window(partition), changes);
         let root = Pending { depth: 0, directory: reader.root(), from: 0, name: format!("{number}/files").into() };
         let pending_bytes = root.bytes();
         let walk = Walk { pending: vec![root], pending_bytes, path: Vec::new(), above: Vec::new(), failed: 0 };
@@ -193,58 +191,6 @@ fn escape(out: &mut Vec<u8>, name: &[u8]) {
     }
 }
 
-/// How names are looked at.
-struct Look<'a> {
-    reader: &'a dyn Reader,
-    window: Range<u64>,
-    changes: &'a Changes,
-}
-
-enum Found {
-    Directory,
-    Changed,
-    Nothing,
-}
-
-impl Look<'_> {
-    async fn at(&self, listed: &Listed) -> Result<Found> {
-        if !is_name(&listed.name) {
-            return Err(Error::new(Kind::Io, "a name in a directory cannot be right"));
-        }
-        let kind = match listed.kind {
-            Some(kind) => kind,
-            None => self.reader.attributes(listed.id).await?.kind,
-        };
-        Ok(match kind {
-            FileKind::Directory => Found::Directory,
-            FileKind::File if self.changed(listed.id).await? => Found::Changed,
-            _ => Found::Nothing,
-        })
-    }
-
-    async fn changed(&self, file: Id) -> Result<bool> {
-        let wrong = || Error::new(Kind::Io, "where the guest's file lies on the disk cannot be right");
-        let mut known = 0;
-        for _ in 0..MAX_CALLS {
-            let extents = self.reader.extents(file, known).await?;
-            if extents.is_empty() {
-                return Ok(false);
-            }
-            for extent in extents {
-                let end = extent.offset.checked_add(extent.length).filter(|end| *end > known).ok_or_else(wrong)?;
-                known = end;
-                let Place::Disk(at) = extent.place else { continue };
-                let start = self.window.start.checked_add(at).ok_or_else(wrong)?;
-                let end = start.checked_add(extent.length).filter(|end| *end <= self.window.end).ok_or_else(wrong)?;
-                if touched(self.changes, &(start..end)) {
-                    return Ok(true);
-                }
-            }
-        }
-        Err(Error::new(Kind::TooLarge, format!("its pieces take more than {MAX_CALLS} questions")))
-    }
-}
-
 /// A directory, or the rest of one, that is still to be walked.
 struct Pending {
     /// Directories above it.
@@ -279,7 +225,7 @@ impl Walk {
         while let Some(next) = self.pending.pop() {
             self.pending_bytes -= next.bytes();
             self.enter(&next);
-            let names = look.reader.list(next.directory, next.from).await;
+            let names = look.list(next.directory, next.from).await;
             check()?;
             match names {
                 Ok(names) => self.names(list, look, check, next, names).await?,
@@ -288,13 +234,21 @@ impl Walk {
                     list.fault(&String::from_utf8_lossy(&self.path), &chain(&error))?;
                 }
             }
-            if self.failed > MAX_FAULTS {
+            if let Some(why) = self.given_up(look) {
                 let number = self.path.split(|byte| *byte == b'/').next().unwrap_or_default();
                 let what = format!("the rest of partition {}", String::from_utf8_lossy(number));
-                return list.fault(&what, "too much of it cannot be read");
+                return list.fault(&what, why);
             }
         }
         Ok(())
+    }
+
+    /// Why no more of the file system is walked.
+    fn given_up(&self, look: &Look<'_>) -> Option<&'static str> {
+        if look.is_deadly() {
+            return Some("its reader died too often");
+        }
+        (self.failed > MAX_FAULTS).then_some("too much of it cannot be read")
     }
 
     fn enter(&mut self, next: &Pending) {
@@ -330,40 +284,39 @@ impl Walk {
         }
         let rest = Pending { from, ..directory };
         let mut below = Vec::new();
-        let mut found = stream::iter(names)
-            .map(|listed| async move {
-                let found = look.at(&listed).await;
-                (listed, found)
-            })
-            .buffered(AT_ONCE);
-        while let Some((Listed { name, id, .. }, found)) = found.next().await {
+        for some in names.chunks(AT_ONCE) {
+            let found = look.at_all(some).await;
             check()?;
-            let mut path = self.path.clone();
-            path.push(b'/');
-            escape(&mut path, &name);
-            let why = match found {
-                Ok(Found::Nothing) => continue,
-                Ok(Found::Changed) => {
-                    list.files += 1;
-                    list.push(&[&path])?;
-                    continue;
-                }
-                Ok(Found::Directory) if self.above.iter().any(|(above, _)| *above == id) => {
-                    "it is a directory within itself".to_owned()
-                }
-                Ok(Found::Directory) if depth > MAX_DEPTH => format!("it is deeper than {MAX_DEPTH} directories"),
-                Ok(Found::Directory) => {
-                    below.push(Pending { depth, directory: id, from: 0, name });
-                    continue;
-                }
-                Err(error) => {
-                    self.failed += usize::from(error.kind() != Kind::Unsupported);
-                    chain(&error)
-                }
-            };
-            list.fault(&String::from_utf8_lossy(&path), &why)?;
+            for (Listed { name, id, .. }, found) in some.iter().zip(found) {
+                let mut path = self.path.clone();
+                path.push(b'/');
+                escape(&mut path, name);
+                let why = match found {
+                    Ok(Found::Nothing) => continue,
+                    Ok(Found::Changed) => {
+                        list.files += 1;
+                        list.push(&[&path])?;
+                        continue;
+                    }
+                    Ok(Found::Directory) if self.above.iter().any(|(above, _)| above == id) => {
+                        "it is a directory within itself".to_owned()
+                    }
+                    Ok(Found::Directory) if depth > MAX_DEPTH => format!("it is deeper than {MAX_DEPTH} directories"),
+                    Ok(Found::Directory) => {
+                        below.push(Pending { depth, directory: *id, from: 0, name: name.clone() });
+                        continue;
+                    }
+                    Err(error) => {
+                        self.failed += usize::from(error.kind() != Kind::Unsupported);
+                        chain(&error)
+                    }
+                };
+                list.fault(&String::from_utf8_lossy(&path), &why)?;
+            }
+            if self.given_up(look).is_some() {
+                return Ok(());
+            }
         }
-        drop(found);
         let rest = (!is_last).then_some(rest);
         self.pending_bytes += rest.iter().chain(&below).map(Pending::bytes).sum::<usize>();
         if self.pending_bytes > MAX_PENDING {

@@ -69,6 +69,9 @@ pub trait Reader: Send + Sync {
     /// Its root directory.
     fn root(&self) -> Id;
 
+    /// How often whoever reads it has died: a call that failed meanwhile may not when it is made again.
+    fn deaths(&self) -> u64;
+
     /// What stat(2) tells of a file.
     async fn attributes(&self, file: Id) -> Result<Attributes>;
 

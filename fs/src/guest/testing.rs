@@ -139,6 +139,10 @@ impl Reader for Open {
         ROOT
     }
 
+    fn deaths(&self) -> u64 {
+        0
+    }
+
     async fn attributes(&self, file: Id) -> Result<Attributes> {
         let (kind, size) = match file {
             ROOT | MANY_DIRECTORY => (FileKind::Directory, 0),

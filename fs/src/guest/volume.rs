@@ -10,7 +10,7 @@
 //! does not change, and [`Id`]s stay what they are. A caller that gives up loses nothing but its answer.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -46,6 +46,7 @@ pub(super) struct Volume {
     calls: mpsc::Sender<Call>,
     summary: Summary,
     root: Id,
+    deaths: Arc<AtomicU64>,
     name: String,
     limit: Duration,
     owner: AbortHandle,
@@ -65,8 +66,9 @@ impl Volume {
         let limit = shared.limits.call;
         let name = blocks.name().to_owned();
         let owner = Owner { shared, blocks, root, inbox, deaths: Deaths::default() };
+        let deaths = Arc::clone(&owner.deaths.all);
         let owner = tokio::spawn(owner.live(running)).abort_handle();
-        Ok(Self { calls, summary, root, name, limit, owner })
+        Ok(Self { calls, summary, root, deaths, name, limit, owner })
     }
 
     async fn call(&self, request: Request) -> Result<Answer> {
@@ -99,6 +101,10 @@ impl Reader for Volume {
 
     fn root(&self) -> Id {
         self.root
+    }
+
+    fn deaths(&self) -> u64 {
+        self.deaths.load(Ordering::Relaxed)
     }
 
     async fn attributes(&self, file: Id) -> Result<Attributes> {
@@ -322,6 +328,8 @@ impl Owner {
 struct Deaths {
     count: u32,
     last: Option<Instant>,
+    /// Those that are forgiven too.
+    all: Arc<AtomicU64>,
 }
 
 impl Deaths {
@@ -329,6 +337,7 @@ impl Deaths {
         self.forgive();
         self.count = self.count.saturating_add(1);
         self.last = Some(Instant::now());
+        self.all.fetch_add(1, Ordering::Relaxed);
     }
 
     fn forgive(&mut self) {

@@ -1,7 +1,8 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use async_trait::async_trait;
-use inside::{Attributes, Extent, Summary, Xattr};
+use inside::{Attributes, Extent, FileKind, Place, Summary, Xattr};
 
 use super::super::Described;
 use super::*;
@@ -14,6 +15,11 @@ struct Made {
     summary: Summary,
     directories: BTreeMap<u64, Vec<(Vec<u8>, u64)>>,
     files: BTreeMap<u64, Vec<(u64, u64)>>,
+    /// What its reader dies of, and how often it has.
+    deadly: BTreeSet<u64>,
+    deaths: AtomicU64,
+    /// Answers until it is killed.
+    left: AtomicU64,
 }
 
 const ROOT: u64 = 1;
@@ -32,7 +38,21 @@ impl Made {
             summary,
             directories: directories.iter().map(|(id, of)| (*id, names(of))).collect(),
             files: files.iter().map(|(id, pieces)| (*id, pieces.to_vec())).collect(),
+            deadly: BTreeSet::new(),
+            deaths: AtomicU64::new(0),
+            left: AtomicU64::new(u64::MAX),
         }
+    }
+
+    /// Answers about a file, unless the reader dies of it, or meanwhile.
+    async fn answer(&self, id: u64) -> Result<()> {
+        let before = self.deaths();
+        // Later names are told first.
+        tokio::time::sleep(Duration::from_millis(20_u64.saturating_sub(id))).await;
+        if self.left.fetch_sub(1, Ordering::SeqCst) == 1 || self.deadly.contains(&id) {
+            self.deaths.fetch_add(1, Ordering::SeqCst);
+        }
+        if self.deaths() > before { Err(Error::new(Kind::Io, "the reader died")) } else { Ok(()) }
     }
 
     async fn list(&self, limits: Limits, dirty: Range<u64>) -> Result<String> {
@@ -71,6 +91,10 @@ impl Reader for Made {
         Id(ROOT)
     }
 
+    fn deaths(&self) -> u64 {
+        self.deaths.load(Ordering::SeqCst)
+    }
+
     async fn attributes(&self, _: Id) -> Result<Attributes> {
         Err(Error::new(Kind::Io, "it has no attributes"))
     }
@@ -80,6 +104,7 @@ impl Reader for Made {
     }
 
     async fn list(&self, directory: Id, from: u64) -> Result<Names> {
+        self.answer(directory.0).await?;
         let names = self.directories.get(&directory.0).ok_or_else(|| Error::new(Kind::Io, "it cannot be read"))?;
         let kind = |id: &u64| if self.files.contains_key(id) { FileKind::File } else { FileKind::Directory };
         let all = names.iter().zip(1..);
@@ -112,8 +137,7 @@ impl Reader for Made {
     }
 
     async fn extents(&self, file: Id, from: u64) -> Result<Vec<Extent>> {
-        // Later names are told first.
-        tokio::time::sleep(Duration::from_millis(20_u64.saturating_sub(file.0))).await;
+        self.answer(file.0).await?;
         if file.0 == COMPRESSED {
             return Err(Error::new(Kind::Unsupported, "it is compressed"));
         }
@@ -208,4 +232,37 @@ async fn nothing_is_without_a_bound() {
         let error = made.list(limits, 5000..5100).await.unwrap_err();
         assert_eq!(error.kind(), Kind::TooLarge, "{error}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_is_killed_costs_nothing_and_what_kills_it_again_is_a_fault() {
+    let files: Vec<(u64, &[(u64, u64)])> = (12..19).map(|id| (id, &[(5000, 100)][..])).collect();
+    let names: [Name<'_>; 7] = [(b"a", 12), (b"b", 13), (b"c", 14), (b"d", 15), (b"below", 2), (b"e", 16), (b"f", 17)];
+    let made = || Made::new(&[(ROOT, &names), (2, &[(b"g", 12), (b"h", 18)])], &files);
+    let whole = made().lines(5000..5100).await;
+    assert_eq!((whole.len(), whole.last().map(String::as_str)), (9, Some("# end: 8 files")), "{whole:?}");
+    for question in 1..=12 {
+        let made = made();
+        made.left.store(question, Ordering::SeqCst);
+        assert_eq!(made.lines(5000..5100).await, whole, "killed at question {question}");
+        assert_eq!(made.deaths(), 1);
+    }
+
+    for (deadly, expected) in [(15, "7/files/d"), (2, "7/files/below")] {
+        let mut made = made();
+        made.deadly.insert(deadly);
+        let lines = made.lines(5000..5100).await;
+        assert!(lines.contains(&format!("# not read: {expected}: the reader died")), "{lines:?}");
+        let files = |lines: &[String]| -> Vec<String> {
+            lines.iter().filter(|line| !line.starts_with('#') && !line.starts_with(expected)).cloned().collect()
+        };
+        assert_eq!(files(&lines), files(&whole), "the others are there");
+        assert_eq!(made.deaths(), 2);
+    }
+
+    let mut made = made();
+    made.deadly.extend(2..19);
+    let lines = made.lines(5000..5100).await;
+    assert_eq!(made.deaths(), 6, "{lines:?}");
+    assert!(lines.contains(&"# not read: the rest of partition 7: its reader died too often".to_owned()), "{lines:?}");
 }
