@@ -12,6 +12,7 @@
 #           on the ext4 on /dev/vda, and powers off
 #   stalls  mounts nothing, overwrites /dev/vda as stalls.c does, pullfs.passes=N times (for good), and powers off;
 #           pullfs.passes=times: with small writes, and tells how long they take
+# pullfs.fs=xfs mounts XFS where churn, daily and idle mount ext4 otherwise.
 # pullfs.agent starts qemu-guest-agent, and pullfs.agent=COMMAND,… one that does not allow these commands.
 /bin/busybox --install -s /bin
 mount -t proc proc /proc
@@ -23,12 +24,14 @@ while read -r module; do
 done </modules/order
 
 mode=churn
+fs=ext4
 agent=
 blocked=
 passes=0
 for word in $(cat /proc/cmdline); do
     case $word in
         pullfs.mode=*) mode=${word#pullfs.mode=} ;;
+        pullfs.fs=*) fs=${word#pullfs.fs=} ;;
         pullfs.passes=*) passes=${word#pullfs.passes=} ;;
         pullfs.agent) agent=yes ;;
         pullfs.agent=*) agent=yes blocked=${word#pullfs.agent=} ;;
@@ -99,8 +102,10 @@ if [ "$mode" = fill ]; then
     exec poweroff -f
 fi
 
-mount -t ext4 -o data=ordered /dev/vda /a || echo "guest: cannot mount /dev/vda"
-mount -t ext4 -o data=ordered /dev/vdb /b || echo "guest: cannot mount /dev/vdb"
+ordered=
+[ "$fs" = ext4 ] && ordered="-o data=ordered"
+mount -t "$fs" $ordered /dev/vda /a || echo "guest: cannot mount /dev/vda"
+mount -t "$fs" $ordered /dev/vdb /b || echo "guest: cannot mount /dev/vdb"
 mkdir -p /a/churn /b/churn /a/days /b/days
 if [ -n "$agent" ]; then
     # Without udev nobody gives the port its name; it is the only one there is. Its state and log are not on the disks,

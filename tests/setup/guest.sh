@@ -64,7 +64,7 @@ ldd "$agent" | sed -n 's/.* => \(\/[^ ]*\) .*/\1/p; s/^[[:space:]]*\(\/[^ ]*\) .
 done
 
 # modprobe tells each module's dependencies, in the order in which they go in.
-for module in virtio_pci virtio_blk virtio_console ext4 crc32c_generic vfat nls_cp437 nls_ascii; do
+for module in virtio_pci virtio_blk virtio_console ext4 xfs crc32c_generic vfat nls_cp437 nls_ascii; do
     modprobe --dirname "$modules" --set-version "$release" --show-depends "$module" 2>/dev/null |
         sed -n 's/^insmod \([^ ]*\).*/\1/p' || true
 done | awk '!seen[$0]++' | while read -r file; do

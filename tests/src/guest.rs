@@ -1,4 +1,4 @@
-//! A real guest: Linux that writes to two ext4 disks all the time, or says what is on disks; see tests/setup/guest-init.sh.
+//! A real guest: Linux that writes to two disks all the time, or says what is on disks; see tests/setup/guest-init.sh.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -57,16 +57,33 @@ impl Guest {
         Self::boot_with(flavor, "pullfs.mode=daily", |machine, _| machine)
     }
 
+    /// [`Guest::daily`], with XFS on its disks.
+    #[track_caller]
+    pub fn daily_on_xfs(flavor: Flavor) -> Self {
+        Self::boot_on(flavor, xfs, "pullfs.mode=daily pullfs.fs=xfs", |machine, _| machine)
+    }
+
     #[track_caller]
     fn boot_with(flavor: Flavor, word: &str, devices: impl FnOnce(Builder, &Path) -> Builder) -> Self {
+        Self::boot_on(flavor, ext4, word, devices)
+    }
+
+    /// `made` gives an image of that name in a directory.
+    #[track_caller]
+    fn boot_on(
+        flavor: Flavor,
+        made: fn(&Path, &str) -> PathBuf,
+        word: &str,
+        devices: impl FnOnce(Builder, &Path) -> Builder,
+    ) -> Self {
         let images = tempfile::Builder::new().prefix("pullfs-guest-").tempdir().expect("a temporary directory");
-        let raw = ext4(images.path(), "a.raw");
+        let raw = made(images.path(), "a.raw");
         let qcow2 = images.path().join("a.qcow2");
         ok(tools::tool("qemu-img").args(["convert", "-O", "qcow2"]).arg(&raw).arg(&qcow2));
         let serial = images.path().join("serial");
         let machine = Machine::build(flavor)
             .disk(Disk::qcow2("vda", 0).from_image(&qcow2))
-            .disk(Disk::raw("vdb", 0).from_image(&ext4(images.path(), "b.raw")))
+            .disk(Disk::raw("vdb", 0).from_image(&made(images.path(), "b.raw")))
             .arguments(&linux(word, &serial));
         let machine = devices(machine, images.path()).start();
         let guest = Self { machine, serial, images };
@@ -185,9 +202,17 @@ pub(crate) fn said(serial: &Path) -> String {
 /// Panics if a guest says that something failed, or its kernel does.
 #[track_caller]
 fn untroubled(said: &str) {
-    for trouble in ["cannot", ": bad /a/", "I/O error", "EXT4-fs error"] {
+    for trouble in ["cannot", ": bad /a/", "I/O error", "EXT4-fs error", "XFS (vd"] {
         assert!(!said.contains(trouble), "the guest is in trouble:\n{said}");
     }
+}
+
+/// XFS is made no smaller.
+fn xfs(dir: &Path, name: &str) -> PathBuf {
+    let image = dir.join(name);
+    fs::File::create(&image).and_then(|file| file.set_len(300 << 20)).expect("an image");
+    ok(tools::tool("mkfs.xfs").arg("-q").arg(&image));
+    image
 }
 
 fn ext4(dir: &Path, name: &str) -> PathBuf {

@@ -1,5 +1,6 @@
 //! The files of a Linux that runs and writes are those of the instant, whenever that is.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -88,6 +89,46 @@ fn a_quiesced_guests_files_are_clean(flavor: Flavor) {
         let copy = mount.beside(id);
         ok(tool("cp").arg(mount.disk(id)).arg(&copy));
         oracle::quiesced_ext4(&copy);
+    }
+    assert!(mount.unmount().success());
+}
+
+on!(what_a_guest_wrote_is_listed_and_nothing_of_before: new = New, old = Old);
+fn what_a_guest_wrote_is_listed_and_nothing_of_before(flavor: Flavor) {
+    // No two files share a granule that is a block of mkfs's.
+    listed(&Guest::daily(flavor), 1024);
+}
+
+on!(what_a_guest_wrote_to_xfs_is_listed_and_nothing_of_before: new = New);
+fn what_a_guest_wrote_to_xfs_is_listed_and_nothing_of_before(flavor: Flavor) {
+    listed(&Guest::daily_on_xfs(flavor), 4096);
+}
+
+/// `granule` is that of the checkpoint's bitmap, in bytes.
+fn listed(guest: &Guest, granule: u64) {
+    guest.wait_past(3);
+    let before = guest.counter();
+    for id in DISKS {
+        guest.machine().add_bitmap(id, "monday", granule);
+    }
+    let after = guest.counter() + 1;
+    guest.wait_past(after + 3);
+    let mount = Mount::of(guest.machine());
+    let synced = guest.counter();
+    mount.command(&["begin"]).success();
+    let latest = guest.counter() + 1;
+    guest.wait_past(latest + 3);
+    for id in DISKS {
+        let path = mount.path(&format!("checkpoints/monday/{id}/changed-files.txt"));
+        let list = fs::read_to_string(path).expect("a list");
+        let days = list.lines().filter_map(|line| line.strip_prefix("0/files/days/")?.parse().ok());
+        let days: BTreeSet<u64> = days.collect();
+        assert!(days.iter().all(|day| (before + 1..=latest).contains(day)), "{before} to {latest}: {list}");
+        assert!((after + 1..=synced).all(|day| days.contains(&day)), "{after} to {synced}: {list}");
+        assert!(list.contains("\n0/files/counter\n") && !list.contains("\n# not read: "), "{list}");
+        for day in days.iter().take(10) {
+            assert_eq!(number(&mount.path(&format!("current/{id}/partitions/0/files/days/{day}"))), *day);
+        }
     }
     assert!(mount.unmount().success());
 }
