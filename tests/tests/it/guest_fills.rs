@@ -1,4 +1,4 @@
-//! A FAT file system that a guest's Linux filled is read as that Linux shows it.
+//! A FAT file system that a guest's Linux filled is read as that Linux shows it, by itself and in the tree.
 
 use std::fs::File;
 use std::os::unix::fs::MetadataExt;
@@ -7,9 +7,14 @@ use std::path::Path;
 use images::Image;
 use images::compare::{extents, same_tree};
 use inside::{FileKind, FileSystem, Id, Time, fat};
+use pullfs_tests::disk::Disk;
 use pullfs_tests::guest;
+use pullfs_tests::machine::Machine;
+use pullfs_tests::mount::Mount;
 use pullfs_tests::process::ok;
 use pullfs_tests::tools::tool;
+
+use crate::inside::differences;
 
 /// A mount of an ext4 by this computer's kernel.
 struct Loop<'a>(&'a Path);
@@ -60,4 +65,18 @@ fn what_linux_wrote_to_fat_is_read_as_linux_shows_it(flavor: pullfs_tests::flavo
         let pieces = extents(&fs, one, 300_000).len();
         assert!(pieces > 15, "a file that grew in turns with another has {pieces} pieces");
     }
+
+    let machine = Machine::build(flavor);
+    let machine = images
+        .iter()
+        .zip(["vda", "vdb", "vdc"])
+        .fold(machine, |machine, (image, id)| machine.disk(Disk::raw(id, 0).from_image(image)));
+    let machine = machine.start();
+    let pullfs = Mount::of(&machine);
+    for (id, copy) in [("vda", "vdb"), ("vdb", "vdc"), ("vdc", "vdd")] {
+        let (files, theirs) = (pullfs.path(&format!("current/{id}/partitions/0/files")), mount.join(copy));
+        assert_eq!(differences(&files, &theirs), "", "in our tree, against Linux's");
+        assert_eq!(differences(&theirs, &files), "", "the other way round");
+    }
+    assert!(pullfs.unmount().success());
 }

@@ -9,6 +9,7 @@ mod killed;
 mod live;
 mod lvm;
 mod many;
+mod ntfs;
 
 use std::fs::{self, File};
 use std::io::Read;
@@ -54,7 +55,7 @@ fn errno(outcome: std::io::Result<impl Sized>) -> Option<Errno> {
 
 /// What rsync would have to change to make `theirs` what `ours` is: also content, links, owners, times, attributes.
 #[track_caller]
-fn differences(ours: &Path, theirs: &Path) -> String {
+pub(crate) fn differences(ours: &Path, theirs: &Path) -> String {
     let mut rsync = tool("rsync");
     rsync.args([
         "-n",
