@@ -15,7 +15,7 @@ use inside::{raid, table::Scheme};
 /// Most that is read of a disk for its table, in bytes: some 100 KiB for each of 256 partitions, twice.
 const MAX_READ: u64 = 128 << 20;
 
-struct Sparse {
+pub(crate) struct Sparse {
     size: u64,
     pieces: Vec<(u64, Vec<u8>)>,
     read: Cell<u64>,
@@ -46,7 +46,7 @@ fn length(bytes: &[u8]) -> u64 {
     u64::try_from(bytes.len()).expect("within memory")
 }
 
-fn disks(input: &[u8]) -> Option<[Sparse; 2]> {
+pub(crate) fn disks(input: &[u8]) -> Option<[Sparse; 2]> {
     let (size, mut rest) = input.split_first_chunk::<8>()?;
     let size = u64::from_le_bytes(*size) & 0xff_ffff_ffff;
     let mut disks = [(); 2].map(|()| Sparse { size, pieces: Vec::new(), read: Cell::new(0) });

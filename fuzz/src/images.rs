@@ -8,14 +8,14 @@ use crate::walk::walk;
 const LARGEST: usize = 8 << 20;
 
 /// Ext's unit is its smallest block, in bytes.
-const BLOCK: usize = 1024;
+pub(crate) const BLOCK: usize = 1024;
 
 /// That of the others, in bytes: records of NTFS are mostly empty.
-const LINE: usize = 64;
+pub(crate) const LINE: usize = 64;
 
 /// The image of an input: its length in units, then for each unit its number and its bytes. Numbers are of 16 bits, the low half
 /// first.
-fn image(input: &[u8], unit: usize) -> Vec<u8> {
+pub(crate) fn image(input: &[u8], unit: usize) -> Vec<u8> {
     let Some((length, mut rest)) = input.split_first_chunk() else { return Vec::new() };
     let mut image = vec![0; (usize::from(u16::from_le_bytes(*length)) * unit).min(LARGEST)];
     while let Some((number, bytes)) = rest.split_first_chunk() {

@@ -15,6 +15,7 @@ mod walk;
 mod wire;
 pub mod xfs;
 
+use inside::Disk;
 use nbd_pool::testing::fuzz as nbd;
 use pullfs_fs::image::qcow2::fuzz as qcow2;
 use pullfs_fs::{fuzz as text, vm::qmp::fuzz as qmp};
@@ -54,4 +55,15 @@ pub const TARGETS: [Target; 19] = [
 /// The target of that name.
 pub fn find(name: &str) -> Option<&'static Target> {
     TARGETS.iter().find(|target| target.name == name)
+}
+
+/// The disks that an input of a target is, if the target reads disks.
+pub fn disks_of(target: &str, input: &[u8]) -> Vec<Box<dyn Disk + Send>> {
+    match target {
+        "ext" => vec![Box::new(images::image(input, images::BLOCK))],
+        "fat" | "ntfs" => vec![Box::new(images::image(input, images::LINE))],
+        "xfs" => vec![Box::new(xfs::Pieces::parse(input))],
+        "table" | "lvm" => disks::disks(input).into_iter().flatten().map(|disk| Box::new(disk) as _).collect(),
+        _ => Vec::new(),
+    }
 }

@@ -19,17 +19,17 @@ const UNIT: u64 = 64;
 const LINE: usize = 64;
 
 /// Pieces of a disk; all between them is zeroes.
-struct Pieces<'a>(Vec<(u64, &'a [u8])>);
+pub(crate) struct Pieces(Vec<(u64, Vec<u8>)>);
 
-impl<'a> Pieces<'a> {
+impl Pieces {
     /// For each piece where it begins (32 bits) and its length (16 bits), in units, the low byte first; then its bytes.
-    fn parse(mut input: &'a [u8]) -> Self {
+    pub(crate) fn parse(mut input: &[u8]) -> Self {
         let mut pieces = Vec::new();
         while let Some(([a, b, c, d, e, f], rest)) = input.split_first_chunk() {
             let start = u64::from(u32::from_le_bytes([*a, *b, *c, *d])) * UNIT;
             let length = usize::from(u16::from_le_bytes([*e, *f])) * LINE;
             let (piece, rest) = rest.split_at(length.min(rest.len()));
-            pieces.push((start, piece));
+            pieces.push((start, piece.to_vec()));
             input = rest;
         }
         pieces.sort_by_key(|(start, _)| *start);
@@ -37,7 +37,7 @@ impl<'a> Pieces<'a> {
     }
 }
 
-impl Disk for Pieces<'_> {
+impl Disk for Pieces {
     fn size(&self) -> u64 {
         SIZE
     }
