@@ -44,6 +44,17 @@ One line for each running domain: what pullfs mount takes, the UUID, disks (driv
 together, checkpoints, whether it has a backup now, and where it is mounted. Nothing is waited for that goes on in a domain: \
 what it would take for that is not told. Machines that libvirt does not know are not found.";
 
+const SAVE: &str = "\
+libvirt forgets the checkpoints of a transient domain when that ends, and knows none of a domain whose disks came from another \
+host; the bitmaps are in the images. Save this after each mkdir or rmdir of a checkpoint, beside the backups: of two that had \
+the same name nobody can tell which one is described.";
+
+const REDEFINE: &str = "\
+The files are what save printed, or descriptions as virsh checkpoint-dumpxml prints them and virtnbdbackup keeps them. The \
+domain must run. A checkpoint is left out, with the reason, if a bitmap of it is missing or broken, or if it did not come \
+after the one that it is said to have come after. Those that libvirt knows are left alone, and nothing is made in the \
+machine. The exit code is 0 when libvirt knows all that are described, else 2.";
+
 const EXIT_CODES: &str = "\
 Exit codes: 0 done; 1 wrong usage; 2 the system or the machine failed; 3 nothing held, or not found; 4 busy; \
 32 mount failed.";
@@ -291,6 +302,30 @@ pub(crate) enum Checkpoint {
     List(Shown),
     /// Delete a checkpoint, as rmdir does
     Delete(Named),
+    /// Print what libvirt knows of the checkpoints of a domain, for redefine
+    #[command(after_help = SAVE)]
+    Save(Save),
+    /// Make libvirt know checkpoints again that it has forgotten, whose bitmaps are in the images
+    #[command(after_help = REDEFINE)]
+    Redefine(Redefine),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Save {
+    /// The domain: libvirt:DOMAIN
+    pub(crate) source: String,
+    /// The mount option uri=, which libvirt
+    #[arg(short = 'o', value_name = "OPTIONS")]
+    pub(crate) options: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Redefine {
+    #[command(flatten)]
+    pub(crate) of: Save,
+    /// What save printed, or descriptions of libvirt's
+    #[arg(required = true)]
+    pub(crate) files: Vec<PathBuf>,
 }
 
 fn set_options() -> String {

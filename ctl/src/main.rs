@@ -25,6 +25,7 @@ mod mount;
 mod mounted;
 mod mounter;
 mod recover;
+mod redefine;
 mod reload;
 mod runtime_dir;
 mod service;
@@ -75,6 +76,8 @@ fn main() -> ExitCode {
         Command::Checkpoint(args::Checkpoint::List(arguments)) => {
             checkpoint::list(&arguments.mount_point, arguments.json)
         }
+        Command::Checkpoint(args::Checkpoint::Save(arguments)) => redefine::save(&arguments),
+        Command::Checkpoint(args::Checkpoint::Redefine(arguments)) => redefine::run(&arguments),
         Command::Map(arguments) => map::run(&arguments),
         Command::Sync(arguments) => sync::run(&arguments),
         Command::Config(arguments) => config::run(&arguments),

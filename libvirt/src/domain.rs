@@ -1,6 +1,6 @@
 //! A domain: libvirt's word for a machine.
 
-use std::ffi::{CStr, c_char, c_int};
+use std::ffi::{CStr, c_char, c_int, c_uint};
 use std::ptr;
 
 use crate::connection::{Connection, taken, text};
@@ -305,19 +305,18 @@ impl Domain {
         })
     }
 
-    /// Makes libvirt know a checkpoint again whose bitmaps are there; nothing is made in QEMU.
+    /// Makes libvirt know a checkpoint again; nothing is made in QEMU. With `validate`, only if its bitmaps are there, record
+    /// and are whole: the domain must run.
     ///
     /// # Errors
-    /// As [`Domain::xml`]; when the description does not fit the domain.
-    pub fn redefine_checkpoint(&self, xml: &str) -> Result<Checkpoint> {
+    /// [`Code::Inconsistent`] for bitmaps that are not; as [`Domain::xml`]; when the description does not fit the domain.
+    pub fn redefine_checkpoint(&self, xml: &str, validate: bool) -> Result<Checkpoint> {
         let xml = text(xml)?;
+        let validate = if validate { c::VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE } else { 0 };
+        let flags = c::VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE | validate;
         // SAFETY: a live domain, a string that ends in a zero.
         self.owned_checkpoint(unsafe {
-            (self.connection.api().virDomainCheckpointCreateXML)(
-                self.domain,
-                xml.as_ptr(),
-                c::VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE,
-            )
+            (self.connection.api().virDomainCheckpointCreateXML)(self.domain, xml.as_ptr(), flags)
         })
     }
 
@@ -377,8 +376,20 @@ impl Checkpoint {
     /// # Errors
     /// [`Code::NoCheckpoint`]; as [`Domain::xml`].
     pub fn delete(&self) -> Result<()> {
+        self.delete_with(0)
+    }
+
+    /// Makes libvirt know it no more; its bitmaps stay.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::delete`].
+    pub fn forget(&self) -> Result<()> {
+        self.delete_with(c::VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
+    }
+
+    fn delete_with(&self, flags: c_uint) -> Result<()> {
         // SAFETY: a live checkpoint.
-        let result = unsafe { (self.domain.connection.api().virDomainCheckpointDelete)(self.checkpoint, 0) };
+        let result = unsafe { (self.domain.connection.api().virDomainCheckpointDelete)(self.checkpoint, flags) };
         self.domain.done(result)
     }
 }

@@ -104,6 +104,8 @@ pub(crate) mod constants {
     pub(crate) const VIR_CONNECT_LIST_DOMAINS_ACTIVE: c_uint = 1;
     pub(crate) const VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL: c_uint = 1;
     pub(crate) const VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE: c_uint = 1;
+    pub(crate) const VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE: c_uint = 4;
+    pub(crate) const VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY: c_uint = 2;
     pub(crate) const VIR_DOMAIN_CHECKPOINT_LIST_TOPOLOGICAL: c_uint = 2;
     pub(crate) const VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN: c_uint = 2;
     pub(crate) const VIR_DOMAIN_CHECKPOINT_XML_SIZE: c_uint = 4;

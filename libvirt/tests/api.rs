@@ -53,9 +53,9 @@ fn checkpoints_are_made_listed_and_deleted() {
             domain.xml().unwrap()
         )
     };
-    domain.redefine_checkpoint(&described("first", "")).unwrap();
+    domain.redefine_checkpoint(&described("first", ""), false).unwrap();
     let parent = "<parent><name>first</name></parent>";
-    let second = domain.redefine_checkpoint(&described("second", parent)).unwrap();
+    let second = domain.redefine_checkpoint(&described("second", parent), false).unwrap();
     assert_eq!(second.name(), "second");
     let xml = second.xml(false).unwrap();
     assert!(xml.contains("<name>first</name>") && !xml.contains("<domain "), "{xml}");

@@ -246,8 +246,14 @@ pub fn mount(source: &str, mnt: &Path, options: &str) -> Finished {
 /// `pullfs recover` of a machine.
 #[track_caller]
 pub fn recover(machine: &Machine) -> Finished {
+    of_machine(machine, &["recover"], &[])
+}
+
+/// `pullfs COMMAND SOURCE FILES` of a machine.
+#[track_caller]
+pub fn of_machine(machine: &Machine, words: &[&str], files: &[&Path]) -> Finished {
     let mut command = Command::new(tools::pullfs());
-    command.arg("recover").arg(machine.source());
+    command.args(words).arg(machine.source()).args(files);
     let options = machine.options("");
     if !options.is_empty() {
         command.args(["-o", &options]);

@@ -8,6 +8,7 @@ use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -25,6 +26,10 @@ const LIMIT: Duration = Duration::from_secs(60);
 pub struct Domain {
     libvirtd: Arc<Libvirtd>,
     name: String,
+    /// What libvirt was told of it.
+    description: PathBuf,
+    /// Whether libvirt forgets it when it ends.
+    transient: AtomicBool,
 }
 
 impl Domain {
@@ -41,7 +46,7 @@ impl Domain {
             chown(dir, Some(Account::UID), Some(Account::UID)).expect("the domain's directory");
         }
         libvirtd.virsh(&["define", &description.display().to_string()]).success();
-        Self { libvirtd, name }
+        Self { libvirtd, name, description, transient: AtomicBool::new(false) }
     }
 
     /// Its name.
@@ -75,9 +80,22 @@ impl Domain {
         self.virsh("domstate", &[]).success().trim() == "running"
     }
 
+    /// Has libvirt forget it when it ends, with all that it knows of it. It runs.
+    #[track_caller]
+    pub fn make_transient(&self) {
+        self.virsh("undefine", &[]).success();
+        self.transient.store(true, Ordering::Relaxed);
+    }
+
     /// Starts it, once libvirt has seen that it ended before.
     #[track_caller]
     pub(crate) fn start(&self) {
+        if self.transient.load(Ordering::Relaxed) {
+            let known = || self.libvirtd.virsh(&["list", "--all", "--name"]).success();
+            wait_until("libvirt to forget the domain", LIMIT, || !known().lines().any(|name| name == self.name));
+            self.libvirtd.virsh(&["create", &self.description.display().to_string()]).success();
+            return;
+        }
         let ended = || self.virsh("domstate", &[]).success().trim() == "shut off";
         wait_until("libvirt to see the domain's end", LIMIT, ended);
         self.virsh("start", &[]).success();

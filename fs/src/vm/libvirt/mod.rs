@@ -3,7 +3,7 @@
 //! [`link`] has the connection; [`xml`] reads and writes libvirt's descriptions; `inventory` says what there is; `undo` has
 //! the steps of a point in time and what they leave; `place` is where QEMU's user reaches scratch images and the socket;
 //! `watch` says whether the point in time is kept, and `guard` and `end` let go of the guest; [`recover`] undoes what a mount that died has left;
-//! [`host`] lists the domains that there are.
+//! [`host`] lists the domains that there are; [`redefine`] makes checkpoints known to libvirt again that it has forgotten.
 //!
 //! A domain has one backup at a time, and a backup tells of each disk the changes since one checkpoint. Those since a newer
 //! one are among them: they are told roughly. For an older one another point in time is needed ([`Base::One`]).
@@ -17,6 +17,7 @@ pub mod link;
 pub mod mounted;
 mod place;
 pub mod recover;
+pub mod redefine;
 pub mod roster;
 mod undo;
 mod watch;
@@ -462,7 +463,7 @@ impl Vm for LibvirtVm {
                 if let Err(left) = self.release().await {
                     tracing::warn!("something may be left in the machine until the next try: {}", chain(&left));
                 }
-                return Err(because(lost, number, error));
+                return Err(redefine::forgotten(because(lost, number, error), wanted.checkpoint.as_deref()));
             }
         };
         self.hold(Some(Held { total: Some(total), ..held }));

@@ -255,7 +255,7 @@ pub(super) fn new_checkpoint(name: &str, made: &Made, others: &[&str]) -> String
     xml
 }
 
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for char in text.chars() {
         match char {

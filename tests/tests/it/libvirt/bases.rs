@@ -41,7 +41,7 @@ fn machine(flavor: Flavor) -> (Machine, Mount) {
 }
 
 /// Copies the disk at the checkpoint's instant.
-fn full(mount: &Mount, name: &str) {
+pub(super) fn full(mount: &Mount, name: &str) {
     ok(tool("cp").arg(mount.path("current/vda/disk.qcow2")).arg(mount.beside(&format!("vda.{name}.qcow2"))));
 }
 
@@ -84,7 +84,7 @@ fn an_open_chooses_the_base(flavor: Flavor) {
 
 /// That the delta since a checkpoint, on the backup of that checkpoint, is the disk.
 #[track_caller]
-fn stands_on(mount: &Mount, name: &str) {
+pub(super) fn stands_on(mount: &Mount, name: &str) {
     let (delta, disk) = (mount.beside("delta.qcow2"), mount.beside("disk.raw"));
     ok(tool("cp").arg(mount.path(&format!("checkpoints/{name}/vda/delta.qcow2"))).arg(&delta));
     let base = mount.beside(&format!("vda.{name}.qcow2"));

@@ -15,9 +15,9 @@ use serde_json::Value;
 
 use super::{LIMIT, builder, errno, last_error, nothing_is_left};
 
-const CLUSTER: u64 = 65536;
+pub(super) const CLUSTER: u64 = 65536;
 
-fn made(mount: &Mount, name: &str) -> Result<(), Errno> {
+pub(super) fn made(mount: &Mount, name: &str) -> Result<(), Errno> {
     fs::create_dir(mount.path("checkpoints").join(name)).map_err(|error| errno(&error))
 }
 
@@ -26,22 +26,22 @@ fn removed(mount: &Mount, name: &str) -> Result<(), Errno> {
 }
 
 /// virsh's tree, without its lines.
-fn tree(machine: &Machine) -> Vec<String> {
+pub(super) fn tree(machine: &Machine) -> Vec<String> {
     let tree = machine.domain().virsh("checkpoint-list", &["--tree"]).success();
     let names = tree.lines().map(|line| line.trim_matches([' ', '|', '+', '-']).to_owned());
     names.filter(|name| !name.is_empty()).collect()
 }
 
-fn shown(mount: &Mount) -> Vec<String> {
+pub(super) fn shown(mount: &Mount) -> Vec<String> {
     ok(tool("ls").arg(mount.path("checkpoints"))).lines().map(str::to_owned).collect()
 }
 
-fn dirty(mount: &Mount, checkpoint: &str) -> Vec<Extent> {
+pub(super) fn dirty(mount: &Mount, checkpoint: &str) -> Vec<Extent> {
     let map = fs::read_to_string(mount.path(&format!("checkpoints/{checkpoint}/vda/dirty.map"))).expect("a map");
     oracle::read_map(&map, |_| true)
 }
 
-fn checkpoint(mount: &Mount, name: &str) -> Value {
+pub(super) fn checkpoint(mount: &Mount, name: &str) -> Value {
     let status = mount.status();
     let found = status["checkpoints"].as_array().and_then(|all| all.iter().find(|one| one["name"] == name).cloned());
     found.unwrap_or_else(|| panic!("no checkpoint {name} in {status}"))
@@ -147,7 +147,7 @@ fn uri(machine: &Machine) -> String {
 
 /// A run of virtnbdbackup, whose checkpoints are named by itself.
 #[track_caller]
-fn virtnbdbackup(machine: &Machine, level: &str, dir: &Path) {
+pub(super) fn virtnbdbackup(machine: &Machine, level: &str, dir: &Path) {
     let socket = machine.dir().join("virtnbd.sock");
     let mut command = tool("virtnbdbackup");
     command.args(["--noprogress", "-d", machine.domain().name(), "-l", level]);
@@ -157,7 +157,7 @@ fn virtnbdbackup(machine: &Machine, level: &str, dir: &Path) {
 
 /// The image of vda that virtnbdrestore makes of a directory.
 #[track_caller]
-fn restored(machine: &Machine, dir: &Path) -> std::path::PathBuf {
+pub(super) fn restored(machine: &Machine, dir: &Path) -> std::path::PathBuf {
     let target = dir.join("restored");
     let mut command = tool("virtnbdrestore");
     command.args(["--noprogress", "-a", "restore", "-U", &uri(machine), "-i"]).arg(dir);

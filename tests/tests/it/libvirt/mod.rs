@@ -7,6 +7,7 @@ mod disks;
 mod ended;
 mod host;
 mod marks;
+mod redefined;
 mod restarts;
 mod unplugged;
 
