@@ -2,12 +2,14 @@
 //!
 //! [`link`] has the connection; [`xml`] reads and writes libvirt's descriptions; `inventory` says what there is; `undo` has
 //! the steps of a point in time and what they leave; `place` is where QEMU's user reaches scratch images and the socket;
-//! `watch` says whether the point in time is kept, and `guard` and `end` let go of the guest; [`recover`] undoes what a mount that died has left;
-//! [`host`] lists the domains that there are; [`redefine`] makes checkpoints known to libvirt again that it has forgotten.
+//! `delete` deletes checkpoints; `watch` says whether the point in time is kept, and `guard` and `end` let go of the guest;
+//! [`recover`] undoes what a mount that died has left; [`host`] lists the domains that there are; [`redefine`] makes checkpoints
+//! known to libvirt again that it has forgotten.
 //!
 //! A domain has one backup at a time, and a backup tells of each disk the changes since one checkpoint. Those since a newer
 //! one are among them: they are told roughly. For an older one another point in time is needed ([`Base::One`]).
 
+mod delete;
 mod end;
 pub mod examine;
 mod guard;
@@ -506,9 +508,8 @@ impl Vm for LibvirtVm {
                 format!("checkpoint {name} was not made by pullfs; it deletes such only with -o foreign=rw"),
             ));
         }
-        let deleted =
-            self.context.link.call("delete the checkpoint", LIMIT, move |domain| domain.checkpoint(&wanted)?.delete());
-        deleted.await
+        let deleted = move |domain: &libvirt::Domain| delete::delete(domain, &wanted);
+        self.context.link.call("delete the checkpoint", LIMIT, deleted).await
     }
 
     async fn release(&self) -> Result<()> {

@@ -255,6 +255,29 @@ pub(super) fn new_checkpoint(name: &str, made: &Made, others: &[&str]) -> String
     xml
 }
 
+/// Describes a checkpoint that is there, from its description, as one of this disk alone.
+pub(super) fn checkpoint_of_one(described: &str, target: &str) -> Result<String> {
+    let document = document("a checkpoint", described)?;
+    let root = document.root_element();
+    let mut xml = "<domaincheckpoint>".to_owned();
+    let mut put = |element: &str, text: Option<String>| {
+        if let Some(text) = text {
+            let _ = write!(xml, "<{element}>{}</{element}>", escape(&text));
+        }
+    };
+    for element in ["name", "description", "creationTime"] {
+        put(element, text(root, element));
+    }
+    if let Some(parent) = child(root, "parent").and_then(|parent| text(parent, "name")) {
+        let _ = write!(xml, "<parent><name>{}</name></parent>", escape(&parent));
+    }
+    let bitmap = escape(&text(root, "name").unwrap_or_default());
+    let target = escape(target);
+    let _ =
+        write!(xml, "<disks><disk name='{target}' checkpoint='bitmap' bitmap='{bitmap}'/></disks></domaincheckpoint>");
+    Ok(xml)
+}
+
 pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for char in text.chars() {
