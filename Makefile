@@ -44,7 +44,7 @@ libvirt  = $$([ -e $(SETUP)/libvirt-$(1)/.complete ] && echo $(SETUP)/libvirt-$(
 machines = PULLFS_TEST_GUEST=$(SETUP)/guest PULLFS_TEST_QEMU_OLD=$(qemu_old) PULLFS_TEST_QEMU_NEW=$(qemu_new) \
     PULLFS_TEST_LIBVIRT_OLD=$(call libvirt,9) PULLFS_TEST_LIBVIRT_NEW=$(call libvirt,11)
 
-.PHONY: help check deny test newest soak fuzz bench demo install deb setup setup-demo clean
+.PHONY: help check deny test long newest soak fuzz bench demo install deb setup setup-demo clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null || \
@@ -78,6 +78,11 @@ test: setup ## everything, as root: installs what it needs, real QEMU, real moun
 	esac; done
 	@for major in 9 11; do [ -e $(SETUP)/libvirt-$$major/.complete ] || \
 	    echo "*** libvirt $$major COULD NOT BE HAD: NOTHING WAS TESTED WITH IT ***"; done
+
+# How many steps each history has: make long STEPS=1000
+STEPS = 400
+long: setup ## STEPS=400: what `make test` takes samples of: long histories
+	$(machines) PULLFS_TEST_HISTORY=$(STEPS) $(CARGO) test -p pullfs-tests --test it --no-fail-fast -- history::
 
 newest: setup ## the tests of QEMU 10 again, with the newest QEMU that a later Debian has
 	tests/setup/qemu-newest.sh $(SETUP)/qemu-newest

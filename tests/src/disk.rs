@@ -150,8 +150,8 @@ impl Disk {
         let seed = self.id.bytes().fold(1_u64, |seed, byte| seed * 257 + u64::from(byte));
         for &(offset, length) in &self.filled {
             let words = offset / 8..(offset + length) / 8;
-            let bytes = words.flat_map(|word| (word ^ seed << 40).to_le_bytes());
-            file.write_all_at(&bytes.collect::<Vec<u8>>(), offset).expect("filling an image");
+            let words: Vec<_> = words.map(|word| (word ^ seed << 40).to_le_bytes()).collect();
+            file.write_all_at(words.as_flattened(), offset).expect("filling an image");
         }
         if self.format != "raw" {
             let cluster = format!("cluster_size={}", self.cluster);

@@ -4,14 +4,26 @@
 //! since. **Bitmaps**: in which layers of a backing chain QEMU has a checkpoint's bitmap, and what a restart or a power
 //! failure makes of it. From these follows what a checkpoint is worth on a disk: [`State`].
 //!
-//! A checkpoint exists while the active layer of any disk has a bitmap of it. What a deleted one, or one whose newest part
-//! was lost, leaves in the images below cannot be removed there, and means nothing: not even to a new one of its name.
+//! To QEMU a checkpoint exists while the active layer of any disk has a bitmap of it. What a deleted one, or one whose newest
+//! part was lost, leaves in the images below cannot be removed there, and means nothing: not even to a new one of its name.
+//! libvirt has a list ([`Keeper`]). What a point in time shows of all that, is an [`Instant`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// The unit in which the model remembers what was touched: what a guest writes is no finer.
 pub const SECTOR: usize = 512;
+
+/// Who knows which checkpoints there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Keeper {
+    /// QEMU, by their bitmaps, which any image can have. A point in time tells what changed since each of them.
+    #[default]
+    Qemu,
+    /// libvirt, by a list: a checkpoint exists until it is deleted, and is broken where its bitmaps are not what they were. Only
+    /// images that keep bitmaps have any. A point in time tells what changed since one checkpoint.
+    Libvirt,
+}
 
 /// What a checkpoint can tell of a disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +73,8 @@ pub struct Since {
     pub then: Arc<Vec<u8>>,
     /// For each sector, whether it was touched since.
     pub touched: Vec<bool>,
+    /// Whether it was made of this disk.
+    made: bool,
 }
 
 /// A checkpoint.
@@ -79,9 +93,26 @@ pub struct Model {
     pub disks: Vec<Disk>,
     /// The checkpoints that exist on any disk, oldest first.
     pub checkpoints: Vec<Checkpoint>,
+    keeper: Keeper,
+}
+
+/// What a point in time has to show.
+#[derive(Clone, Debug)]
+pub struct Instant {
+    /// The machine as it was.
+    pub frozen: Model,
+    /// The checkpoint since which it tells what changed; none where it tells so of all of them, or where there was none.
+    pub base: Option<String>,
+    /// The checkpoint that was made at the same instant.
+    new: Option<String>,
 }
 
 impl Model {
+    /// A machine without disks.
+    pub fn of(keeper: Keeper) -> Self {
+        Self { keeper, ..Self::default() }
+    }
+
     /// Adds a disk; whether its format keeps bitmaps.
     pub fn add_disk(&mut self, id: &str, bytes: Vec<u8>, keeps: bool) {
         let layers = vec![Layer { keeps, size: bytes.len(), bitmaps: BTreeMap::new() }];
@@ -115,10 +146,16 @@ impl Model {
                 layer.bitmaps.remove(name);
             }
             let active = disk.active();
-            let bitmap = Bitmap { persistent: active.keeps, stored: false, broken: false };
-            active.bitmaps.insert(name.to_owned(), bitmap);
+            if active.keeps || self.keeper == Keeper::Qemu {
+                let bitmap = Bitmap { persistent: active.keeps, stored: false, broken: false };
+                active.bitmaps.insert(name.to_owned(), bitmap);
+            }
         }
-        let since = |disk: &Disk| Since { then: disk.bytes.clone(), touched: vec![false; disk.bytes.len() / SECTOR] };
+        let since = |disk: &Disk| Since {
+            then: disk.bytes.clone(),
+            touched: vec![false; disk.bytes.len() / SECTOR],
+            made: disk.recorded(name),
+        };
         let disks = self.disks.iter().map(since).collect();
         self.checkpoints.push(Checkpoint { name: name.to_owned(), disks });
     }
@@ -128,7 +165,7 @@ impl Model {
         for layer in self.disks.iter_mut().flat_map(|disk| &mut disk.layers) {
             layer.bitmaps.remove(name);
         }
-        self.forget();
+        self.checkpoints.retain(|checkpoint| checkpoint.name != name);
     }
 
     /// An external snapshot of some disks: QEMU stores the bitmaps of what is no longer the active layer, and those that
@@ -171,15 +208,18 @@ impl Model {
 
     /// What a checkpoint can tell of a disk.
     pub fn state(&self, name: &str, disk: usize) -> State {
+        let made = self.checkpoints.iter().any(|checkpoint| checkpoint.name == name && checkpoint.disks[disk].made);
+        // Who has it on a list misses what is not there.
+        let lost = if made && self.keeper == Keeper::Libvirt { State::Unusable } else { State::Missing };
         let disk = &self.disks[disk];
         let parts = disk.layers.iter().filter_map(|layer| Some((layer.size, layer.bitmaps.get(name)?)));
         if !disk.recorded(name) {
-            State::Missing
+            lost
         } else if parts.clone().any(|(_, bitmap)| bitmap.broken) {
             State::Unusable
         } else if parts.clone().any(|(size, _)| size != disk.bytes.len()) {
             // QEMU merges no bitmaps of different sizes.
-            State::Missing
+            lost
         } else {
             State::Known
         }
@@ -190,10 +230,69 @@ impl Model {
         (0..self.disks.len()).all(|disk| self.state(name, disk) != State::Unusable)
     }
 
-    /// Drops the checkpoints that no disk records any more.
+    /// Whether a checkpoint tells what changed on some disk.
+    pub fn tells(&self, name: &str) -> bool {
+        (0..self.disks.len()).any(|disk| self.state(name, disk) == State::Known)
+    }
+
+    /// The checkpoints since which something can be copied at the instant of a new one.
+    pub fn parents(&self) -> Vec<&str> {
+        let names = self.checkpoints.iter().map(|checkpoint| &*checkpoint.name);
+        let newest = names.clone().rev().find(|name| self.tells(name));
+        let told = names.filter(|name| self.keeper == Keeper::Qemu || newest == Some(name));
+        told.filter(|name| self.usable(name)).collect()
+    }
+
+    /// A point in time, of which nobody said since when it is to tell what changed, and which made the checkpoint `new`.
+    pub fn instant(&self, new: Option<&str>) -> Instant {
+        let mut names = self.checkpoints.iter().rev().map(|checkpoint| &*checkpoint.name);
+        let newest = names.find(|name| Some(*name) != new && self.tells(name));
+        let base = newest.filter(|_| self.keeper == Keeper::Libvirt).map(str::to_owned);
+        Instant { frozen: self.clone(), base, new: new.map(str::to_owned) }
+    }
+
+    /// A point in time that is to tell what changed since this checkpoint.
+    pub fn instant_since(&self, base: &str) -> Instant {
+        Instant { frozen: self.clone(), base: Some(base.to_owned()), new: None }
+    }
+
+    /// How many checkpoints are older.
+    fn age(&self, name: &str) -> usize {
+        self.checkpoints.iter().position(|checkpoint| checkpoint.name == name).expect("it is there")
+    }
+
+    /// Drops the checkpoints that no disk records any more, unless somebody has them on a list.
     fn forget(&mut self) {
+        if self.keeper == Keeper::Libvirt {
+            return;
+        }
         let disks = &self.disks;
         self.checkpoints.retain(|checkpoint| disks.iter().any(|disk| disk.recorded(&checkpoint.name)));
+    }
+}
+
+impl Instant {
+    /// Whether a checkpoint's files can be opened. That they say nothing of a checkpoint that tells nothing is true at
+    /// any instant.
+    pub fn serves(&self, checkpoint: &str) -> bool {
+        let frozen = &self.frozen;
+        match &self.base {
+            _ if frozen.keeper == Keeper::Qemu || !frozen.tells(checkpoint) => true,
+            _ if self.new.as_deref() == Some(checkpoint) => true,
+            Some(base) => frozen.age(checkpoint) >= frozen.age(base),
+            None => false,
+        }
+    }
+
+    /// The checkpoint since which that is what is told as what changed on a disk since `checkpoint`, which is served: the same,
+    /// or an older one.
+    pub fn origin<'a>(&'a self, checkpoint: &'a str, disk: usize) -> &'a str {
+        let frozen = &self.frozen;
+        let Some(base) = self.base.as_ref().filter(|_| self.new.as_deref() != Some(checkpoint)) else {
+            return checkpoint;
+        };
+        let mut names = frozen.checkpoints[frozen.age(base)..].iter().map(|checkpoint| &*checkpoint.name);
+        names.find(|name| frozen.state(name, disk) == State::Known).unwrap_or(checkpoint)
     }
 }
 
@@ -210,7 +309,7 @@ impl Disk {
 
 #[cfg(test)]
 mod tests {
-    use super::{Model, State};
+    use super::{Keeper, Model, State};
 
     fn model() -> Model {
         let mut model = Model::default();
@@ -248,6 +347,30 @@ mod tests {
         assert_eq!((model.state("monday", 0), model.state("monday", 1)), (State::Unusable, State::Missing));
         model.delete("monday");
         assert!(model.checkpoints.is_empty());
+    }
+
+    #[test]
+    fn what_libvirt_lists() {
+        let mut model = Model::of(Keeper::Libvirt);
+        model.add_disk("kept", vec![0; 4096], true);
+        model.add_disk("raw", vec![0; 4096], false);
+        for name in ["monday", "tuesday", "wednesday"] {
+            model.checkpoint(name);
+        }
+        assert_eq!((model.state("monday", 0), model.state("monday", 1)), (State::Known, State::Missing));
+        assert_eq!(model.parents(), ["wednesday"]);
+        let made = model.instant(Some("wednesday"));
+        let serves = ["monday", "tuesday", "wednesday"].map(|name| made.serves(name));
+        assert_eq!((serves, made.base.as_deref()), ([false, true, true], Some("tuesday")));
+        assert_eq!((made.origin("tuesday", 0), made.origin("wednesday", 0)), ("tuesday", "wednesday"));
+        let since = model.instant_since("tuesday");
+        assert_eq!((since.serves("monday"), since.origin("wednesday", 0)), (false, "tuesday"));
+        // None of it was stored.
+        model.kill();
+        assert_eq!(model.checkpoints.len(), 3);
+        assert_eq!((model.state("monday", 0), model.state("monday", 1)), (State::Unusable, State::Missing));
+        let nothing = model.instant(None);
+        assert!(nothing.base.is_none() && nothing.serves("monday"), "it is an error at any instant");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::disk::Disk;
 use crate::flavor::Flavor;
 use crate::guest::{BOOT_LIMIT, linux, said};
 use crate::machine::Machine;
+use crate::model::SECTOR;
 use crate::process::wait_until;
 
 /// A guest that overwrites its only disk, `vda`, which is raw.
@@ -141,8 +142,10 @@ impl Stalls {
 
 const MIB: usize = 1 << 20;
 
-/// A MiB that is like no other, and like nothing that the guest writes.
+/// A MiB no sector of which is like any other, or like what the guest writes.
 fn pattern(number: u64) -> Vec<u8> {
-    let words = 0..u64::try_from(MIB / 8).expect("a number");
-    words.flat_map(|word| (u64::MAX - (number << 20 | word)).to_le_bytes()).collect()
+    let sectors = 0..u64::try_from(MIB / SECTOR).expect("a number");
+    let sectors: Vec<_> =
+        sectors.map(|sector| [(u64::MAX - (number << 20 | sector)).to_le_bytes(); SECTOR / 8]).collect();
+    sectors.as_flattened().as_flattened().to_vec()
 }

@@ -1,8 +1,8 @@
 //! A libvirtd of a test's own, with real domains.
 //!
 //! It runs in namespaces that are gone with it: what it keeps of its own lies on file systems that nobody else sees, and the
-//! kernel ends every process that it started, QEMU too. Whatever ends the test ends it. Several run side by side, and one
-//! that the computer has for other purposes is not touched. `/tmp` is the same inside and outside: that is where its
+//! kernel ends every process that it started, QEMU too. Whatever ends the test ends it, and takes its directory away. Several
+//! run side by side, and one that the computer has for other purposes is not touched. `/tmp` is the same inside and outside: that is where its
 //! socket, images, scratch files and NBD sockets are.
 //!
 //! The namespaces are kept by a process that is not libvirtd (`keeper.sh`): libvirtd may be killed and started again while its
@@ -17,7 +17,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::net::sockopt::socket_peercred;
@@ -39,6 +39,9 @@ const MOUNTS: &str = "mounts";
 
 /// For the kernel to end all processes of the namespaces.
 const END_LIMIT: Duration = Duration::from_secs(20);
+
+/// Runs what makes the namespaces, and takes away what is left of them outside, also if all of the tests are told to end.
+const AND_CLEAN_UP: &str = r#"trap : HUP INT TERM; "$@"; umount -l "$0/mounts"; rm -rf --one-file-system "$0""#;
 
 /// Which libvirt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -150,9 +153,11 @@ impl Libvirtd {
         write_program(&dir.path().join("emulator"), &qemu.emulator());
 
         let log = fs::File::create(dir.path().join("keeper.log")).expect("a log");
-        let mut keeper = tools::tool("unshare");
+        let mut keeper = tools::tool("sh");
+        keeper.args(["-c", AND_CLEAN_UP]).arg(dir.path());
         // Its end is that of its standard input: a signal at a parent's death would come when the thread that starts it ends.
         keeper.args([
+            "unshare",
             "--mount",
             "--propagation=slave",
             "--net",
@@ -179,19 +184,17 @@ impl Libvirtd {
         libvirtd
     }
 
-    /// The one that all tests of this process share as long as any of them has it; its QEMUs are root's. Not for tests
-    /// that stop it.
+    /// The one that all tests of this process share, to its end: to start one, and to let it find out what its QEMU can do, takes
+    /// seconds. Its QEMUs are root's. Not for tests that stop it.
     #[track_caller]
     pub fn shared(version: Version) -> Arc<Self> {
-        static SHARED: [Mutex<Weak<Libvirtd>>; 2] = [const { Mutex::new(Weak::new()) }; 2];
+        static SHARED: [Mutex<Option<Arc<Libvirtd>>>; 2] = [const { Mutex::new(None) }; 2];
         let slot = &SHARED[usize::from(version == Version::New)];
         // One that could not be started has left an empty slot.
         let mut shared = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        shared.upgrade().unwrap_or_else(|| {
-            let started = Arc::new(Self::start(version));
-            *shared = Arc::downgrade(&started);
-            started
-        })
+        // One that crashed under a test fails that test, and not all that come later.
+        let running = shared.take().filter(|running| running.answers());
+        shared.insert(running.unwrap_or_else(|| Arc::new(Self::start(version)))).clone()
     }
 
     /// Which libvirt it is.
@@ -300,7 +303,6 @@ impl Drop for Libvirtd {
         }
         drop(self.orders.get_mut().unwrap_or_else(PoisonError::into_inner).take());
         let _ = wait_for(&mut self.keeper, END_LIMIT);
-        let _ = Command::new("umount").arg("-l").arg(self.mounts()).status();
     }
 }
 

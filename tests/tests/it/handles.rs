@@ -64,7 +64,7 @@ fn is_disk(mount: &Mount, handle: &str, right: &Path) {
     oracle::same(&out, right);
 }
 
-on!(a_handle_finds_its_file_when_the_kernel_has_forgotten_it: new = New, old = Old);
+on!(a_handle_finds_its_file_when_the_kernel_has_forgotten_it: new = New, old = Old, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn a_handle_finds_its_file_when_the_kernel_has_forgotten_it(flavor: Flavor) {
     let machine = machine(flavor);
     let right = machine.copy("vda", "right");
@@ -91,7 +91,7 @@ fn a_handle_finds_its_file_when_the_kernel_has_forgotten_it(flavor: Flavor) {
     assert!(mount.unmount().success());
 }
 
-on!(a_handle_of_a_removed_checkpoint_is_stale: new = New, old = Old);
+on!(a_handle_of_a_removed_checkpoint_is_stale: new = New, old = Old, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn a_handle_of_a_removed_checkpoint_is_stale(flavor: Flavor) {
     let machine = machine(flavor);
     let mount = Mount::of(&machine);
@@ -121,7 +121,7 @@ fn a_handle_of_a_removed_checkpoint_is_stale(flavor: Flavor) {
     assert!(mount.unmount().success());
 }
 
-on!(a_handle_of_another_mount_is_of_no_other_instant: new = New, old = Old);
+on!(a_handle_of_another_mount_is_of_no_other_instant: new = New, old = Old, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn a_handle_of_another_mount_is_of_no_other_instant(flavor: Flavor) {
     let machine = machine(flavor);
     let mount = Mount::of(&machine);

@@ -4,6 +4,7 @@
 use std::fs;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use pullfs_tests::disk::Disk;
@@ -47,41 +48,48 @@ fn peak(pid: u32) -> u64 {
 
 on!(a_monitor_that_turns_hostile: daemon = Daemon);
 fn a_monitor_that_turns_hostile(flavor: Flavor) {
-    for how in [Hostility::Garbage, Hostility::EndlessLine, Hostility::Events, Hostility::Silence] {
-        let machine = Machine::build(flavor).disk(Disk::qcow2("vda", MIB).filled(&[(0, MIB)])).start();
-        let before = fs::read(machine.copy("vda", "before")).expect("a copy");
-        let nothing = Leftovers::of(&machine);
-        let relay = Turncoat::before(&machine.dir().join("pull.qmp"));
-        let mount = Mount::source(&relay.source(), "");
-        let run_dir = Path::new("/run/pullfs").join(mount.id());
-        let open = open_direct(&mount.disk("vda"));
-        machine.write("vda", 0, MIB, 0x5a);
-        relay.turn(how);
-        let mut buffer = vec![0; 65536];
-        for offset in (0..MIB).step_by(65536) {
-            let place = usize::try_from(offset).expect("small");
-            // What is read is right, or there is an error.
-            if open.read_at(&mut buffer, offset).is_ok() {
-                assert!(buffer == before[place..place + 65536], "{how:?}: wrong bytes at {offset}");
-            }
+    // At the same time: to wait is most of it.
+    thread::scope(|scope| {
+        for how in [Hostility::Garbage, Hostility::EndlessLine, Hostility::Events, Hostility::Silence] {
+            scope.spawn(move || turns(flavor, how));
         }
-        let began = Instant::now();
-        wait_until("status.json to say what happened", PATIENCE, || {
-            let status = mount.status();
-            status["unreachable"].is_string() || status["last_end"]["reason"].is_string()
-        });
-        drop(open);
-        let (mnt, pid) = (mount.mnt(), mount.pid());
-        assert!(peak(pid) < MOST, "{how:?}: {} KiB", peak(pid));
-        println!("{how:?}: {} KiB, status.json in {:?}", peak(pid), began.elapsed());
-        let daemon = Pid::from_raw(i32::try_from(pid).expect("a process id")).expect("a process");
-        kill_process(daemon, Signal::TERM).expect("our own child");
-        let ended = || fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "));
-        wait_until("the daemon's end", PATIENCE, ended);
-        assert!(!is_mounted(&mnt), "{how:?}: still mounted");
-        // What could not be undone is not forgotten: the guardian tries on.
-        relay.relent();
-        wait_until("the guardian", PATIENCE, || !run_dir.exists());
-        assert_eq!(Leftovers::of(&machine), nothing, "{how:?}");
+    });
+}
+
+fn turns(flavor: Flavor, how: Hostility) {
+    let machine = Machine::build(flavor).disk(Disk::qcow2("vda", MIB).filled(&[(0, MIB)])).start();
+    let before = fs::read(machine.copy("vda", "before")).expect("a copy");
+    let nothing = Leftovers::of(&machine);
+    let relay = Turncoat::before(&machine.dir().join("pull.qmp"));
+    let mount = Mount::source(&relay.source(), "");
+    let run_dir = Path::new("/run/pullfs").join(mount.id());
+    let open = open_direct(&mount.disk("vda"));
+    machine.write("vda", 0, MIB, 0x5a);
+    relay.turn(how);
+    let mut buffer = vec![0; 65536];
+    for offset in (0..MIB).step_by(65536) {
+        let place = usize::try_from(offset).expect("small");
+        // What is read is right, or there is an error.
+        if open.read_at(&mut buffer, offset).is_ok() {
+            assert!(buffer == before[place..place + 65536], "{how:?}: wrong bytes at {offset}");
+        }
     }
+    let began = Instant::now();
+    wait_until("status.json to say what happened", PATIENCE, || {
+        let status = mount.status();
+        status["unreachable"].is_string() || status["last_end"]["reason"].is_string()
+    });
+    drop(open);
+    let (mnt, pid) = (mount.mnt(), mount.pid());
+    assert!(peak(pid) < MOST, "{how:?}: {} KiB", peak(pid));
+    println!("{how:?}: {} KiB, status.json in {:?}", peak(pid), began.elapsed());
+    let daemon = Pid::from_raw(i32::try_from(pid).expect("a process id")).expect("a process");
+    kill_process(daemon, Signal::TERM).expect("our own child");
+    let ended = || fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| stat.contains(") Z "));
+    wait_until("the daemon's end", PATIENCE, ended);
+    assert!(!is_mounted(&mnt), "{how:?}: still mounted");
+    // What could not be undone is not forgotten: the guardian tries on.
+    relay.relent();
+    wait_until("the guardian", PATIENCE, || !run_dir.exists());
+    assert_eq!(Leftovers::of(&machine), nothing, "{how:?}");
 }

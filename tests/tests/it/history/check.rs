@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use pullfs_tests::model::{Disk, Model, SECTOR, State};
+use pullfs_tests::model::{Checkpoint, Disk, Instant, Model, SECTOR, State};
 use pullfs_tests::oracle::{self, Extent};
 use pullfs_tests::process::{ok, wait_until};
 use pullfs_tests::tools::{pullfs, tool};
@@ -24,45 +24,96 @@ const GARBAGE: u8 = 0xd6;
 const LATE: Duration = Duration::from_secs(5);
 
 impl World {
-    /// Takes the point in time, lets the guest write on, and compares all that is there with what the disks were.
+    /// Takes the point in time, lets the guest write on, and compares all that is there with what the disks were. What changed
+    /// since older checkpoints than it serves is looked at one after the other, each at an instant of its own.
     pub(super) fn check(&mut self, step: &Step) {
-        let frozen = self.model.clone();
-        let first = if let Step::Checkpoint { .. } = step {
+        let (instant, mut begun, mut open) = self.first(step);
+        self.meanwhile();
+        self.whole(&instant);
+        self.listed(&instant.frozen);
+        self.told(&instant);
+        if let Step::Checkpoint { name, parent } = step {
+            self.save(&instant.frozen, name, parent.as_deref());
+        }
+        let mut choice = Some(self.choose(&instant.frozen));
+        self.elsewhere(&instant, &mut choice);
+        let older = instant.frozen.checkpoints.iter().filter(|checkpoint| !instant.serves(&checkpoint.name));
+        // Each is older than what the one before it serves.
+        for Checkpoint { name, .. } in older.rev() {
+            self.refused(&instant.frozen, name, Errno::BUSY);
+            drop(open);
+            let own;
+            (own, begun, open) = self.since(name, begun);
+            self.meanwhile();
+            self.whole(&own);
+            self.told(&own);
+            self.elsewhere(&own, &mut choice);
+        }
+        assert_eq!(choice, None, "what was chosen was looked at");
+        drop(open);
+        if self.random.chance(70) {
+            self.mount().control("release").expect("a release");
+        }
+    }
+
+    /// The point in time after a step; whether somebody began it, or a file that is open on it.
+    fn first(&mut self, step: &Step) -> (Instant, bool, Option<File>) {
+        if let Step::Checkpoint { name, .. } = step {
             // Making it took the point in time.
-            None
-        } else if self.random.chance(30) {
+            return (self.model.instant(Some(name)), true, None);
+        }
+        let instant = self.model.instant(None);
+        if self.random.chance(30) {
             self.mount().control("begin").expect("a point in time");
-            None
-        } else {
-            let index = self.random.index(frozen.disks.len());
-            let path = self.mount().disk(&frozen.disks[index].id);
-            Some(File::open(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display())))
-        };
+            return (instant, true, None);
+        }
+        let index = self.random.index(instant.frozen.disks.len());
+        let open = open(&self.mount().disk(&instant.frozen.disks[index].id));
+        (instant, false, Some(open))
+    }
+
+    /// Another point in time, which tells what changed since this checkpoint, instead of one that nothing is open on.
+    fn since(&mut self, checkpoint: &str, begun: bool) -> (Instant, bool, Option<File>) {
+        let instant = self.model.instant_since(checkpoint);
+        self.done.push(format!("   since {checkpoint}"));
+        if self.random.chance(50) {
+            self.mount().control(&format!("begin since={checkpoint}")).expect("a point in time");
+            return (instant, true, None);
+        }
+        if begun {
+            self.mount().control("release").expect("a release");
+        }
+        let readable = |disk: &usize| instant.frozen.state(checkpoint, *disk) != State::Unusable;
+        let readable: Vec<usize> = (0..instant.frozen.disks.len()).filter(readable).collect();
+        let id = &instant.frozen.disks[readable[self.random.index(readable.len())]].id;
+        let open = open(&self.mount().path(&format!("checkpoints/{checkpoint}/{id}/dirty.map")));
+        (instant, false, Some(open))
+    }
+
+    /// The guest writes on.
+    fn meanwhile(&mut self) {
         let meanwhile = requests(&mut self.random, &self.model, 3);
         self.done.push(format!("   meanwhile {meanwhile:?}"));
         self.guest(&meanwhile);
+    }
 
-        for disk in &frozen.disks {
+    fn whole(&self, instant: &Instant) {
+        assert_eq!(self.mount().status()["point"]["base"].as_str(), instant.base.as_deref(), "with seed {}", self.seed);
+        for disk in &instant.frozen.disks {
             let whole = read(&self.mount().disk(&disk.id));
             self.equal(&whole, &disk.bytes, &format!("{}: the whole disk", disk.id));
         }
-        self.listed(&frozen);
-        for checkpoint in &frozen.checkpoints {
-            for disk in 0..frozen.disks.len() {
-                if frozen.state(&checkpoint.name, disk) == State::Unusable {
-                    self.refused(&checkpoint.name, &frozen.disks[disk].id);
-                } else {
-                    self.changed(&frozen, &checkpoint.name, disk);
+    }
+
+    /// What a point in time tells of the checkpoints that it serves.
+    fn told(&self, instant: &Instant) {
+        for Checkpoint { name, .. } in instant.frozen.checkpoints.iter().filter(|served| instant.serves(&served.name)) {
+            self.refused(&instant.frozen, name, Errno::IO);
+            for disk in 0..instant.frozen.disks.len() {
+                if instant.frozen.state(name, disk) != State::Unusable {
+                    self.changed(instant, name, disk);
                 }
             }
-        }
-        if let Step::Checkpoint { name, parent } = step {
-            self.save(&frozen, name, parent.as_deref());
-        }
-        self.elsewhere(&frozen);
-        drop(first);
-        if self.random.chance(70) {
-            self.mount().control("release").expect("a release");
         }
     }
 
@@ -85,33 +136,42 @@ impl World {
         assert_eq!(names.collect::<BTreeSet<_>>(), expected.into_iter().map(|(name, _)| name).collect());
     }
 
-    /// What nobody can tell is an error, not an empty map.
-    fn refused(&self, checkpoint: &str, id: &str) {
-        for file in ["dirty.map", "dirty.json", "delta.raw", "delta.qcow2"] {
-            let path = self.mount().path(&format!("checkpoints/{checkpoint}/{id}/{file}"));
-            let error = fs::read(&path).expect_err("an unusable checkpoint cannot be read");
-            assert_eq!(Errno::from_io_error(&error), Some(Errno::IO), "{}", path.display());
+    /// What nobody can tell is an error, not an empty map; so is, at an instant that serves no such checkpoint, the rest.
+    fn refused(&self, frozen: &Model, checkpoint: &str, errno: Errno) {
+        for (index, disk) in frozen.disks.iter().enumerate() {
+            let unusable = frozen.state(checkpoint, index) == State::Unusable;
+            if unusable != (errno == Errno::IO) {
+                continue;
+            }
+            for file in ["dirty.map", "dirty.json", "delta.raw", "delta.qcow2"] {
+                let path = self.mount().path(&format!("checkpoints/{checkpoint}/{}/{file}", disk.id));
+                let error = fs::read(&path).expect_err("what cannot be told");
+                assert_eq!(Errno::from_io_error(&error), Some(errno), "{}", path.display());
+            }
         }
     }
 
     /// The map has what was touched and nothing else; the disk at the checkpoint with the raw delta is the disk.
-    fn changed(&self, frozen: &Model, checkpoint: &str, disk: usize) {
+    fn changed(&self, instant: &Instant, checkpoint: &str, disk: usize) {
+        let frozen = &instant.frozen;
         let (id, bytes) = (&frozen.disks[disk].id, &frozen.disks[disk].bytes);
-        let since = &frozen.checkpoints.iter().find(|found| found.name == checkpoint).expect("it is there").disks[disk];
+        let at =
+            |name: &str| &frozen.checkpoints.iter().find(|found| found.name == name).expect("it is there").disks[disk];
+        let (since, origin) = (at(checkpoint), instant.origin(checkpoint, disk));
         let what = format!("{id} since {checkpoint}");
         let dir = self.mount().path(&format!("checkpoints/{checkpoint}/{id}"));
         let map = String::from_utf8(read(&dir.join("dirty.map"))).expect("text");
         let extents = self.extents(&map, bytes.len(), &what);
 
         let missing = frozen.state(checkpoint, disk) == State::Missing;
-        let more = missing || since.then.len() < bytes.len();
+        let more = missing || since.then.len() < bytes.len() || origin != checkpoint;
         assert_eq!(map.contains("# note: "), more, "{what}: says why more counts as changed than was touched\n{map}");
         let mut built = since.then.to_vec();
         if missing {
             built.fill(GARBAGE);
             assert_eq!(total(&extents), bytes.len(), "{what}: all of it\n{map}");
         } else {
-            let touched = rounded(&since.touched, granularity(&map));
+            let touched = rounded(&at(origin).touched, granularity(&map));
             for &(offset, length, _) in &extents {
                 let sectors = offset / SECTOR..(offset + length).div_ceil(SECTOR);
                 let untouched = sectors.clone().find(|&sector| !touched[sector]);
@@ -167,15 +227,23 @@ impl World {
         }
     }
 
-    /// One disk since one checkpoint, or the whole of it, by way of others: a chain that QEMU opens, and `pullfs sync`.
-    fn elsewhere(&mut self, frozen: &Model) {
-        let index = self.random.index(frozen.disks.len());
-        let (id, bytes) = (&frozen.disks[index].id, &frozen.disks[index].bytes);
-        let expected = self.copies.join("expected");
-        fs::write(&expected, bytes.as_slice()).expect("a file");
+    /// A disk, and a checkpoint since which it is looked at in other ways, or none for the whole of it.
+    fn choose(&mut self, frozen: &Model) -> (usize, Option<String>) {
+        let disk = self.random.index(frozen.disks.len());
         let usable: Vec<_> = frozen.checkpoints.iter().filter(|found| frozen.usable(&found.name)).collect();
         let choice = self.random.index(usable.len() + 1);
-        let Some(checkpoint) = usable.get(choice).map(|checkpoint| checkpoint.name.as_str()) else {
+        (disk, usable.get(choice).map(|checkpoint| checkpoint.name.clone()))
+    }
+
+    /// The disk that was chosen, at the first instant that serves it, by way of others: a chain that QEMU opens, and `pullfs
+    /// sync`.
+    fn elsewhere(&self, instant: &Instant, choice: &mut Option<(usize, Option<String>)>) {
+        let serves = |checkpoint: &Option<String>| checkpoint.as_ref().is_none_or(|name| instant.serves(name));
+        let Some((index, checkpoint)) = choice.take_if(|(_, checkpoint)| serves(checkpoint)) else { return };
+        let (id, bytes) = (&instant.frozen.disks[index].id, &instant.frozen.disks[index].bytes);
+        let expected = self.copies.join("expected");
+        fs::write(&expected, bytes.as_slice()).expect("a file");
+        let Some(checkpoint) = checkpoint else {
             let whole = self.copies.join("whole.qcow2");
             ok(tool("cp").arg(self.mount().path(&format!("current/{id}/disk.qcow2"))).arg(&whole));
             same_chain(&whole, &expected);
@@ -219,6 +287,10 @@ fn same_chain(image: &Path, expected: &Path) {
 
 fn sync(source: &Path, dest: &Path) {
     ok(Command::new(pullfs()).args(["sync", "--quiet"]).arg(source).arg(dest));
+}
+
+fn open(path: &Path) -> File {
+    File::open(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
 fn read(path: &Path) -> Vec<u8> {

@@ -3,7 +3,8 @@
 //!
 //! A seed makes a sequence of steps ([`step::Step`]): a guest that writes, checkpoints that come and go, disks that grow,
 //! external snapshots, restarts and power failures. A model in memory ([`pullfs_tests::model`]) takes part in all of
-//! them. After each step everything there is to read is compared with it ([`check`]), while the guest writes on.
+//! them. After each step everything there is to read is compared with it ([`check`]), while the guest writes on. What a
+//! domain of libvirt's tells at one instant after the other, is compared with the model of each.
 //!
 //! `PULLFS_TEST_HISTORY=STEPS` makes longer histories, `PULLFS_TEST_HISTORY=STEPS,SEED` repeats one.
 
@@ -17,7 +18,7 @@ use std::path::PathBuf;
 use pullfs_tests::disk::Disk;
 use pullfs_tests::flavor::Flavor;
 use pullfs_tests::machine::{MIB, Machine};
-use pullfs_tests::model::Model;
+use pullfs_tests::model::{Keeper, Model};
 use pullfs_tests::mount::Mount;
 use pullfs_tests::oracle;
 use pullfs_tests::random::Random;
@@ -27,6 +28,9 @@ use step::{Change, Request, Step};
 
 /// Of each history, unless the environment says otherwise.
 const STEPS: u64 = 52;
+
+/// Of a domain's, where a step has up to four points in time.
+const STEPS_OF_LIBVIRT: u64 = 20;
 
 on!(seed_1: new = New);
 fn seed_1(flavor: Flavor) {
@@ -48,10 +52,21 @@ fn seed_4(flavor: Flavor) {
     live(flavor, 4);
 }
 
+on!(seed_5: libvirt = Libvirt);
+fn seed_5(flavor: Flavor) {
+    live(flavor, 5);
+}
+
+on!(seed_6: libvirt_old = LibvirtOld);
+fn seed_6(flavor: Flavor) {
+    live(flavor, 6);
+}
+
 fn live(flavor: Flavor, seed: u64) {
     let told = std::env::var("PULLFS_TEST_HISTORY").unwrap_or_default();
     let mut told = told.split(',').map(|number| number.trim().parse().ok());
-    let (steps, seed) = (told.next().flatten().unwrap_or(STEPS), told.next().flatten().unwrap_or(seed));
+    let steps = if flavor.libvirt().is_some() { STEPS_OF_LIBVIRT } else { STEPS };
+    let (steps, seed) = (told.next().flatten().unwrap_or(steps), told.next().flatten().unwrap_or(seed));
     let mut world = World::begin(flavor, seed);
     for number in 0..steps {
         let free = world.free();
@@ -99,7 +114,7 @@ impl World {
             .disk(Disk::qcow2("vdb", 3 * MIB + 512).cluster(4096).filled(&[(512, MIB), (2 * MIB + 1024, 65536)]))
             .disk(Disk::raw("vdc", 4 * MIB + 2560).filled(&[(65536, 2 * MIB)]))
             .start();
-        let mut model = Model::default();
+        let mut model = Model::of(if flavor.libvirt().is_some() { Keeper::Libvirt } else { Keeper::Qemu });
         for id in ["vda", "vdb", "vdc"] {
             let bytes = fs::read(machine.copy(id, "begin.raw")).expect("a copy");
             model.add_disk(id, bytes, machine.format(id) == "qcow2");

@@ -86,9 +86,9 @@ impl Step {
     }
 
     fn checkpoint(random: &mut Random, model: &Model, number: u64, free: &[String]) -> Self {
-        let usable: Vec<_> = model.checkpoints.iter().filter(|parent| model.usable(&parent.name)).collect();
-        let parent = (!usable.is_empty() && random.chance(80)).then(|| random.index(usable.len()));
-        let parent = parent.map(|index| usable[index].name.clone());
+        let parents = model.parents();
+        let parent = (!parents.is_empty() && random.chance(80)).then(|| random.index(parents.len()));
+        let parent = parent.map(|index| parents[index].to_owned());
         let name = if free.is_empty() || random.chance(60) {
             format!("cp{number}")
         } else {

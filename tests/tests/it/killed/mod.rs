@@ -1,7 +1,8 @@
 //! Whoever is killed, at whatever step: QEMU is as it was before, and no checkpoint lost a byte.
 //!
 //! Each test has one machine, and kills at each command with which an operation changes something in it, once before the
-//! command and once after it ([`pullfs_tests::relay`]).
+//! command and once after it ([`pullfs_tests::relay`]). Nobody counts the commands of libvirt: there it kills at moments that are
+//! spread over the time that the operation takes, eight unless `PULLFS_TEST_KILLS` says how many.
 
 mod deaths;
 mod others;
@@ -10,23 +11,26 @@ mod scene;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pullfs_tests::flavor::Flavor;
 use pullfs_tests::leftovers::Leftovers;
 use pullfs_tests::mount::Mount;
 use pullfs_tests::process::{run, within};
-use pullfs_tests::relay::{MOMENTS, Moment};
+use pullfs_tests::relay::MOMENTS;
 use pullfs_tests::tools::tool;
 use rustix::io::Errno;
 
-use self::scene::{RESCUE_LIMIT, Scene, Traces};
+use self::scene::{RESCUE_LIMIT, Scene, Traces, When};
 
 /// How long a request to a mount whose daemon has died may take: the kernel ends it at once.
 const AT_ONCE: Duration = Duration::from_secs(10);
 
 /// More commands than any operation has.
 const MANY: usize = 100;
+
+/// Moments of an operation of libvirt's at which somebody is killed.
+const MOMENTS_OF_LIBVIRT: u32 = 8;
 
 /// What pullfs is about to do when it is killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -82,9 +86,9 @@ impl Operation {
     }
 }
 
-/// Kills at the `nth` command; whether there was one.
+/// Kills then; whether it came to that, and how long the operation took.
 #[track_caller]
-fn round(scene: &Scene, operation: Operation, rescue: Rescue, nth: usize, moment: Moment) -> bool {
+fn round(scene: &Scene, operation: Operation, rescue: Rescue, when: When) -> (bool, Duration) {
     let mut mount = scene.mount();
     if operation == Operation::Rmdir {
         operation.prepare(scene, &mount);
@@ -97,12 +101,13 @@ fn round(scene: &Scene, operation: Operation, rescue: Rescue, nth: usize, moment
     scene.guest_writes();
     let both = [mount.pid(), mount.guardian()];
     let victims = if rescue == Rescue::Guardian { &both[..1] } else { &both[..] };
-    scene.kill_at(nth, moment, victims);
-    let mnt = mount.mnt();
+    scene.kill(when, victims);
+    let (mnt, began) = (mount.mnt(), Instant::now());
     let outcome = within("an answer of a mount", AT_ONCE, move || operation.act(&mnt));
     if operation == Operation::Unmount {
         mount.ended();
     }
+    let took = began.elapsed();
     // libvirt makes the checkpoint before the daemon has said so.
     let may_be_made = operation == Operation::Mkdir && scene.is_libvirts();
     if !scene.has_killed() {
@@ -110,11 +115,15 @@ fn round(scene: &Scene, operation: Operation, rescue: Rescue, nth: usize, moment
         if !scene.is_libvirts() {
             scene.relay().count();
         }
+        if may_be_made {
+            mount.command(&["release"]).success();
+            mount.checkpoint("delete", "tuesday").success();
+        }
         if operation != Operation::Unmount {
             assert!(mount.unmount().success());
         }
         traces.go(RESCUE_LIMIT);
-        return false;
+        return (false, took);
     }
     mount.ended();
     if let Err(error) = outcome {
@@ -141,15 +150,8 @@ fn round(scene: &Scene, operation: Operation, rescue: Rescue, nth: usize, moment
         if may_be_made {
             traces.go(limit);
             let changes = before.changes(&Leftovers::of(&scene.machine));
-            assert!(
-                changes.iter().all(|change| change.contains("tuesday")),
-                "more than a checkpoint:
-{}",
-                changes.join(
-                    "
-"
-                )
-            );
+            let only = changes.iter().all(|change| change.contains("tuesday"));
+            assert!(only, "more than a checkpoint:\n{}", changes.join("\n"));
             let mount = scene.mount();
             if mount.path("checkpoints/tuesday").exists() {
                 mount.checkpoint("delete", "tuesday").success();
@@ -158,7 +160,7 @@ fn round(scene: &Scene, operation: Operation, rescue: Rescue, nth: usize, moment
         }
         scene.is_as_before(&before, &traces, limit);
     }
-    true
+    (true, took)
 }
 
 /// Panics unless either nothing or all of the checkpoint `tuesday` is gone.
@@ -176,15 +178,25 @@ fn whole_or_gone(scene: &Scene, before: &Leftovers) {
     assert!(changes.is_empty() || all, "half of a checkpoint:\n{}", changes.join("\n"));
 }
 
-/// Kills at every command of an operation.
+/// Kills at every command of an operation, or with libvirt at moments all over it.
 #[track_caller]
 fn at_every_command(flavor: Flavor, operation: Operation, rescue: Rescue) {
     let scene = Scene::new(flavor);
-    let all = (1..MANY).flat_map(|nth| MOMENTS.map(|moment| (nth, moment)));
-    let kills = all.take_while(|&(nth, moment)| round(&scene, operation, rescue, nth, moment)).count();
-    // Deleting a checkpoint is one call of libvirt's, which may be done in less than a step.
-    let some = kills > 0 || operation == Operation::Rmdir && scene.is_libvirts();
-    assert!(some && kills < MANY, "{kills} kills");
+    let killed = |when: &When| round(&scene, operation, rescue, *when).0;
+    let kills = if scene.is_libvirts() {
+        let moments = std::env::var("PULLFS_TEST_KILLS").ok().and_then(|told| told.parse().ok());
+        let moments: u32 = moments.unwrap_or(MOMENTS_OF_LIBVIRT);
+        let (_, whole) = round(&scene, operation, rescue, When::Never);
+        let spread = (0..moments).map(|nth| When::After(whole * (2 * nth + 1) / (2 * moments)));
+        spread.filter(killed).count()
+    } else {
+        let all = (1..MANY).flat_map(|nth| MOMENTS.map(|moment| When::At(nth, moment)));
+        let kills = all.take_while(killed).count();
+        assert!(kills < MANY, "{kills} kills");
+        kills
+    };
+    // Deleting a checkpoint is one call of libvirt's, which may be done in less time than it took before.
+    assert!(kills > 0 || operation == Operation::Rmdir && scene.is_libvirts(), "nobody was killed");
     let last = scene.mount();
     scene.monday_tells(&last);
     assert!(last.unmount().success());

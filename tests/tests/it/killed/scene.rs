@@ -15,7 +15,7 @@ use pullfs_tests::machine::{MIB, Machine};
 use pullfs_tests::mount::{Mount, is_mounted, recover};
 use pullfs_tests::oracle;
 use pullfs_tests::process::{Finished, kill_at_once, run, wait_until};
-use pullfs_tests::relay::{MOMENTS, Moment, Relay};
+use pullfs_tests::relay::{Moment, Relay};
 use pullfs_tests::tools::pullfs;
 use serde_json::json;
 
@@ -26,8 +26,15 @@ const SIZE: u64 = 16 * MIB;
 /// How long whoever cleans up may take on a busy machine.
 pub(crate) const RESCUE_LIMIT: Duration = Duration::from_secs(15);
 
-/// Between two moments at which somebody is killed who speaks to libvirt.
-const STEP: Duration = Duration::from_millis(30);
+/// When somebody is killed.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum When {
+    /// At the n-th command of those that change something, from 1.
+    At(usize, Moment),
+    /// So long after the operation began: nobody counts libvirt's commands.
+    After(Duration),
+    Never,
+}
 
 /// A machine with the checkpoint `monday`, since which the guest writes.
 pub(crate) struct Scene {
@@ -114,19 +121,18 @@ impl Scene {
         }
     }
 
-    /// Kills these processes at the `nth` command, before or after it; with libvirt, whose commands nobody counts, after so
-    /// many [`STEP`]s.
+    /// Kills these processes then.
     #[track_caller]
-    pub(crate) fn kill_at(&self, nth: usize, moment: Moment, pids: &[u32]) {
-        if let Some(relay) = &self.relay {
-            relay.kill_at(nth, moment, pids);
-            return;
-        }
+    pub(crate) fn kill(&self, when: When, pids: &[u32]) {
+        let after = match when {
+            When::At(nth, moment) => return self.relay().kill_at(nth, moment, pids),
+            When::After(after) => after,
+            When::Never => return,
+        };
         let (cancel, cancelled) = mpsc::channel::<()>();
-        let steps = u32::try_from(2 * nth).expect("a number") - u32::from(moment == MOMENTS[0]);
         let pids = pids.to_vec();
         let killer = thread::spawn(move || {
-            let in_time = cancelled.recv_timeout(STEP * steps) == Err(mpsc::RecvTimeoutError::Timeout);
+            let in_time = cancelled.recv_timeout(after) == Err(mpsc::RecvTimeoutError::Timeout);
             if in_time {
                 kill_at_once(&pids);
             }
@@ -141,7 +147,7 @@ impl Scene {
         if let Some(relay) = &self.relay {
             return relay.has_killed();
         }
-        let (cancel, killer) = self.killer.take().expect("one that was to kill");
+        let Some((cancel, killer)) = self.killer.take() else { return false };
         cancel.send(()).ok();
         killer.join().expect("a thread")
     }
