@@ -19,6 +19,10 @@ pub enum Code {
     NoCheckpoint,
     /// The domain has no backup at the moment.
     NoBackup,
+    /// There is no such storage pool.
+    NoPool,
+    /// The pool has no such volume.
+    NoVolume,
     /// A checkpoint's bitmap is broken.
     Inconsistent,
     /// Something else is going on in the domain; libvirt waits for it for half a minute first.
@@ -50,6 +54,8 @@ impl Code {
             c::VIR_ERR_NO_DOMAIN => Self::NoDomain,
             c::VIR_ERR_NO_DOMAIN_CHECKPOINT => Self::NoCheckpoint,
             c::VIR_ERR_NO_DOMAIN_BACKUP => Self::NoBackup,
+            c::VIR_ERR_NO_STORAGE_POOL => Self::NoPool,
+            c::VIR_ERR_NO_STORAGE_VOL => Self::NoVolume,
             c::VIR_ERR_CHECKPOINT_INCONSISTENT => Self::Inconsistent,
             c::VIR_ERR_OPERATION_TIMEOUT => Self::Timeout,
             c::VIR_ERR_OPERATION_INVALID => Self::Invalid,

@@ -14,6 +14,7 @@ mod domain;
 mod error;
 mod event;
 mod stats;
+mod storage;
 mod sys;
 
 pub use connection::{Connection, Subscription};
@@ -21,6 +22,7 @@ pub use domain::{BlockInfo, Checkpoint, Domain, JobStats, PauseReason, State};
 pub use error::{Code, Error, Result};
 pub use event::{Event, Lifecycle};
 pub use stats::{BlockStats, DomainStats};
+pub use storage::{Pool, PoolInfo, Volume};
 
 /// Loads libvirt, unless that was done before. It opens files: whoever gives up the right to do so calls this first.
 ///

@@ -1,6 +1,7 @@
 //! Declarations of libvirt.so.0, and the loading of it.
 //!
-//! Source: libvirt-domain.h, libvirt-domain-checkpoint.h, libvirt-event.h, libvirt-host.h and virterror.h of libvirt 9.0;
+//! Source: libvirt-domain.h, libvirt-domain-checkpoint.h, libvirt-event.h, libvirt-host.h, libvirt-storage.h,
+//! libvirt-stream.h and virterror.h of libvirt 9.0;
 //! its ABI has been stable since 0.1. tests/signatures.c names the same functions and constants.
 
 use std::ffi::{c_char, c_int, c_longlong, c_uint, c_ulong, c_ulonglong, c_void};
@@ -26,6 +27,43 @@ pub(crate) struct Domain {
 #[repr(C)]
 pub(crate) struct Checkpoint {
     _opaque: [u8; 0],
+}
+
+/// `struct _virStoragePool`
+#[repr(C)]
+pub(crate) struct StoragePool {
+    _opaque: [u8; 0],
+}
+
+/// `struct _virStorageVol`
+#[repr(C)]
+pub(crate) struct StorageVol {
+    _opaque: [u8; 0],
+}
+
+/// `struct _virStream`
+#[repr(C)]
+pub(crate) struct Stream {
+    _opaque: [u8; 0],
+}
+
+/// `struct _virStoragePoolInfo`
+#[repr(C)]
+#[derive(Default)]
+pub(crate) struct StoragePoolInfo {
+    pub(crate) state: c_int,
+    pub(crate) capacity: c_ulonglong,
+    pub(crate) allocation: c_ulonglong,
+    pub(crate) available: c_ulonglong,
+}
+
+/// `struct _virStorageVolInfo`
+#[repr(C)]
+#[derive(Default)]
+pub(crate) struct StorageVolInfo {
+    pub(crate) kind: c_int,
+    pub(crate) capacity: c_ulonglong,
+    pub(crate) allocation: c_ulonglong,
 }
 
 /// The beginning of `struct _virError`, which is only ever read where libvirt keeps it.
@@ -126,6 +164,7 @@ pub(crate) mod constants {
     pub(crate) const VIR_DOMAIN_JOB_NONE: c_int = 0;
     pub(crate) const VIR_DOMAIN_JOB_OPERATION_BACKUP: c_int = 9;
     pub(crate) const VIR_DOMAIN_STATS_BLOCK: c_uint = 1 << 5;
+    pub(crate) const VIR_STORAGE_POOL_RUNNING: c_int = 2;
     pub(crate) const VIR_TYPED_PARAM_INT: c_int = 1;
     pub(crate) const VIR_TYPED_PARAM_ULLONG: c_int = 4;
     pub(crate) const VIR_TYPED_PARAM_STRING: c_int = 7;
@@ -140,6 +179,8 @@ pub(crate) mod constants {
     pub(crate) const VIR_ERR_RPC: c_int = 39;
     pub(crate) const VIR_ERR_NO_DOMAIN: c_int = 42;
     pub(crate) const VIR_ERR_AUTH_FAILED: c_int = 45;
+    pub(crate) const VIR_ERR_NO_STORAGE_POOL: c_int = 49;
+    pub(crate) const VIR_ERR_NO_STORAGE_VOL: c_int = 50;
     pub(crate) const VIR_ERR_OPERATION_INVALID: c_int = 55;
     pub(crate) const VIR_ERR_OPERATION_TIMEOUT: c_int = 68;
     pub(crate) const VIR_ERR_AUTH_CANCELLED: c_int = 79;
@@ -219,6 +260,23 @@ functions! {
     virGetLastError: fn() -> *mut VirError;
     virInitialize: fn() -> c_int;
     virSetErrorFunc: fn(*mut c_void, Option<ErrorFunc>);
+    virStoragePoolFree: fn(*mut StoragePool) -> c_int;
+    virStoragePoolGetInfo: fn(*mut StoragePool, *mut StoragePoolInfo) -> c_int;
+    virStoragePoolGetXMLDesc: fn(*mut StoragePool, c_uint) -> *mut c_char;
+    virStoragePoolLookupByName: fn(*mut Connect, *const c_char) -> *mut StoragePool;
+    virStoragePoolRefresh: fn(*mut StoragePool, c_uint) -> c_int;
+    virStorageVolCreateXML: fn(*mut StoragePool, *const c_char, c_uint) -> *mut StorageVol;
+    virStorageVolDelete: fn(*mut StorageVol, c_uint) -> c_int;
+    virStorageVolFree: fn(*mut StorageVol) -> c_int;
+    virStorageVolGetInfo: fn(*mut StorageVol, *mut StorageVolInfo) -> c_int;
+    virStorageVolGetPath: fn(*mut StorageVol) -> *mut c_char;
+    virStorageVolLookupByName: fn(*mut StoragePool, *const c_char) -> *mut StorageVol;
+    virStorageVolUpload: fn(*mut StorageVol, *mut Stream, c_ulonglong, c_ulonglong, c_uint) -> c_int;
+    virStreamAbort: fn(*mut Stream) -> c_int;
+    virStreamFinish: fn(*mut Stream) -> c_int;
+    virStreamFree: fn(*mut Stream) -> c_int;
+    virStreamNew: fn(*mut Connect, c_uint) -> *mut Stream;
+    virStreamSend: fn(*mut Stream, *const c_char, usize) -> c_int;
     virTypedParamsFree: fn(*mut TypedParameter, c_int);
 }
 

@@ -111,3 +111,22 @@ fn a_subscription_takes_what_it_was_given_along() {
         "it is freed, and nothing was told"
     );
 }
+
+#[test]
+fn volumes_are_made_found_and_deleted() {
+    let connection = connection();
+    assert_eq!(connection.pool("none").err().unwrap().code(), Code::NoPool);
+    let pool = connection.pool("default-pool").unwrap();
+    pool.refresh().unwrap();
+    let info = pool.info().unwrap();
+    assert!(info.active && info.available > 1 << 20, "{info:?}");
+    assert!(pool.xml().unwrap().contains("<pool type='dir'>"));
+    assert_eq!(pool.volume("a").err().unwrap().code(), Code::NoVolume);
+    let xml = "<volume><name>a</name><capacity>1048576</capacity><allocation>1048576</allocation></volume>";
+    let volume = pool.create(xml).unwrap();
+    assert_eq!(volume.allocation().unwrap(), 1 << 20);
+    assert!(volume.path().unwrap().ends_with("/a"));
+    assert!(pool.create(xml).is_err(), "it is there");
+    pool.volume("a").unwrap().delete().unwrap();
+    assert_eq!(volume.delete().unwrap_err().code(), Code::NoVolume);
+}
