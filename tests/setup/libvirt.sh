@@ -1,5 +1,5 @@
 #!/bin/sh
-# Unpacks libvirt's daemon, its driver of QEMU and virsh, of one major version. Nothing of it is installed, and no service is
+# Unpacks libvirt's daemon, its drivers of QEMU and of storage, and virsh, of one major version. Nothing of it is installed, and no service is
 # started: the tests start it themselves (tests/src/libvirt).
 #
 #   libvirt.sh DIR MAJOR      DIR/usr/sbin/libvirtd, DIR/usr/bin/virsh and what they need of libvirt itself
@@ -14,7 +14,8 @@ stamp=$dir/.complete
 codename=$(. /etc/os-release && echo "${VERSION_CODENAME:-}")
 say() { echo "setup: $*"; }
 
-[ -e "$stamp" ] && { say "already here: libvirt $(cat "$stamp") in $dir"; exit 0; }
+# What an older one of these scripts has left lacks the driver of storage.
+[ -e "$stamp" ] && [ -n "$(find "$dir" -name libvirt_driver_storage.so)" ] && { say "already here: libvirt $(cat "$stamp") in $dir"; exit 0; }
 
 version_of() {
     apt-cache madison "$1" | awk -F ' *\\| *' -v major="$major" '$2 ~ "^" major "\\." { print $2; exit }'
@@ -31,7 +32,8 @@ rm -rf "$dir"
 mkdir -p "$dir/packages"
 say "unpacking libvirt $version into $dir"
 # Newer versions are cut into more packages.
-for package in libvirt0 libvirt-common libvirt-daemon libvirt-daemon-common libvirt-daemon-driver-qemu libvirt-clients; do
+for package in libvirt0 libvirt-common libvirt-daemon libvirt-daemon-common libvirt-daemon-driver-qemu \
+    libvirt-daemon-driver-storage libvirt-clients; do
     of_package=$(version_of "$package")
     [ -n "$of_package" ] || continue
     # The unprivileged user that APT downloads as cannot write here.
@@ -44,13 +46,14 @@ libraries=$(for archive in "$dir"/packages/*.deb; do dpkg-deb --field "$archive"
     tr ',' '\n' | sed 's/^ *//; s/[ (|].*//' | grep '^lib' | grep -v '^libvirt' | sort -u)
 rm -r "$dir/packages"
 
-# Only the driver of QEMU: others need libraries that no test needs, and one that cannot be loaded keeps libvirtd from
-# starting.
-find "$dir" -path '*/libvirt/*-driver/*' ! -name libvirt_driver_qemu.so -type f -delete
+# Only these drivers, and of storage the directories: others need libraries that no test needs, and one that cannot be loaded
+# keeps libvirtd from starting.
+find "$dir" -path '*/libvirt/*-driver/*' ! -name libvirt_driver_qemu.so ! -name libvirt_driver_storage.so -type f -delete
+find "$dir" -path '*/libvirt/storage-backend/*' ! -name libvirt_storage_backend_fs.so -type f -delete
 own=$(dirname "$(find "$dir/usr/lib" -name libvirt.so.0)")
 # shellcheck disable=SC2046 # a list of words
 unresolved() {
-    LD_LIBRARY_PATH=$own ldd "$dir/usr/sbin/libvirtd" "$dir/usr/bin/virsh" $(find "$dir" -name libvirt_driver_qemu.so) |
+    LD_LIBRARY_PATH=$own ldd "$dir/usr/sbin/libvirtd" "$dir/usr/bin/virsh" $(find "$dir" -name 'libvirt_driver_*.so') |
         awk '/not found/ { print $1 }' | sort -u
 }
 if [ -n "$(unresolved)" ]; then

@@ -57,6 +57,11 @@ impl Builder {
         }
     }
 
+    /// What is to hold the disks.
+    pub fn flavor(&self) -> Flavor {
+        self.flavor
+    }
+
     /// Adds a disk, and makes its image unless it has one.
     #[must_use]
     pub fn disk(mut self, mut disk: Disk) -> Self {

@@ -33,7 +33,7 @@ impl Network {
     #[track_caller]
     pub fn new() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = std::process::id() * 4 + NEXT.fetch_add(1, Ordering::Relaxed) % 4;
+        let number = std::process::id() * 16 + NEXT.fetch_add(1, Ordering::Relaxed) % 16;
         let [.., third, fourth] = (number * 4).to_be_bytes();
         let network = Self { name: format!("pfs{number}"), far: Ipv4Addr::new(10, 213, third, fourth + 2) };
         let (name, near, far) = (&network.name, network.near(), network.device());

@@ -1,12 +1,13 @@
 # What the namespaces of a libvirtd are made of, and what lives in them:
 #
-#   sh -euc "$(cat keeper.sh)" keeper STATE ROOT
+#   sh -euc "$(cat keeper.sh)" keeper STATE ROOT [LISTEN]
 #
+# With LISTEN, `--listen`, libvirtd takes connections over the network, as its configuration says.
 # STATE is seen outside as well: etc (which lies over /etc), run and log (libvirt's directories of those names). ROOT is where
 # libvirt is unpacked: it lies over /usr, so that each of its programs finds the others. /tmp is everybody's.
 #
 # Each line of standard input starts a libvirtd; its end ends all that there is.
-state=$1 root=$2
+state=$1 root=$2 listen=${3:-}
 
 # Mounts that others made are let go of, so that nobody who unmounts one waits for us.
 umount -l -a -t fuse,fuse.pullfs,fuse.nbdfuse 2>/dev/null || :
@@ -32,7 +33,8 @@ fi
 exec 3<&0 </dev/null
 while read -r _ <&3; do
     # Nobody's child, as under systemd: whoever has no parent is the first process'.
-    (libvirtd 3<&- >>"$state/libvirtd.log" 2>&1 &)
+    # shellcheck disable=SC2086 # a word, or none
+    (libvirtd $listen 3<&- >>"$state/libvirtd.log" 2>&1 &)
 done &
 exec 3<&-
 # The first process of a namespace has to wait for those whose parents have gone, libvirtd and QEMU among them.

@@ -28,6 +28,7 @@ pub(crate) use domain::escape;
 pub use domain::{Domain, node};
 
 use crate::flavor::Flavor;
+use crate::network::Network;
 use crate::process::{Finished, has_ended, ok, run, signal_pid, wait_for, wait_until};
 use crate::tools;
 
@@ -109,6 +110,16 @@ impl Account {
 /// No polkit is asked who may connect: the directory is root's.
 const DAEMON: &str = "auth_unix_ro = \"none\"\nauth_unix_rw = \"none\"\nlog_outputs = \"3:stderr\"\n";
 
+/// For libvirtd.conf and qemu.conf: TLS with the certificates of this directory, for clients that have one of the same CA.
+fn listening(certificates: &Path) -> (String, String) {
+    let dir = certificates.display();
+    let daemon = format!(
+        "listen_tls = 1\nlisten_tcp = 0\nauth_tls = \"none\"\nkey_file = \"{dir}/server-key.pem\"\n\
+         cert_file = \"{dir}/server-cert.pem\"\nca_file = \"{dir}/ca-cert.pem\"\n"
+    );
+    (daemon, format!("backup_tls_x509_cert_dir = \"{dir}\"\nbackup_tls_x509_verify = 1\n"))
+}
+
 /// A libvirtd, until it is dropped, with all of its domains.
 #[derive(Debug)]
 pub struct Libvirtd {
@@ -130,6 +141,19 @@ impl Libvirtd {
     /// Starts one whose QEMUs are this account's.
     #[track_caller]
     pub fn start_as(version: Version, account: Account) -> Self {
+        Self::start_at(version, account, None)
+    }
+
+    /// Starts one at the far end of a network, where it takes connections with TLS, as do its QEMUs' NBD servers of backups.
+    /// `certificates` is the directory of a server (`ca-cert.pem`, `server-cert.pem`, `server-key.pem`); clients show one of
+    /// the same CA. Its QEMUs are `libvirt-qemu`'s.
+    #[track_caller]
+    pub fn start_behind(version: Version, network: &Network, certificates: &Path) -> Self {
+        Self::start_at(version, Account::LibvirtQemu, Some((network, certificates)))
+    }
+
+    #[track_caller]
+    fn start_at(version: Version, account: Account, far: Option<(&Network, &Path)>) -> Self {
         let root = version.root().expect("libvirt; see Flavor::available");
         let dir = tempfile::Builder::new().prefix("pullfs-libvirt-").tempdir().expect("a temporary directory");
         // What the account runs is there.
@@ -142,8 +166,9 @@ impl Libvirtd {
         ok(tools::tool("mount").arg("--make-shared").arg(&mounts));
         let write =
             |name: &str, text: String| fs::write(dir.path().join("etc").join(name), text).expect("a file of /etc");
-        write("libvirt/libvirtd.conf", DAEMON.to_owned());
-        write("libvirt/qemu.conf", account.configuration());
+        let (daemon, qemu) = far.map_or_else(Default::default, |(_, certificates)| listening(certificates));
+        write("libvirt/libvirtd.conf", format!("{DAEMON}{daemon}"));
+        write("libvirt/qemu.conf", format!("{}{qemu}", account.configuration()));
         let (users, groups) = ["/etc/passwd", "/etc/group"].map(|file| fs::read_to_string(file).expect(file)).into();
         let id = Account::UID;
         write("passwd", format!("{users}libvirt-qemu:x:{id}:{id}::/nonexistent:/usr/sbin/nologin\n"));
@@ -153,20 +178,19 @@ impl Libvirtd {
         write_program(&dir.path().join("emulator"), &qemu.emulator());
 
         let log = fs::File::create(dir.path().join("keeper.log")).expect("a log");
-        let mut keeper = tools::tool("sh");
+        let mut keeper = match far {
+            Some((network, _)) => network.inside("sh"),
+            None => tools::tool("sh"),
+        };
         keeper.args(["-c", AND_CLEAN_UP]).arg(dir.path());
         // Its end is that of its standard input: a signal at a parent's death would come when the thread that starts it ends.
-        keeper.args([
-            "unshare",
-            "--mount",
-            "--propagation=slave",
-            "--net",
-            "--pid",
-            "--fork",
-            "--kill-child=KILL",
-            "--mount-proc",
-        ]);
+        let namespaces = ["--mount", "--propagation=slave", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"];
+        keeper.arg("unshare").args(namespaces);
+        if far.is_none() {
+            keeper.arg("--net");
+        }
         keeper.args(["sh", "-euc", include_str!("keeper.sh"), "keeper"]).arg(dir.path()).arg(root);
+        keeper.args(far.map(|_| "--listen"));
         // What Cargo sets for its tests is not for libvirt's programs.
         keeper.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
         keeper.stdin(Stdio::piped()).stdout(log.try_clone().expect("a second handle of the log")).stderr(log);
@@ -210,6 +234,13 @@ impl Libvirtd {
     /// The connection's URI.
     pub fn uri(&self) -> String {
         format!("qemu+unix:///system?socket={}", self.socket().display())
+    }
+
+    /// Has it keep volumes in a directory, by a storage pool of this name.
+    #[track_caller]
+    pub fn pool(&self, name: &str, dir: &Path) {
+        self.virsh(&["pool-define-as", name, "dir", "--target", &dir.display().to_string()]).success();
+        self.virsh(&["pool-start", name]).success();
     }
 
     /// virsh, of the same version, with this connection.
@@ -269,7 +300,7 @@ impl Libvirtd {
     }
 
     /// Where its domains see what is mounted later, too.
-    pub(crate) fn mounts(&self) -> PathBuf {
+    pub fn mounts(&self) -> PathBuf {
         self.path(MOUNTS)
     }
 
