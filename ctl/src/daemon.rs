@@ -21,6 +21,8 @@ use pullfs_fs::options::settings::Resolved;
 use pullfs_fs::point::journal::{Header, Journal};
 use pullfs_fs::recovery;
 use pullfs_fs::tree::inode::Inodes;
+#[cfg(feature = "libvirt")]
+use pullfs_fs::vm::libvirt::elsewhere::{Elsewhere, Way};
 use pullfs_fs::vm::qmp::ids::MountId;
 use pullfs_fs::vm::qmp::monitor::Endpoint;
 use pullfs_fs::vm::source::Reach;
@@ -271,24 +273,36 @@ async fn live(task: Task, start: Start) -> Outcome {
 
 fn needs<'a>(task: &'a Task, runtime_dir: &'a RuntimeDir) -> Needs<'a> {
     let options = &task.resolved.options;
-    let (monitor, libvirt) = match &task.reach {
-        Reach::Qmp(monitor) => match monitor.endpoint() {
-            Endpoint::Tcp { port, .. } => (Some(*port), false),
-            Endpoint::Unix(_) => (None, false),
-        },
-        #[cfg(feature = "libvirt")]
-        Reach::Libvirt(_) => (None, true),
+    let mut certificates: Vec<PathBuf> = options.tls.clone().into_iter().collect();
+    let mut ports = match &options.nbd {
+        Some(Address::Tcp { port, .. }) => vec![*port],
+        Some(Address::Unix(_)) | None => Vec::new(),
     };
-    let server = match &options.nbd {
-        Some(Address::Tcp { port, .. }) => Some(*port),
-        Some(Address::Unix(_)) | None => None,
+    let libvirt = match &task.reach {
+        Reach::Qmp(monitor) => {
+            if let Endpoint::Tcp { port, .. } = monitor.endpoint() {
+                ports.push(*port);
+            }
+            false
+        }
+        #[cfg(feature = "libvirt")]
+        Reach::Libvirt(target) => {
+            let way = Way::of(&target.uri);
+            ports.extend(way.port());
+            certificates.extend(way.certificates());
+            // Whatever is wrong with it is said when it is used.
+            if let Ok(Some(elsewhere)) = Elsewhere::of(&target.uri, options) {
+                ports.extend(elsewhere.ports());
+            }
+            true
+        }
     };
     Needs {
         runtime: runtime_dir.base(),
         scratch: &options.scratch,
         textfiles: options.metrics.as_ref().and_then(Target::file).and_then(|file| file.parent()),
-        ports: monitor.into_iter().chain(server).collect(),
-        certificates: options.tls.as_deref(),
+        ports,
+        certificates,
         libvirt,
         core_dumps: options.core_dumps,
         sandbox: options.sandbox,

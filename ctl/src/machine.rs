@@ -9,7 +9,7 @@ use pullfs_fs::point::journal::Journal;
 use pullfs_fs::quiesce::Quiesce;
 use pullfs_fs::vm::Vm;
 #[cfg(feature = "libvirt")]
-use pullfs_fs::vm::libvirt::{self, LibvirtVm};
+use pullfs_fs::vm::libvirt::{self, LibvirtVm, elsewhere::Elsewhere};
 use pullfs_fs::vm::qmp::ids::MountId;
 use pullfs_fs::vm::qmp::{self, QmpVm};
 use pullfs_fs::vm::source::Reach;
@@ -50,10 +50,13 @@ pub(crate) async fn connect(task: &Task, mount: &MountId, runtime_dir: &Path, jo
         }
         #[cfg(feature = "libvirt")]
         Reach::Libvirt(target) => {
+            let elsewhere = Elsewhere::of(&target.uri, options)?;
+            let nbd = if elsewhere.is_some() { Elsewhere::bounded(nbd) } else { nbd };
             let settings = libvirt::Settings {
                 source: task.source.clone(),
                 target: target.clone(),
                 mount: mount.clone(),
+                elsewhere,
                 scratch_dir: options.scratch.clone(),
                 scratch_limit: options.scratch_limit,
                 throttle: throttle.clone(),

@@ -5,7 +5,8 @@ use std::path::Path;
 use pullfs_fs::error::{Error, Kind, Result, chain};
 use pullfs_fs::options::Options;
 use pullfs_fs::point::journal::Header;
-use pullfs_fs::vm::libvirt::examine::{Agent, Busy, Doing, Examiner, Looked, try_place};
+use pullfs_fs::vm::libvirt::elsewhere::Way;
+use pullfs_fs::vm::libvirt::examine::{Agent, Busy, Doing, Examiner, Looked, room_in, try_place};
 use pullfs_fs::vm::libvirt::load;
 use pullfs_fs::vm::source::Target;
 
@@ -13,6 +14,7 @@ use super::access::User;
 use super::finding::Finding;
 use super::machine::{checkpoints, disks, mounted};
 use super::{limited, local, scratch};
+use crate::status::size;
 
 /// What Debian's libvirt confines each QEMU by, and where it takes local additions from.
 const PROFILES: &str = "/etc/apparmor.d";
@@ -27,6 +29,10 @@ const HANGS: &str =
 pub(super) async fn check(target: &Target, options: &Options, living: &[Header]) -> Vec<Finding> {
     let mut findings = Vec::new();
     let looked = domain(target, options, living, &mut findings).await;
+    if let Some(name) = &options.pool {
+        findings.extend(pool(target, name, looked.as_ref()).await);
+        return findings;
+    }
     let dir = options.scratch.clone();
     let limit = options.scratch_limit;
     findings.extend(local("scratch", move || place(&dir, limit, looked.as_ref())).await);
@@ -87,6 +93,11 @@ pub(super) fn cure_of(error: &Error, uri: &str, asks: &str) -> String {
     match error.kind() {
         Kind::Denied => "adduser USER libvirt and log in again, or run it as root (polkit decides who may)".to_owned(),
         Kind::Timeout => HANGS.to_owned(),
+        Kind::Gone | Kind::Io if Way::of(uri).host.is_some() => format!(
+            "see that libvirtd listens there (virtproxyd-tls.socket, or libvirtd-tls.socket), and that this user may read \
+             certificates that it knows (/etc/pki/CA, /etc/pki/libvirt, or pkipath= in the URI); then virsh -c '{uri}' {asks} \
+             works, too"
+        ),
         Kind::Gone => format!(
             "systemctl start libvirtd (or virtqemud), or name the right one with -o uri=; a socket that this user may not \
              open takes the group libvirt, or root; then virsh -c '{uri}' {asks} works, too"
@@ -141,6 +152,24 @@ fn agent(agent: Agent, domain: &str) -> Finding {
             Finding::hint(CHECK, "the domain has no channel for a guest agent", cure)
         }
     }
+}
+
+/// The storage pool, which has all scratch space reserved in it.
+async fn pool(target: &Target, name: &str, looked: Option<&Looked>) -> Option<Finding> {
+    const CHECK: &str = "scratch";
+    let sizes: Vec<u64> = looked?.inventory.disks.iter().map(|disk| disk.size).collect();
+    Some(match limited(CHECK, room_in(&target.uri, name, &sizes)).await {
+        Ok((room, needed)) if room < needed => {
+            let what = format!("storage pool {name} has room for {}, a backup reserves {}", size(room), size(needed));
+            Finding::wrong(CHECK, what, "make room there, or name another one with -o scratch=pool:NAME")
+        }
+        Ok((_, needed)) => Finding::ok(CHECK, format!("storage pool {name} has room for a backup, {}", size(needed))),
+        Err(error) => {
+            let cure =
+                format!("virsh -c '{}' pool-list --all shows those that there are; one of type dir or fs", target.uri);
+            Finding::failed(CHECK, &error, cure)
+        }
+    })
 }
 
 /// The scratch directory, where scratch images and the socket of the NBD server go.

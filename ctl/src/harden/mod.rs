@@ -14,7 +14,7 @@ mod system_calls;
 #[cfg(test)]
 mod tests;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use pullfs_fs::fs::Sandbox;
@@ -42,7 +42,7 @@ pub(crate) struct Needs<'a> {
     /// TCP ports it connects to.
     pub(crate) ports: Vec<u16>,
     /// What it is known by there: a guardian that replaces a dead one reads them again.
-    pub(crate) certificates: Option<&'a Path>,
+    pub(crate) certificates: Vec<PathBuf>,
     /// Whether it speaks to libvirt, whose library reads files of its own.
     pub(crate) libvirt: bool,
     /// Whether it may leave core dumps, which hold data of the guest.

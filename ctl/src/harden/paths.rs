@@ -70,7 +70,10 @@ fn places(needs: &Needs<'_>) -> Vec<(PathBuf, BitFlags<AccessFs>)> {
     // It starts itself again, as the guard of a frozen guest and to replace a guardian that died.
     places.extend(program().into_iter().map(|path| (path, read | AccessFs::Execute)));
     places.push((PathBuf::from("/etc/ld.so.cache"), AccessFs::ReadFile.into()));
-    places.extend(needs.certificates.map(|dir| (dir.to_owned(), AccessFs::ReadFile.into())));
+    // Files of theirs may be links to elsewhere.
+    let within = |dir: &PathBuf| std::fs::read_dir(dir).into_iter().flatten().flatten().map(|entry| entry.path());
+    let files = needs.certificates.iter().flat_map(within).filter(|path| path.is_file());
+    places.extend(needs.certificates.iter().cloned().chain(files).map(|path| (path, AccessFs::ReadFile.into())));
     if needs.libvirt {
         places.extend(LIBVIRT.map(|path| (PathBuf::from(path), read)));
     }

@@ -27,6 +27,8 @@ fn landlock_leaves_what_the_daemon_needs() {
     let ports = [known.local_addr().unwrap().port()];
     let (pki, textfiles) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     std::fs::write(pki.path().join("ca-cert.pem"), "x").unwrap();
+    std::fs::write(other.path().join("real.pem"), "x").unwrap();
+    std::os::unix::fs::symlink(other.path().join("real.pem"), pki.path().join("linked.pem")).unwrap();
     // The QMP socket, the agent's, an NBD server's: connecting by path is not restricted.
     let socket = other.path().join("socket");
     let _listener = UnixListener::bind(&socket).unwrap();
@@ -35,7 +37,7 @@ fn landlock_leaves_what_the_daemon_needs() {
     let (runtime, scratch) = (runtime.path(), scratch.path());
 
     apart(|| {
-        let certificates = Some(pki.path());
+        let certificates = vec![pki.path().to_owned()];
         let needs = Needs {
             runtime,
             scratch,
@@ -64,7 +66,9 @@ fn landlock_leaves_what_the_daemon_needs() {
         std::fs::OpenOptions::new().read(true).write(true).open("/dev/null").unwrap();
         UnixStream::connect(&socket).unwrap();
         TcpStream::connect(known.local_addr().unwrap()).unwrap();
-        assert_eq!(std::fs::read(pki.path().join("ca-cert.pem")).unwrap(), b"x");
+        for name in ["ca-cert.pem", "linked.pem"] {
+            assert_eq!(std::fs::read(pki.path().join(name)).unwrap(), b"x");
+        }
         assert!(("localhost", 1_u16).to_socket_addrs().is_ok_and(|found| found.count() > 0), "names of hosts");
         test_kill_process(getppid().unwrap()).unwrap();
 

@@ -454,7 +454,7 @@ fn a_daemon_that_has_given_everything_up_still_has_readers() {
             scratch: scratch.path(),
             textfiles: None,
             ports: Vec::new(),
-            certificates: None,
+            certificates: Vec::new(),
             libvirt: false,
             // These are the whole process's.
             core_dumps: true,

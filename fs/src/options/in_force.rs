@@ -11,7 +11,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use super::table::TABLE;
-use super::{Fleece, Foreign, Formats, Options, Start};
+use super::{Fleece, Foreign, Formats, Options, POOL, Start};
 use crate::metrics::Target;
 
 /// The options that are in force.
@@ -63,7 +63,7 @@ impl<'a> InForce<'a> {
                 Start::Read => "read",
                 Start::Manual => "manual",
             },
-            scratch: path(&options.scratch),
+            scratch: options.pool.as_ref().map_or_else(|| path(&options.scratch), |pool| format!("{POOL}{pool}")),
             scratch_limit: options.scratch_limit,
             fleece: match options.fleece {
                 Fleece::Auto => "auto",

@@ -72,6 +72,9 @@ impl Default for Formats {
     }
 }
 
+/// Before the name of a storage pool, in the option `scratch`.
+pub const POOL: &str = "pool:";
+
 /// Farthest that is read ahead of one reader, in bytes; more is of no use.
 const LONGEST_AHEAD: u64 = 64 << 20;
 /// Smallest rate that option takes, in bytes a second: a read of the kernel is to be answered within seconds.
@@ -91,6 +94,8 @@ pub struct Options {
     pub start: Start,
     /// Directory for scratch files.
     pub scratch: PathBuf,
+    /// The storage pool of a libvirt that has them instead, on its host.
+    pub pool: Option<String>,
     /// What scratch files may take at most, in bytes; none for as much as there is.
     pub scratch_limit: Option<u64>,
     /// Whether what was read once is given back to the scratch space, and cannot be read again.
@@ -153,6 +158,7 @@ impl Default for Options {
             cluster_size: ClusterSize::default(),
             start: Start::default(),
             scratch: PathBuf::from("/var/tmp"),
+            pool: None,
             scratch_limit: None,
             read_once: false,
             idle_timeout: None,
@@ -234,8 +240,11 @@ impl Options {
                     _ => return Err(bad(name, value, "read or manual")),
                 }
             }
-            "scratch" if value.starts_with('/') => self.scratch = PathBuf::from(value),
-            "scratch" => return Err(bad(name, value, "the absolute path of a directory")),
+            "scratch" => match value.strip_prefix(POOL) {
+                Some(pool) if !pool.is_empty() => self.pool = Some(pool.to_owned()),
+                None if value.starts_with('/') => (self.scratch, self.pool) = (PathBuf::from(value), None),
+                _ => return Err(bad(name, value, "the absolute path of a directory, or pool:NAME")),
+            },
             "scratch_limit" => self.scratch_limit = Some(size(name, value)?),
             "idle_timeout" => self.idle_timeout = Some(duration(name, value)?),
             "hold_limit" => self.hold_limit = Some(duration(name, value)?),

@@ -45,7 +45,7 @@ pub const TABLE: [Described; 33] = [
     option("backing=NAME", "backing file of a delta.qcow2 ({disk}.{checkpoint}.qcow2)"),
     option("cluster_size=SIZE", "of the qcow2 files (64K)"),
     live("start=read|manual", "may reading take the point in time (read)"),
-    option("scratch=DIR", "where QEMU puts clusters that the guest overwrites (/var/tmp)"),
+    option("scratch=DIR|pool:NAME", "where QEMU puts clusters that the guest overwrites (/var/tmp)"),
     live("scratch_limit=SIZE", "how much of it at most; the point in time ends before (as much as there is)"),
     option("fleece=auto|job|backing|filter", "how the point in time is kept (auto)"),
     option("read_once", "give scratch space back for what was read; reading it again fails"),
@@ -89,13 +89,15 @@ mod tests {
     #[test]
     fn each_option_is_taken_as_it_is_described() {
         for option in TABLE {
-            let value = option.value().map(|value| match value {
+            // Of alternatives the first.
+            let value = option.value().and_then(|value| value.split('|').next());
+            let value = value.map(|value| match value {
                 "SIZE" => "64K",
                 "TIME" => "2h",
                 "DIR" | "PATH" => "/tmp",
                 "URI" => "qemu:///system",
                 "N" => "7",
-                words => words.split('|').next().unwrap_or(words),
+                words => words,
             });
             let given = value.map_or(option.name().to_owned(), |value| format!("{}={value}", option.name()));
             // A list of addresses begins with one of these forms.

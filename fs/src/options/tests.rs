@@ -26,6 +26,7 @@ fn says_what_an_option_takes() {
     for (text, word) in [
         ("start=now", "read or manual"),
         ("scratch=tmp", "absolute path"),
+        ("scratch=pool:", "pool:NAME"),
         ("umask=999", "octal"),
         ("connections=0", "from 1 to 16"),
         ("speed=11", "no mount option speed"),

@@ -9,6 +9,8 @@ use crate::error::{Error, Kind, Result};
 use crate::options::Options;
 
 #[cfg(feature = "libvirt")]
+use super::libvirt::elsewhere::{Elsewhere, Way};
+#[cfg(feature = "libvirt")]
 pub use super::libvirt::link::Target;
 
 /// A whole host: all domains of a libvirt that run.
@@ -82,14 +84,16 @@ impl Reach {
     /// libvirt.
     ///
     /// # Errors
-    /// [`Kind::Invalid`] as of [`Monitor::new`], and for a whole host; [`Kind::Unsupported`] for a libvirt of another host.
+    /// [`Kind::Invalid`] as of [`Monitor::new`], and for a whole host; [`Kind::Unsupported`] for a way to another host's libvirt
+    /// that is not taken.
     #[cfg_attr(not(feature = "libvirt"), expect(unused_variables, reason = "no source goes through a libvirt"))]
     pub fn new(source: &Source, tls: Option<&Path>, insecure: bool, uri: Option<&str>) -> Result<Self> {
         match source {
             Source::Qmp(endpoint) => Monitor::new(endpoint.clone(), tls, insecure).map(Self::Qmp),
             #[cfg(feature = "libvirt")]
             Source::Libvirt(domain) => {
-                let uri = libvirt_of(uri)?;
+                let uri = named(uri);
+                Way::of(&uri).check(&uri)?;
                 Ok(Self::Libvirt(Target { domain: domain.clone(), uri }))
             }
             #[cfg(feature = "libvirt")]
@@ -103,11 +107,16 @@ impl Reach {
     /// The same, of a mount's options, which must fit the source.
     ///
     /// # Errors
-    /// As [`Reach::new`]; [`Kind::Invalid`] for an option that means nothing to such a source.
+    /// As [`Reach::new`]; [`Kind::Invalid`] for an option that means nothing to such a source, or is missing.
     pub fn of(source: &Source, options: &Options) -> Result<Self> {
         fit(source, options)?;
         let Options { tls, insecure, uri, .. } = options;
-        Self::new(source, tls.as_deref(), *insecure, uri.as_deref())
+        let reach = Self::new(source, tls.as_deref(), *insecure, uri.as_deref())?;
+        #[cfg(feature = "libvirt")]
+        if let Self::Libvirt(target) = &reach {
+            Elsewhere::of(&target.uri, options)?;
+        }
+        Ok(reach)
     }
 
     /// The source, in its canonical form.
@@ -144,54 +153,67 @@ impl Reach {
 /// [`Kind::Invalid`] for one that does not.
 pub fn fit(source: &Source, options: &Options) -> Result<()> {
     let wrong = match source {
-        Source::Qmp(_) => [("uri=", options.uri.is_some()), ("expire=", options.expire.is_some())]
-            .into_iter()
-            .find(|(_, given)| *given),
+        Source::Qmp(_) => {
+            [("uri=", options.uri.is_some()), ("expire=", options.expire.is_some()), (POOL, options.pool.is_some())]
+                .into_iter()
+                .find(|(_, given)| *given)
+        }
         #[cfg(feature = "libvirt")]
         Source::Libvirt(_) | Source::Host => {
             use crate::options::Fleece;
+            let host = matches!(source, Source::Host);
+            // Whose scratch images are in a pool of libvirt's, is read over TCP.
+            let elsewhere = options.pool.is_some() || Way::of(&named(options.uri.as_deref())).host.is_some();
+            let elsewhere = elsewhere && !host;
             [
                 ("agent=", options.agent.is_some()),
-                ("nbd=", options.nbd.is_some()),
-                ("tls=", options.tls.is_some()),
+                ("nbd=", options.nbd.is_some() && !elsewhere),
+                ("tls=", options.tls.is_some() && !elsewhere),
+                (POOL, options.pool.is_some() && host),
                 ("read_once", options.read_once),
                 ("fleece=", !matches!(options.fleece, Fleece::Auto | Fleece::Backing)),
                 // Each of the mounts would want the place for itself.
-                ("metrics=", matches!(source, Source::Host) && options.metrics.is_some()),
+                ("metrics=", host && options.metrics.is_some()),
             ]
             .into_iter()
             .find(|(_, given)| *given)
         }
     };
-    match wrong {
-        Some((option, _)) => Err(Error::new(Kind::Invalid, format!("mount option {option} means nothing to {source}"))),
-        None => Ok(()),
+    if let Some((option, _)) = wrong {
+        return Err(Error::new(Kind::Invalid, format!("mount option {option} means nothing to {source}")));
     }
+    if options.pool.is_some() && options.scratch_limit.is_some() {
+        let why =
+            "mount option scratch_limit= means nothing with scratch=pool:, where all space is reserved beforehand";
+        return Err(Error::new(Kind::Invalid, why));
+    }
+    Ok(())
 }
 
+/// What `scratch=` says that only some sources have a use for.
+const POOL: &str = "scratch=pool:";
+
 /// The URI of the libvirt that is meant: what is given, else what `LIBVIRT_DEFAULT_URI` says, else the system's.
+#[cfg(feature = "libvirt")]
+fn named(uri: Option<&str>) -> String {
+    let named = || std::env::var("LIBVIRT_DEFAULT_URI").ok().filter(|uri| !uri.is_empty());
+    uri.map(str::to_owned).or_else(named).unwrap_or_else(|| SYSTEM.to_owned())
+}
+
+/// The URI of the libvirt that is meant, which must be of this host.
 ///
 /// # Errors
 /// [`Kind::Unsupported`] for a libvirt of another host.
 #[cfg(feature = "libvirt")]
 pub fn libvirt_of(uri: Option<&str>) -> Result<String> {
-    let named = || std::env::var("LIBVIRT_DEFAULT_URI").ok().filter(|uri| !uri.is_empty());
-    let uri = uri.map(str::to_owned).or_else(named).unwrap_or_else(|| SYSTEM.to_owned());
-    match other_host(&uri) {
+    let uri = named(uri);
+    match Way::of(&uri).host {
         Some(host) => Err(Error::new(
             Kind::Unsupported,
-            format!("uri={uri}: the NBD server and the scratch space of a backup are on {host}; mount it there"),
+            format!("uri={uri}: all domains of a host are listed and mounted there, on {host}; from here, one by one"),
         )),
         None => Ok(uri),
     }
-}
-
-/// The host in a libvirt's URI, which is none for this one (libvirt.org/uri.html).
-#[cfg(feature = "libvirt")]
-fn other_host(uri: &str) -> Option<&str> {
-    let (_, rest) = uri.split_once("://")?;
-    let host = rest.split(['/', '?']).next()?;
-    (!host.is_empty()).then_some(host)
 }
 
 #[cfg(test)]
@@ -217,11 +239,19 @@ mod tests {
         for here in ["qemu:///system", "qemu+unix:///session", "qemu+unix:///system?socket=/run/x/y"] {
             assert_eq!(reach(here).unwrap().uri(), Some(here));
         }
-        for there in ["qemu+ssh://host/system", "qemu+tls://[::1]:16514/system?x", "qemu+tcp://host"] {
+        for there in ["qemu+ssh://host/system", "qemu+tcp://host"] {
             assert_eq!(reach(there).unwrap_err().kind(), Kind::Unsupported, "{there}");
         }
+        let tls = "qemu+tls://[::1]:16514/system?x";
+        assert_eq!(reach(tls).unwrap().uri(), Some(tls), "as it may have been mounted");
+        assert_eq!(libvirt_of(Some(tls)).unwrap_err().kind(), Kind::Unsupported, "a whole host");
         let wrong = |options: Options| Reach::of(&source, &options).unwrap_err().to_string();
         assert!(wrong(Options { read_once: true, ..Options::default() }).contains("read_once"));
+        let pool = || Options { pool: Some("p".to_owned()), ..Options::default() };
+        assert!(wrong(Options { scratch_limit: Some(1), ..pool() }).contains("scratch_limit="));
+        assert!(wrong(Options { tls: Some("/a".into()), ..Options::default() }).contains("tls="));
+        assert!(fit(&host, &pool()).is_err() && fit(&"qmp:/a".parse().unwrap(), &pool()).is_err());
+        assert!(wrong(Options { uri: Some(tls.to_owned()), ..Options::default() }).contains("scratch=pool:NAME"));
         assert!(wrong(Options { agent: Some("/a".into()), ..Options::default() }).contains("agent="));
         let metrics = Options { metrics: crate::metrics::Target::parse(":9500"), ..Options::default() };
         assert!(fit(&source, &metrics).is_ok() && fit(&host, &metrics).is_err());

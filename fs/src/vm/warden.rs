@@ -78,6 +78,7 @@ pub(super) struct Held {
     pub(super) number: u64,
     /// The jobs that the guest's writes wait for; none with `fleece=filter`.
     pub(super) jobs: Vec<String>,
+    /// Those that are looked at; none if their room is reserved: then only what QEMU tells counts.
     pub(super) scratch: Arc<Vec<ScratchFile>>,
 }
 
@@ -218,7 +219,7 @@ impl Watching {
                     Some(Signal::Grew) => self.look(true).await,
                     Some(Signal::Failed) => self.give_up(Reason::Scratch, "its scratch space failed, or was full").await,
                 },
-                () = sleep_until(next), if self.held.is_some() => self.look(false).await,
+                () = sleep_until(next), if self.has_to_look() => self.look(false).await,
             }
         }
     }
@@ -278,7 +279,14 @@ impl Watching {
         *self.shown.lock().unwrap_or_else(PoisonError::into_inner) = what;
     }
 
+    fn has_to_look(&self) -> bool {
+        self.held.as_ref().is_some_and(|marked| !marked.held.scratch.is_empty())
+    }
+
     async fn look(&mut self, grew: bool) {
+        if !self.has_to_look() {
+            return;
+        }
         let Some(marked) = &mut self.held else { return };
         let room = match measure(&marked.held.scratch) {
             Ok(room) => room,

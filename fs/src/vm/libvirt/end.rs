@@ -19,15 +19,15 @@ const AGAIN: Duration = Duration::from_secs(1);
 /// Between two looks at whether it has.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Aborts the domain's backup if it is over this socket, waits for its end, and lets a guest go on that stands still for it;
+/// Aborts the domain's backup if it is known by this, waits for its end, and lets a guest go on that stands still for it;
 /// whether it did. None if there is no such backup.
-pub(super) async fn end_backup(link: &Link, socket: &str) -> Result<Option<bool>> {
-    if !ours_after(link, socket, true).await? {
+pub(super) async fn end_backup(link: &Link, mark: &str) -> Result<Option<bool>> {
+    if !ours_after(link, mark, true).await? {
         return Ok(None);
     }
     let begun = Instant::now();
     let mut again = begun + AGAIN;
-    while ours_after(link, socket, Instant::now() >= again).await? {
+    while ours_after(link, mark, Instant::now() >= again).await? {
         let now = Instant::now();
         if now >= begun + END_LIMIT {
             let limit = END_LIMIT.as_secs();
@@ -44,12 +44,12 @@ pub(super) async fn end_backup(link: &Link, socket: &str) -> Result<Option<bool>
     resume(link).await.map(Some)
 }
 
-/// Whether the domain has a backup over this socket, which may be aborted at once: the guest may be waiting for that.
-async fn ours_after(link: &Link, socket: &str, abort: bool) -> Result<bool> {
-    let socket = socket.to_owned();
+/// Whether the domain has a backup that is known by this, which may be aborted at once: the guest may be waiting for that.
+async fn ours_after(link: &Link, mark: &str, abort: bool) -> Result<bool> {
+    let mark = mark.to_owned();
     let told = link.call("end the backup", LIMIT, move |domain| {
         let told = match domain.backup_xml() {
-            Ok(told) => xml::backup_socket(&told).map(|found| found.is_some_and(|found| found == socket)),
+            Ok(told) => xml::is_marked(&told, &mark),
             Err(error) if error.code() == Code::NoBackup => Ok(false),
             Err(error) => return Err(error),
         };

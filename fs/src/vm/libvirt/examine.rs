@@ -6,6 +6,7 @@ use std::path::Path;
 use libvirt::{Code, State};
 
 use super::link::{LIMIT, Link, Target};
+use super::pool::{self, Store};
 use super::{check, inventory, place, version, xml};
 use crate::error::{Error, Result, printable};
 use crate::vm::Inventory;
@@ -122,9 +123,7 @@ impl Examiner {
             Err(error) => Err(error),
         });
         Ok(match told.await? {
-            (Some(told), _) if xml::backup_socket(&told)?.is_some_and(|socket| is_ours(&socket)) => {
-                Some(Busy::OurBackup)
-            }
+            (Some(told), _) if xml::marks(&told)?.iter().any(|mark| is_ours(mark)) => Some(Busy::OurBackup),
             (Some(_), _) => Some(Busy::Backup),
             (None, job) => job.map(|_| Busy::Job),
         })
@@ -146,10 +145,10 @@ impl Examiner {
     }
 }
 
-/// Whether a socket of an NBD server is where mounts of pullfs have theirs.
-fn is_ours(socket: &str) -> bool {
-    let dir = Path::new(socket).parent().and_then(|dir| dir.file_name()).and_then(|name| name.to_str());
-    dir.is_some_and(|name| name.ends_with(place::SUFFIX))
+/// Whether the socket of an NBD server is where mounts of pullfs have theirs, or an export has a name of theirs.
+fn is_ours(mark: &str) -> bool {
+    let dir = Path::new(mark).parent().and_then(|dir| dir.file_name()).and_then(|name| name.to_str());
+    dir.is_some_and(|name| name.ends_with(place::SUFFIX)) || mark.starts_with("pullfs-")
 }
 
 /// Reads what else the description of a domain says.
@@ -172,6 +171,15 @@ pub fn around(described: &str) -> Result<Around> {
     };
     let apparmor = label.map(|label| printable(&xml::text(label, "label").unwrap_or_default()));
     Ok(Around { apparmor, agent })
+}
+
+/// How many bytes a storage pool of this libvirt has for scratch images, and how many those of disks of these sizes take.
+///
+/// # Errors
+/// When there is no such pool, it is of another type or not active, or libvirt does not answer.
+pub async fn room_in(uri: &str, name: &str, disks: &[u64]) -> Result<(u64, u64)> {
+    let needed = disks.iter().map(|disk| pool::size(*disk)).fold(0, u64::saturating_add);
+    Ok((Store::new(uri).room(name).await?, needed))
 }
 
 /// Makes what a mount makes in the scratch directory for QEMU's user, and removes it.
@@ -217,6 +225,7 @@ mod tests {
     #[test]
     fn a_backup_of_a_mount_is_known() {
         assert!(is_ours("/var/tmp/pullfs-0a1b2c.libvirt/nbd.sock"));
-        assert!(!is_ours("/var/lib/libvirt/backup.sock") && !is_ours(""));
+        assert!(is_ours("pullfs-0a1b2c-3-0"), "of another host");
+        assert!(!is_ours("/var/lib/libvirt/backup.sock") && !is_ours("vda") && !is_ours(""));
     }
 }

@@ -46,7 +46,7 @@ impl Guest for Guard {
         // Before the backup begins this connects: it is there when the guest must be let go.
         let told = self.link.call("tell when a scratch image grows", LIMIT, move |domain| {
             let Ok(told) = domain.backup_xml() else { return Ok(Ok(false)) };
-            match xml::scratch_image(&told, &held.socket, &target) {
+            match xml::scratch_image(&told, &held.mark, &target) {
                 Ok(Some(image)) => domain.set_block_threshold(&image, offset).map(|()| Ok(true)),
                 other => Ok(other.map(|_| false)),
             }
@@ -63,6 +63,6 @@ impl Guest for Guard {
 
     async fn let_go(&self, _: &[String]) -> Result<bool> {
         let Some(held) = now(&self.keep.held) else { return Ok(false) };
-        Ok(end::end_backup(&self.link, &held.socket).await? == Some(true))
+        Ok(end::end_backup(&self.link, &held.mark).await? == Some(true))
     }
 }

@@ -193,6 +193,13 @@ impl Found {
         self.lineage.iter().rev().map(|(name, _)| name).find(|name| self.is_usable(name))
     }
 
+    /// The targets of all disks of the domain but those that are `kept`.
+    pub(super) fn others(&self, kept: impl Fn(&Disk) -> bool) -> Vec<&str> {
+        let disks = self.inventory.disks.iter().filter(|disk| kept(disk));
+        let kept: BTreeSet<&str> = disks.map(|disk| &*disk.name).collect();
+        self.domain.disks.iter().map(|disk| &*disk.target).filter(|target| !kept.contains(target)).collect()
+    }
+
     /// Whether what changed since a checkpoint can be told on a disk.
     pub(super) fn is_usable(&self, checkpoint: &str) -> bool {
         let mut bitmaps = self.inventory.disks.iter().filter_map(|disk| disk.bitmaps.get(checkpoint));

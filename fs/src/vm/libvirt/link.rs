@@ -140,7 +140,7 @@ pub(super) fn explain(what: &str, error: libvirt::Error) -> Error {
         Code::NoLibrary | Code::Unsupported => Kind::Unsupported,
         Code::Connection => Kind::Gone,
         Code::Denied => Kind::Denied,
-        Code::NoDomain | Code::NoCheckpoint | Code::NoBackup => Kind::NotFound,
+        Code::NoDomain | Code::NoCheckpoint | Code::NoBackup | Code::NoPool | Code::NoVolume => Kind::NotFound,
         Code::Timeout | Code::Invalid => Kind::Busy,
         Code::Inconsistent | Code::Agent | Code::Other => Kind::Io,
     };

@@ -1,15 +1,18 @@
 //! A domain of libvirt, backed up through libvirt's own API, so that libvirt knows what happens.
 //!
 //! [`link`] has the connection; [`xml`] reads and writes libvirt's descriptions; `inventory` says what there is; `undo` has
-//! the steps of a point in time and what they leave; `place` is where QEMU's user reaches scratch images and the socket;
-//! `delete` deletes checkpoints; `watch` says whether the point in time is kept, and `guard` and `end` let go of the guest;
-//! [`recover`] undoes what a mount that died has left; [`host`] lists the domains that there are; [`redefine`] makes checkpoints
-//! known to libvirt again that it has forgotten.
+//! the steps of a point in time and what they leave, `begin` takes them; `place` is where QEMU's user reaches scratch images and
+//! the socket, and [`elsewhere`] with `pool` what takes its place where libvirt is on another host; `delete` deletes checkpoints;
+//! `watch` says whether the point in time is kept, and `guard` and `end` let go of the guest; [`recover`] undoes what a mount
+//! that died has left; [`host`] lists the domains that there are; [`redefine`] makes checkpoints known to libvirt again that it
+//! has forgotten.
 //!
 //! A domain has one backup at a time, and a backup tells of each disk the changes since one checkpoint. Those since a newer
 //! one are among them: they are told roughly. For an older one another point in time is needed ([`Base::One`]).
 
+mod begin;
 mod delete;
+pub mod elsewhere;
 mod end;
 pub mod examine;
 mod guard;
@@ -18,6 +21,7 @@ mod inventory;
 pub mod link;
 pub mod mounted;
 mod place;
+mod pool;
 pub mod recover;
 pub mod redefine;
 pub mod roster;
@@ -28,25 +32,23 @@ mod xml;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
-use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use nbd_pool::Address;
 use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinHandle;
-use tokio::time::{sleep, timeout};
 
+use self::elsewhere::Elsewhere;
 use self::inventory::Found;
 use self::link::{LIMIT, Link, Target};
-use self::undo::{Context, Leftover, NewCheckpoint, Step};
+use self::undo::{Context, Leftover, NewCheckpoint};
 use self::watch::{Held, Keep, Shared, Suspicion};
-use self::xml::BackupDisk;
 use super::confirm::Confirmations;
 use super::qmp::bitmaps::complete;
 use super::qmp::checkpoint::check as check_checkpoint;
 use super::qmp::ids::MountId;
 use super::qmp::note;
-use super::warden::{self, ScratchFile, Warden};
+use super::warden::Warden;
 use super::{Base, Disk, Event, Fleece, Inventory, Machine, Made, Scratch, Taken, TakenDisk, Vm, Wanted};
 use crate::block::Source;
 use crate::block::changes::FrozenMap;
@@ -70,18 +72,8 @@ const BITMAP: &str = "since";
 /// Events kept for a slow receiver.
 const MAX_EVENTS: usize = 64;
 
-/// How long the guest's file systems may stay frozen.
-const FROZEN_LIMIT: Duration = Duration::from_secs(10);
-
 /// Suspicions that wait to be looked into.
 const MAX_SUSPICIONS: usize = 64;
-
-/// How often it is looked whether all of a backup's jobs run, and how long after the last time.
-const MOST_LOOKS: u32 = 50;
-const LOOK_PAUSE: Duration = Duration::from_millis(40);
-
-/// Clusters of the scratch images, in bytes.
-const CLUSTER: u64 = 65536;
 
 /// From this QEMU on, a disk that a thread of its own serves can be backed up without danger to the guest.
 const THREADS_SAFE: (u32, u32) = (9, 0);
@@ -95,6 +87,8 @@ pub struct Settings {
     pub target: Target,
     /// Which mount this is.
     pub mount: MountId,
+    /// How it is backed up from another host; none on its own.
+    pub elsewhere: Option<Elsewhere>,
     /// Where scratch files and the NBD server's socket go.
     pub scratch_dir: PathBuf,
     /// What they may take at most, in bytes; none for as much as there is.
@@ -150,7 +144,7 @@ impl LibvirtVm {
             }
         };
         let link = Link::start(settings.target.clone(), Box::new(on_event));
-        let context = Arc::new(Context::new(link));
+        let context = Arc::new(Context::new(link, &settings.target.uri));
         let keep = Arc::new(Keep { context: context.clone(), held: held.clone(), events: events.clone() });
         let warden = guard::start(settings.target.clone(), keep.clone(), events.clone(), settings.scratch_limit);
         let watch = tokio::spawn(watch::look_into(keep.clone(), warden.alarm(), suspicions));
@@ -235,60 +229,17 @@ impl LibvirtVm {
         Ok(())
     }
 
-    /// Runs the steps; when the instant was.
-    async fn run(&self, number: u64, steps: Steps, quiesce: bool) -> Result<SystemTime> {
-        let (context, ledger) = (&*self.context, &self.ledger);
-        let Steps { place, begin, begun, targets } = steps;
-        ledger.run(context, vec![vec![place]]).await?;
-        let failed = |error| Error::with_source(Kind::Io, "cannot keep a descriptor of a scratch file", error);
-        let files: std::io::Result<Vec<ScratchFile>> = context
-            .files()
-            .iter()
-            .zip(targets)
-            .map(|(file, target)| Ok(ScratchFile { node: target, file: file.try_clone()? }))
-            .collect();
-        let scratch = Arc::new(files.map_err(failed)?);
-        self.warden.hold(warden::Held { number, jobs: Vec::new(), scratch }).await?;
-        if quiesce {
-            ledger.run(context, vec![vec![Step::Freeze]]).await?;
-        }
-        let begins = ledger.run(context, vec![vec![begin]]);
-        let outcome = if quiesce {
-            // libvirt may wait for long; the guest may not.
-            let slow = |_| {
-                let limit = FROZEN_LIMIT.as_secs();
-                Error::new(
-                    Kind::Timeout,
-                    format!("libvirt did not begin a backup within {limit} s of the guest's freeze"),
-                )
-            };
-            timeout(FROZEN_LIMIT, begins).await.map_err(slow).and_then(|begun| begun)
-        } else {
-            begins.await
-        };
-        let time = SystemTime::now();
-        if quiesce {
-            // The guest goes on before anything else is done or said.
-            undo::thaw(context).await?;
-            ledger.keep(|left| matches!(left, Leftover::Frozen));
-        }
-        outcome?;
-        // The scratch images have the names by which libvirt warns of them.
-        self.warden.alarm().grew();
-        ledger.run(context, vec![vec![begun]]).await?;
-        Ok(time)
-    }
-
     fn view(
         &self,
         disk: &Disk,
         plan: &Planned,
         base: Option<&Arc<str>>,
         found: &Found,
-        socket: &std::path::Path,
+        address: &Address,
     ) -> TakenDisk {
-        let config = nbd_pool::Config { tls: None, ..self.settings.nbd.clone() };
-        let export = Export { address: Address::Unix(socket.to_owned()), name: plan.export.clone(), config };
+        let tls = self.settings.elsewhere.as_ref().map(|elsewhere| elsewhere.tls.clone());
+        let config = nbd_pool::Config { tls, ..self.settings.nbd.clone() };
+        let export = Export { address: address.clone(), name: plan.export.clone(), config };
         let usable = disk.bitmaps.iter().filter(|(_, bitmap)| bitmap.unusable.is_none());
         let map = |(checkpoint, bitmap): (&Arc<str>, &super::Bitmap)| {
             let also = bitmap.also(disk.size);
@@ -359,14 +310,6 @@ fn version(number: u64) -> String {
     format!("{}.{}.{}", number / 1_000_000, number / 1_000 % 1_000, number % 1_000)
 }
 
-struct Steps {
-    place: Step,
-    begin: Step,
-    begun: Step,
-    /// The disks, in the order of their scratch images.
-    targets: Vec<String>,
-}
-
 /// What is planned for a disk.
 struct Planned {
     export: String,
@@ -401,6 +344,11 @@ impl Vm for LibvirtVm {
     }
 
     async fn take(&self, number: u64, wanted: &Wanted) -> Result<Taken> {
+        if wanted.quiesce && self.settings.elsewhere.is_some() {
+            let why = "nobody could thaw the guest of another host while the network is away: take the point in time without --quiesce, \
+                       or on its own host";
+            return Err(Error::new(Kind::Unsupported, why));
+        }
         self.release().await?;
         self.check_alone().await?;
         let found = self.found().await?;
@@ -415,51 +363,24 @@ impl Vm for LibvirtVm {
                 since: since(disk, base.as_ref(), &found),
             })
             .collect();
-        let dir = place::dir(&self.settings.scratch_dir, &self.settings.mount.to_string());
-        let socket = place::socket(&dir);
-        let images: Vec<PathBuf> = (0..disks.len()).map(|index| place::image(&dir, index)).collect();
-        let backup: Vec<BackupDisk<'_>> = disks
-            .iter()
-            .zip(&planned)
-            .zip(&images)
-            .map(|((disk, plan), scratch)| BackupDisk {
-                target: &disk.name,
-                export: &plan.export,
-                scratch,
-                since: plan.since.as_deref().map(|since| (since, BITMAP)),
-            })
-            .collect();
-        let left_out = |kept: &dyn Fn(&Disk) -> bool| -> Vec<&str> {
-            let kept: BTreeSet<&str> = disks.iter().filter(|disk| kept(disk)).map(|disk| &*disk.name).collect();
-            let all = found.domain.disks.iter().map(|disk| &*disk.target);
-            all.filter(|target| !kept.contains(target)).collect()
-        };
-        let backup = xml::backup(&socket.display().to_string(), &backup, &left_out(&|_| true))?;
         let made = note::now();
         let checkpoint = wanted.checkpoint.as_ref().map(|name| {
             let sizes = disks.iter().filter(|disk| disk.keeps_bitmaps);
             let sizes = sizes.map(|disk| (disk.name.to_string(), disk.size)).collect();
             let made = xml::Made { time: made, sizes };
-            let xml = xml::new_checkpoint(name, &made, &left_out(&|disk| disk.keeps_bitmaps));
+            let xml = xml::new_checkpoint(name, &made, &found.others(|disk| disk.keeps_bitmaps));
             NewCheckpoint { name: name.to_string(), made: made.write(), xml }
         });
-        let user = found.domain.user.map(|(user, _)| user);
-        let steps = Steps {
-            place: Step::Place { dir: dir.clone(), sizes: disks.iter().map(|disk| disk.size).collect(), user },
-            begin: Step::Begin { socket: socket.clone(), backup, checkpoint, user },
-            begun: Step::Begun { socket: socket.clone() },
-            targets: disks.iter().map(|disk| disk.name.to_string()).collect(),
-        };
         let aliases = found.domain.disks.iter().filter_map(|disk| disk.alias.clone()).collect();
-        let held = Held { number, socket: socket.display().to_string(), total: None, aliases };
+        let held = Held { number, mark: self.mark(&planned), total: None, aliases };
         // What happens to the machine while the steps run must not be missed.
         let lost = self.events.subscribe();
         self.hold(Some(held.clone()));
-        let taken = match self.run(number, steps, wanted.quiesce).await {
-            Ok(time) => self.total(disks).await.map(|total| (time, total)),
+        let taken = match self.begin(number, wanted.quiesce, &found, &planned, checkpoint).await {
+            Ok((time, address)) => self.total(disks).await.map(|total| (time, address, total)),
             Err(error) => Err(error),
         };
-        let (time, total) = match taken {
+        let (time, address, total) = match taken {
             Ok(taken) => taken,
             Err(error) => {
                 if let Err(left) = self.release().await {
@@ -471,7 +392,6 @@ impl Vm for LibvirtVm {
         self.hold(Some(Held { total: Some(total), ..held }));
         // It is to stay from now on.
         self.ledger.keep(|left| matches!(left, Leftover::Checkpoint { .. }));
-        place::unlink_images(&dir, disks.len());
         let mut inventory = found.inventory.clone();
         if let Some(name) = &wanted.checkpoint {
             for disk in inventory.disks.iter_mut().filter(|disk| disk.keeps_bitmaps) {
@@ -485,7 +405,7 @@ impl Vm for LibvirtVm {
             time,
             checkpoint: wanted.checkpoint.clone(),
             quiesced: wanted.quiesce,
-            disks: views.map(|(disk, plan)| self.view(disk, plan, base.as_ref(), &found, &socket)).collect(),
+            disks: views.map(|(disk, plan)| self.view(disk, plan, base.as_ref(), &found, &address)).collect(),
             inventory: Arc::new(inventory),
             needs_confirmation: true,
             base: Base::One(base),
@@ -525,10 +445,15 @@ impl Vm for LibvirtVm {
     }
 
     fn scratch(&self) -> Option<Scratch> {
-        self.warden.scratch()
+        // What is reserved elsewhere does not grow.
+        self.warden.scratch().filter(|_| self.settings.elsewhere.is_none())
     }
 
     async fn limit_scratch(&self, limit: Option<u64>) -> Result<()> {
+        if limit.is_some() && self.settings.elsewhere.is_some() {
+            let why = "scratch_limit= means nothing with scratch=pool:, where all space is reserved beforehand";
+            return Err(Error::new(Kind::Invalid, why));
+        }
         self.warden.limit(limit).await
     }
 
@@ -549,28 +474,5 @@ impl Vm for LibvirtVm {
 impl LibvirtVm {
     fn hold(&self, held: Option<Held>) {
         *self.held.lock().unwrap_or_else(PoisonError::into_inner) = held;
-    }
-
-    /// What libvirt says that the jobs of all disks come to, in bytes, once all of them run.
-    async fn total(&self, disks: &[Disk]) -> Result<u64> {
-        // QEMU counts in clusters of the copy, which are those of our scratch images (block/block-copy.c).
-        let clusters = disks.iter().map(|disk| disk.size.next_multiple_of(CLUSTER));
-        let expected = clusters.fold(0, u64::saturating_add);
-        let mut looks = 1;
-        loop {
-            let told = self.context.link.call("tell of the backup", LIMIT, libvirt::Domain::job_stats).await?;
-            match told {
-                Some(stats) if stats.backup && stats.scratch_total == expected => return Ok(expected),
-                // QEMU's jobs begin one after another.
-                Some(stats) if stats.backup && looks < MOST_LOOKS => sleep(LOOK_PAUSE).await,
-                told => {
-                    let why = format!(
-                        "libvirt's backup does not have all disks: its jobs come to {told:?}, the disks to {expected} bytes"
-                    );
-                    return Err(Error::new(Kind::Io, why));
-                }
-            }
-            looks += 1;
-        }
     }
 }

@@ -30,7 +30,7 @@ impl Remains {
         self.0.notes().iter().map(ToString::to_string).collect()
     }
 
-    /// Undoes it, in libvirt and on this host.
+    /// Undoes it, in libvirt, on its host and on this one.
     ///
     /// # Errors
     /// When something may be left, among others because libvirt does not answer; trying again is safe.
@@ -38,12 +38,13 @@ impl Remains {
         if self.is_empty() {
             return Ok(());
         }
-        let context = Arc::new(Context::new(Link::start(target, Box::new(|_| {}))));
+        let uri = target.uri.clone();
+        let context = Arc::new(Context::new(Link::start(target, Box::new(|_| {})), &uri));
         match self.0.undo(&context).await {
             // libvirt does not know the domain: what it had of ours ended with it.
             Err(error) if error.kind() == Kind::NotFound => {
                 for left in self.0.notes() {
-                    left.undo_on_host()?;
+                    left.undo_without_domain(&context).await?;
                 }
                 self.0.keep(|_| true);
                 Ok(())

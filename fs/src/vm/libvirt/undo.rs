@@ -1,9 +1,9 @@
-//! What a point in time of a domain may leave in libvirt and on this host, and how that is removed.
+//! What a point in time of a domain may leave in libvirt, on its host and on this one, and how that is removed.
 
 use std::fmt;
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use super::end::end_backup;
 use super::link::{LIMIT, Link};
+use super::pool::{Scratch, Store, Volumes};
 use super::{place, xml};
 use crate::error::{Error, Kind, Result, chain};
 use crate::point::plan;
@@ -28,6 +29,11 @@ const LONG_PAUSE: Duration = Duration::from_millis(500);
 /// What steps and their undoing work on.
 pub(super) struct Context {
     pub(super) link: Link,
+    store: Store,
+    /// Where scratch images in a storage pool are, in the order of the disks. Held for a moment only.
+    images: Mutex<Vec<PathBuf>>,
+    /// Which of its descriptions the last backup was begun with.
+    begun: AtomicUsize,
     /// Our own descriptors of scratch files, in the order of the disks. Held for a moment only.
     files: Mutex<Vec<File>>,
     /// Whether it is known what became of the last backup that was begun.
@@ -37,8 +43,27 @@ pub(super) struct Context {
 }
 
 impl Context {
-    pub(super) fn new(link: Link) -> Self {
-        Self { link, files: Mutex::default(), settled: AtomicBool::new(false), not_frozen: AtomicBool::new(false) }
+    /// Of a domain of the libvirt at `uri`.
+    pub(super) fn new(link: Link, uri: &str) -> Self {
+        Self {
+            link,
+            store: Store::new(uri),
+            images: Mutex::default(),
+            begun: AtomicUsize::new(0),
+            files: Mutex::default(),
+            settled: AtomicBool::new(false),
+            not_frozen: AtomicBool::new(false),
+        }
+    }
+
+    /// Where the scratch images are that were made in a storage pool last.
+    pub(super) fn images(&self) -> Vec<PathBuf> {
+        self.images.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Which of its descriptions the last backup was begun with.
+    pub(super) fn begun(&self) -> usize {
+        self.begun.load(Ordering::Relaxed)
     }
 
     pub(super) fn files(&self) -> MutexGuard<'_, Vec<File>> {
@@ -50,8 +75,8 @@ impl Context {
     }
 
     /// As [`end_backup`]; whether there was one.
-    async fn end_backup(&self, socket: &str) -> Result<bool> {
-        let ended = end_backup(&self.link, socket).await?;
+    async fn end_backup(&self, mark: &str) -> Result<bool> {
+        let ended = end_backup(&self.link, mark).await?;
         if ended == Some(true) {
             tracing::warn!("the guest stood still, its writes waiting for scratch space; it goes on");
         }
@@ -68,11 +93,11 @@ impl Context {
     }
 
     /// Ends a backup that may not have begun yet.
-    async fn end_backup_for_good(&self, socket: &str) -> Result<()> {
+    async fn end_backup_for_good(&self, mark: &str) -> Result<()> {
         let deadline = Instant::now() + MAY_COME;
         loop {
             if self.is_forgotten().await?
-                || self.end_backup(socket).await?
+                || self.end_backup(mark).await?
                 || self.settled.load(Ordering::Relaxed)
                 || Instant::now() >= deadline
             {
@@ -90,22 +115,31 @@ impl Context {
 pub(super) enum Leftover {
     /// The directory with the scratch images and the socket.
     Place { dir: PathBuf },
+    /// Scratch images in a storage pool.
+    Volumes(Volumes),
     /// The guest's file systems, frozen for the instant.
     Frozen,
     /// A checkpoint that was made with the backup, until the point in time is held. What is noted with it tells it from another
     /// one of that name.
     Checkpoint { name: String, made: String },
-    /// A backup with its NBD server on this socket: the guest's writes wait for it.
-    Backup { socket: String },
+    /// A backup that is known by its NBD server's socket, or its first export: the guest's writes wait for it.
+    Backup {
+        #[serde(alias = "socket")]
+        mark: String,
+    },
     /// The backup surely began: it need not be waited for if it is not there.
-    Begun { socket: String },
+    Begun {
+        #[serde(alias = "socket")]
+        mark: String,
+    },
 }
 
 impl Leftover {
-    /// Removes what is on this host, where the domain has ended.
-    pub(super) fn undo_on_host(&self) -> Result<()> {
+    /// Removes what does not end with the domain.
+    pub(super) async fn undo_without_domain(&self, context: &Context) -> Result<()> {
         match self {
             Self::Place { dir } => place::remove(dir),
+            Self::Volumes(volumes) => context.store.remove(volumes).await,
             _ => Ok(()),
         }
     }
@@ -117,7 +151,10 @@ impl fmt::Display for Leftover {
             Self::Place { dir } => write!(f, "scratch directory {}", dir.display()),
             Self::Frozen => f.write_str("frozen file systems of the guest"),
             Self::Checkpoint { name, .. } => write!(f, "unfinished checkpoint {name}"),
-            Self::Backup { socket } | Self::Begun { socket } => write!(f, "libvirt's backup over {socket}"),
+            Self::Volumes(Volumes { pool, names }) => {
+                write!(f, "scratch images {} in storage pool {pool}", names.join(", "))
+            }
+            Self::Backup { mark } | Self::Begun { mark } => write!(f, "libvirt's backup over {mark}"),
         }
     }
 }
@@ -129,8 +166,8 @@ impl plan::Undo for Leftover {
     async fn relieve(&self, context: &Context) -> Result<()> {
         match self {
             Self::Frozen => thaw(context).await,
-            Self::Begun { socket } => context.end_backup(socket).await.map(drop),
-            Self::Backup { .. } | Self::Place { .. } | Self::Checkpoint { .. } => Ok(()),
+            Self::Begun { mark } => context.end_backup(mark).await.map(drop),
+            Self::Backup { .. } | Self::Place { .. } | Self::Volumes(_) | Self::Checkpoint { .. } => Ok(()),
         }
     }
 
@@ -150,14 +187,15 @@ impl plan::Undo for Leftover {
                 }
                 place::remove(dir)
             }
+            Self::Volumes(volumes) => context.store.remove(volumes).await,
             Self::Frozen => thaw(context).await,
             Self::Checkpoint { name, made } => unmake(context, name, made).await,
-            Self::Begun { socket } => {
-                context.end_backup(socket).await?;
+            Self::Begun { mark } => {
+                context.end_backup(mark).await?;
                 context.settle(true);
                 Ok(())
             }
-            Self::Backup { socket } => context.end_backup_for_good(socket).await,
+            Self::Backup { mark } => context.end_backup_for_good(mark).await,
         }
     }
 }
@@ -200,12 +238,19 @@ async fn unmake(context: &Context, name: &str, made: &str) -> Result<()> {
 pub(super) enum Step {
     /// The directory, with a scratch image of each size in bytes, for QEMU's user.
     Place { dir: PathBuf, sizes: Vec<u64>, user: Option<u32> },
+    /// The same in a storage pool of libvirt's host, for its QEMU's user and group.
+    Reserve { pool: String, volumes: Vec<Scratch>, owner: Option<(u32, u32)> },
     /// Freezes the guest's file systems.
     Freeze,
-    /// Begins the backup, and makes the checkpoint.
-    Begin { socket: PathBuf, backup: String, checkpoint: Option<NewCheckpoint>, user: Option<u32> },
+    /// Begins the backup, as the first of the descriptions says whose port is free, and makes the checkpoint.
+    Begin {
+        mark: String,
+        backups: Vec<String>,
+        checkpoint: Option<NewCheckpoint>,
+        place: Option<(PathBuf, Option<u32>)>,
+    },
     /// It began.
-    Begun { socket: PathBuf },
+    Begun { mark: String },
 }
 
 /// A checkpoint to be made.
@@ -218,14 +263,11 @@ pub(super) struct NewCheckpoint {
     pub(super) xml: String,
 }
 
-fn named(socket: &Path) -> String {
-    socket.display().to_string()
-}
-
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Place { dir, .. } => write!(f, "making scratch files in {}", dir.display()),
+            Self::Reserve { pool, .. } => write!(f, "reserving scratch space in storage pool {pool}"),
             Self::Freeze => f.write_str("freezing the guest's file systems"),
             Self::Begin { .. } | Self::Begun { .. } => f.write_str("beginning libvirt's backup"),
         }
@@ -240,8 +282,12 @@ impl plan::Step for Step {
         let last = match self {
             Self::Place { dir, .. } => Leftover::Place { dir: dir.clone() },
             Self::Freeze => Leftover::Frozen,
-            Self::Begin { socket, .. } => Leftover::Backup { socket: named(socket) },
-            Self::Begun { socket } => Leftover::Begun { socket: named(socket) },
+            Self::Reserve { pool, volumes, .. } => Leftover::Volumes(Volumes {
+                pool: pool.clone(),
+                names: volumes.iter().map(|volume| volume.name.clone()).collect(),
+            }),
+            Self::Begin { mark, .. } => Leftover::Backup { mark: mark.clone() },
+            Self::Begun { mark } => Leftover::Begun { mark: mark.clone() },
         };
         let new = if let Self::Begin { checkpoint, .. } = self { checkpoint.as_ref() } else { None };
         let new = new.map(|new| Leftover::Checkpoint { name: new.name.clone(), made: new.made.clone() });
@@ -256,6 +302,11 @@ impl plan::Step for Step {
                 *context.files() = made;
                 Ok(())
             }
+            Self::Reserve { pool, volumes, owner } => {
+                let images = context.store.reserve(pool, volumes.clone(), *owner).await?;
+                *context.images.lock().unwrap_or_else(PoisonError::into_inner) = images;
+                Ok(())
+            }
             Self::Freeze => {
                 let frozen =
                     context.link.call("freeze the guest's file systems", FREEZE_LIMIT, libvirt::Domain::freeze);
@@ -264,23 +315,66 @@ impl plan::Step for Step {
                 context.not_frozen.store(refused, Ordering::Relaxed);
                 outcome.map(drop)
             }
-            Self::Begin { socket, backup, checkpoint, user } => {
-                let (backup, checkpoint) = (backup.clone(), checkpoint.clone());
-                context.settle(false);
-                let begun = context.link.call("begin a backup", LIMIT, move |domain| {
-                    domain.backup_begin(&backup, checkpoint.as_ref().map(|new| &*new.xml))
-                });
-                let outcome = begun.await;
-                // Whoever answers knows; a call that nobody waits for any more may still do it.
-                let known = outcome
-                    .as_ref()
-                    .map_or_else(|error| !matches!(error.kind(), Kind::Timeout | Kind::Gone), |()| true);
-                context.settle(known);
-                outcome.map_err(|error| in_use(kept_out(error, socket, *user)))
+            Self::Begin { backups, checkpoint, place, .. } => {
+                // A port that was free is so again, as a rule.
+                let first = context.begun();
+                let order = (0..backups.len()).map(|index| (first + index) % backups.len());
+                let mut outcome = Ok(());
+                for index in order {
+                    outcome = begin(context, backups[index].clone(), checkpoint.clone()).await;
+                    context.begun.store(index, Ordering::Relaxed);
+                    if !outcome.as_ref().is_err_and(|error| chain(error).contains(TAKEN)) {
+                        break;
+                    }
+                }
+                outcome.map_err(|error| match place {
+                    Some((dir, user)) => in_use(kept_out(error, dir, *user)),
+                    None => in_use(unreachable(error, backups.len())),
+                })
             }
             Self::Begun { .. } => Ok(()),
         }
     }
+}
+
+/// What QEMU says of a port that somebody else has (`strerror(EADDRINUSE)`).
+const TAKEN: &str = "Address already in use";
+
+async fn begin(context: &Context, backup: String, checkpoint: Option<NewCheckpoint>) -> Result<()> {
+    context.settle(false);
+    let begun = context.link.call("begin a backup", LIMIT, move |domain| {
+        domain.backup_begin(&backup, checkpoint.as_ref().map(|new| &*new.xml))
+    });
+    let outcome = begun.await;
+    // Whoever answers knows; a call that nobody waits for any more may still do it.
+    let known = outcome.as_ref().map_or_else(|error| !matches!(error.kind(), Kind::Timeout | Kind::Gone), |()| true);
+    context.settle(known);
+    outcome
+}
+
+/// Where the NBD server cannot listen for clients of other hosts, that is said, with what to do.
+fn unreachable(error: Error, ports: usize) -> Error {
+    if matches!(error.kind(), Kind::Timeout | Kind::Gone) {
+        return error;
+    }
+    let said = chain(&error);
+    let (kind, message) = if said.contains(TAKEN) {
+        (
+            Kind::Busy,
+            format!(
+                "all {ports} ports that an NBD server may have there are in use: name a free one with nbd=HOST:PORT"
+            ),
+        )
+    } else if said.contains("Cannot assign requested address") {
+        let why = "the address that libvirt's host is reached by is none of its own: name one with nbd=HOST:PORT";
+        (Kind::Io, why.to_owned())
+    } else if said.contains("backup TLS directory not configured") || said.contains("x509") || said.contains("TLS") {
+        let why = "QEMU over there cannot use TLS for backups: see backup_tls_x509_cert_dir and its certificates in qemu.conf";
+        (Kind::Unsupported, why.to_owned())
+    } else {
+        return error;
+    };
+    Error::with_source(kind, message, error)
 }
 
 /// QEMU's words, for which libvirt has no code.
@@ -293,12 +387,11 @@ fn in_use(error: Error) -> Error {
 }
 
 /// Where the system kept QEMU out, that is said, with what to do: libvirt passes on QEMU's words, which do not say who it is.
-fn kept_out(error: Error, socket: &Path, user: Option<u32>) -> Error {
+fn kept_out(error: Error, dir: &Path, user: Option<u32>) -> Error {
     if !chain(&error).contains("Permission denied") {
         return error;
     }
-    let (dir, who) =
-        (socket.parent().unwrap_or(socket).display(), user.map_or_else(String::new, |user| format!(", user {user},")));
+    let (dir, who) = (dir.display(), user.map_or_else(String::new, |user| format!(", user {user},")));
     let message = format!(
         "QEMU{who} cannot use {dir}: choose with scratch= a directory that it can reach (each one above it needs `chmod o+x`, \
          and AppArmor or SELinux must allow it)"
@@ -319,7 +412,8 @@ mod tests {
     async fn scratch_images_are_emptied_only_when_the_backup_has_surely_ended() {
         let base = tempfile::tempdir().unwrap();
         let target = Target { domain: "vm".to_owned(), uri: "test:///default".to_owned() };
-        let context = Context::new(Link::start(target, Box::new(|_| {})));
+        let uri = target.uri.clone();
+        let context = Context::new(Link::start(target, Box::new(|_| {})), &uri);
         let dir = place::dir(base.path(), "pullfs-0a1b2c");
         for (ended, left) in [(false, 100), (true, 0)] {
             std::fs::create_dir(&dir).unwrap();

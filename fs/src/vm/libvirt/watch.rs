@@ -3,7 +3,7 @@
 //! libvirt tells when a backup ends, and when the domain does. That is not enough: the scratch images of a backup show the
 //! live disk once its jobs are gone ([`crate::vm::confirm`]). So before data is given out libvirt is asked for the job's
 //! figures, which count the disks whose jobs QEMU has and libvirt has not begun to end, and then whose backup it is: ours,
-//! over our socket, if it was ours all the time, because a domain has one at a time. What somebody does to QEMU's jobs behind
+//! by its mark, if it was ours all the time, because a domain has one at a time. What somebody does to QEMU's jobs behind
 //! libvirt's back, by commands to its monitor, is not seen in the moment until libvirt notices.
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -35,8 +35,8 @@ const SHUTDOWN: &str = "the machine shuts down";
 #[derive(Debug, Clone)]
 pub(super) struct Held {
     pub(super) number: u64,
-    /// The NBD server's socket, which no other backup has.
-    pub(super) socket: String,
+    /// What no other backup has: the NBD server's socket, or the name of the first export.
+    pub(super) mark: String,
     /// The bytes of all its disks; none until the backup began.
     pub(super) total: Option<u64>,
     /// The guest's devices, by libvirt's names.
@@ -132,7 +132,7 @@ async fn asked(link: &Link, held: &Held) -> Result<Answer> {
     });
     let (stats, backup) = told.await?;
     let ours = match backup {
-        Ok(backup) => xml::backup_socket(&backup)?.as_deref() == Some(&*held.socket),
+        Ok(backup) => xml::is_marked(&backup, &held.mark)?,
         Err(_) => false,
     };
     Ok(match stats {
@@ -164,7 +164,7 @@ mod tests {
     #[test]
     fn events_that_end_a_point_in_time_are_told_apart() {
         let uuid = || "u".to_owned();
-        let held = Held { number: 3, socket: "s".to_owned(), total: Some(1), aliases: vec!["ua-vda".to_owned()] };
+        let held = Held { number: 3, mark: "s".to_owned(), total: Some(1), aliases: vec!["ua-vda".to_owned()] };
         let some: Shared = Arc::new(Mutex::new(Some(held)));
         let none = Shared::default();
         let change = |change| Told::Lifecycle { uuid: uuid(), change };

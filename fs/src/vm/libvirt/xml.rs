@@ -2,6 +2,7 @@
 //! formatbackup.html, formatcheckpoint.html).
 
 use std::fmt::Write as _;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -193,28 +194,66 @@ pub(super) fn checkpoint(xml: &str) -> Result<Checkpoint> {
     })
 }
 
-/// The socket of the NBD server of a backup, if it has one that is a socket of this host.
-pub(super) fn backup_socket(xml: &str) -> Result<Option<String>> {
-    let document = document("the backup", xml)?;
-    let server = child(document.root_element(), "server");
-    Ok(server.and_then(|server| server.attribute("socket")).map(str::to_owned))
-}
-
-/// What libvirt calls the scratch image of a disk's target, such as `vda[5]`, if the backup is over this socket.
-pub(super) fn scratch_image(xml: &str, socket: &str, target: &str) -> Result<Option<String>> {
+/// What no other backup has: the socket of its NBD server, or over TCP the names of its exports.
+pub(super) fn marks(xml: &str) -> Result<Vec<String>> {
     let document = document("the backup", xml)?;
     let root = document.root_element();
-    if child(root, "server").and_then(|server| server.attribute("socket")) != Some(socket) {
+    let socket = child(root, "server").and_then(|server| server.attribute("socket"));
+    if let Some(socket) = socket {
+        return Ok(vec![socket.to_owned()]);
+    }
+    let disks = children(root, "disks", "disk").into_iter();
+    Ok(disks.filter_map(|disk| disk.attribute("exportname").map(str::to_owned)).collect())
+}
+
+/// Whether a backup is the one that is known by this.
+pub(super) fn is_marked(xml: &str, mark: &str) -> Result<bool> {
+    Ok(marks(xml)?.iter().any(|found| found == mark))
+}
+
+/// The type of a storage pool.
+pub(super) fn pool_kind(xml: &str) -> Result<String> {
+    let document = document("a storage pool", xml)?;
+    Ok(printable(document.root_element().attribute("type").unwrap_or_default()))
+}
+
+/// Describes a volume of so many bytes, all of them allocated, for nobody but its owner.
+pub(super) fn volume(name: &str, size: u64, owner: Option<(u32, u32)>) -> String {
+    let owner = owner.map_or_else(String::new, |(user, group)| format!("<owner>{user}</owner><group>{group}</group>"));
+    format!(
+        "<volume><name>{}</name><capacity unit='bytes'>{size}</capacity><allocation unit='bytes'>{size}</allocation>\
+         <target><format type='raw'/><permissions><mode>0600</mode>{owner}</permissions></target></volume>",
+        escape(name)
+    )
+}
+
+/// Where the NBD server of a backup listens.
+pub(super) enum Listens<'a> {
+    /// On a socket of this host.
+    Socket(&'a str),
+    /// On an address of the libvirt's host, for clients that it knows by TLS.
+    Tls(IpAddr, u16),
+}
+
+/// What libvirt calls the scratch image of a disk's target, such as `vda[5]`, if the backup is known by this.
+pub(super) fn scratch_image(xml: &str, mark: &str, target: &str) -> Result<Option<String>> {
+    if !is_marked(xml, mark)? {
         return Ok(None);
     }
+    let document = document("the backup", xml)?;
+    let root = document.root_element();
     let disk = children(root, "disks", "disk").into_iter().find(|disk| disk.attribute("name") == Some(target));
     let index = disk.and_then(|disk| disk.attribute("index")?.parse::<u32>().ok());
     Ok(index.map(|index| format!("{target}[{index}]")))
 }
 
 /// Describes a backup; `others` are the disks that are left out.
-pub(super) fn backup(socket: &str, disks: &[BackupDisk<'_>], others: &[&str]) -> Result<String> {
-    let mut xml = format!("<domainbackup mode='pull'><server transport='unix' socket='{}'/><disks>", escape(socket));
+pub(super) fn backup(listens: &Listens<'_>, disks: &[BackupDisk<'_>], others: &[&str]) -> Result<String> {
+    let server = match listens {
+        Listens::Socket(path) => format!("transport='unix' socket='{}'", escape(path)),
+        Listens::Tls(address, port) => format!("transport='tcp' tls='yes' name='{address}' port='{port}'"),
+    };
+    let mut xml = format!("<domainbackup mode='pull'><server {server}/><disks>");
     for disk in disks {
         let scratch = disk.scratch.to_str().ok_or_else(|| {
             let path = disk.scratch.display();
@@ -383,8 +422,8 @@ mod tests {
             BackupDisk { target: "vda", export: "p-0", scratch: Path::new("/a'b"), since: Some(("m<1>", "c0")) },
             BackupDisk { target: "vdb", export: "p-1", scratch: Path::new("/b"), since: None },
         ];
-        let xml = backup("/run/a&b", &disks, &["sda"]).unwrap();
-        assert_eq!(backup_socket(&xml).unwrap().as_deref(), Some("/run/a&b"));
+        let xml = backup(&Listens::Socket("/run/a&b"), &disks, &["sda"]).unwrap();
+        assert_eq!(marks(&xml).unwrap(), ["/run/a&b"]);
         let document = Document::parse(&xml).unwrap();
         let told: Vec<_> = document.descendants().filter(|node| node.has_tag_name("disk")).collect();
         assert_eq!(told.len(), 3);
@@ -433,7 +472,7 @@ mod tests {
 
         #[test]
         fn anything_may_be_described(xml in "\\PC{0,200}") {
-            let _ = (domain(&xml), checkpoint(&xml), backup_socket(&xml), scratch_image(&xml, "s", "vda"));
+            let _ = (domain(&xml), checkpoint(&xml), marks(&xml), pool_kind(&xml), scratch_image(&xml, "s", "vda"));
         }
     }
 }

@@ -8,6 +8,7 @@ mod ended;
 mod host;
 mod marks;
 mod redefined;
+mod remote;
 mod restarts;
 mod unplugged;
 
