@@ -51,7 +51,6 @@ pub(crate) async fn connect(task: &Task, mount: &MountId, runtime_dir: &Path, jo
         #[cfg(feature = "libvirt")]
         Reach::Libvirt(target) => {
             let elsewhere = Elsewhere::of(&target.uri, options)?;
-            let nbd = if elsewhere.is_some() { Elsewhere::bounded(nbd) } else { nbd };
             let settings = libvirt::Settings {
                 source: task.source.clone(),
                 target: target.clone(),

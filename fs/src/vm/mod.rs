@@ -10,6 +10,7 @@ mod confirm;
 pub mod libvirt;
 #[cfg(any(test, feature = "testing"))]
 pub mod memory;
+mod network;
 pub mod qmp;
 mod room;
 pub mod source;

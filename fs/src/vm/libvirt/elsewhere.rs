@@ -21,12 +21,6 @@ const LIBVIRT_PORT: u16 = 16514;
 /// Where libvirt's library looks for certificates (libvirt.org/kbase/tlscerts.html).
 const PKI: [&str; 2] = ["/etc/pki/CA", "/etc/pki/libvirt"];
 
-/// Bytes of a disk that are on their way at most, and those of one request. While QEMU drains the requests of its disks, which a
-/// guest that resets has it do, it waits until its answers are sent; where the network is away that is when they are in the send
-/// buffer, so they have to fit: Linux gives each connection some 46 KiB to begin with, and soon more.
-const IN_FLIGHT: usize = 64 << 10;
-const REQUEST: u32 = 32 << 10;
-
 /// How long finding the address of a host may take.
 const RESOLVE_LIMIT: Duration = Duration::from_secs(10);
 
@@ -151,11 +145,6 @@ impl Elsewhere {
             Error::with_source(Kind::Invalid, message, error)
         })?;
         Ok(Some(Self { pool, host, port, tls }))
-    }
-
-    /// Bounds of the NBD connections, so that the guest never waits for the network.
-    pub fn bounded(nbd: nbd_pool::Config) -> nbd_pool::Config {
-        nbd_pool::Config { request_size: REQUEST, max_in_flight_bytes: IN_FLIGHT, ..nbd }
     }
 
     /// The ports of the NBD server, in the order in which they are tried.

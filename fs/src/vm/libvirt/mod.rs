@@ -44,6 +44,7 @@ use self::link::{LIMIT, Link, Target};
 use self::undo::{Context, Leftover, NewCheckpoint};
 use self::watch::{Held, Keep, Shared, Suspicion};
 use super::confirm::Confirmations;
+use super::network;
 use super::qmp::bitmaps::complete;
 use super::qmp::checkpoint::check as check_checkpoint;
 use super::qmp::ids::MountId;
@@ -238,7 +239,7 @@ impl LibvirtVm {
         address: &Address,
     ) -> TakenDisk {
         let tls = self.settings.elsewhere.as_ref().map(|elsewhere| elsewhere.tls.clone());
-        let config = nbd_pool::Config { tls, ..self.settings.nbd.clone() };
+        let config = nbd_pool::Config { tls, ..network::bounded(address, self.settings.nbd.clone()) };
         let export = Export { address: address.clone(), name: plan.export.clone(), config };
         let usable = disk.bitmaps.iter().filter(|(_, bitmap)| bitmap.unusable.is_none());
         let map = |(checkpoint, bitmap): (&Arc<str>, &super::Bitmap)| {

@@ -47,6 +47,7 @@ use self::steps::{Frozen, Keeping, Places, Plan, PlannedDisk};
 use self::transport::Qmp;
 use self::undo::{Context, Leftover};
 use self::watch::{Expected, Watch};
+use super::network;
 use super::warden::{Held, Warden};
 use super::{Base, Disk, Event, Fleece, Inventory, Machine, Scratch, Taken, TakenDisk, Vm, Wanted};
 use crate::block::Source;
@@ -262,7 +263,7 @@ impl QmpVm {
     fn view(&self, planned: &PlannedDisk, disk: &Disk) -> TakenDisk {
         let config = self.settings.nbd.clone();
         let (address, config) = match &self.settings.server {
-            Some(server) => (server.clone(), config),
+            Some(server) => (server.clone(), network::bounded(server, config)),
             None => (Address::Unix(self.socket()), nbd_pool::Config { tls: None, ..config }),
         };
         let export = Export { address, name: planned.ids.of(Role::Point), config };
