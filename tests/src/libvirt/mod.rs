@@ -17,7 +17,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use rustix::net::sockopt::socket_peercred;
@@ -208,17 +208,20 @@ impl Libvirtd {
         libvirtd
     }
 
-    /// The one that all tests of this process share, to its end: to start one, and to let it find out what its QEMU can do, takes
-    /// seconds. Its QEMUs are root's. Not for tests that stop it.
+    /// The one that all tests of this process share as long as any of them has it; its QEMUs are root's. Not for tests
+    /// that stop it.
     #[track_caller]
     pub fn shared(version: Version) -> Arc<Self> {
-        static SHARED: [Mutex<Option<Arc<Libvirtd>>>; 2] = [const { Mutex::new(None) }; 2];
+        static SHARED: [Mutex<Weak<Libvirtd>>; 2] = [const { Mutex::new(Weak::new()) }; 2];
         let slot = &SHARED[usize::from(version == Version::New)];
         // One that could not be started has left an empty slot.
         let mut shared = slot.lock().unwrap_or_else(PoisonError::into_inner);
         // One that crashed under a test fails that test, and not all that come later.
-        let running = shared.take().filter(|running| running.answers());
-        shared.insert(running.unwrap_or_else(|| Arc::new(Self::start(version)))).clone()
+        shared.upgrade().filter(|running| running.answers()).unwrap_or_else(|| {
+            let started = Arc::new(Self::start(version));
+            *shared = Arc::downgrade(&started);
+            started
+        })
     }
 
     /// Which libvirt it is.
