@@ -9,22 +9,17 @@ use pullfs_tests::machine::{MIB, Machine};
 use pullfs_tests::mount::Mount;
 use serde_json::json;
 
-/// Points in time; QEMU 7.2 ended after fewer when it formatted the scratch images itself, as it does for libvirt in jobs of
-/// libvirt's own.
+/// Points in time; QEMU 7.2 ended after fewer when it formatted the scratch images itself.
 const POINTS: usize = 30;
-
-/// Of libvirt's, which take longer.
-const POINTS_OF_LIBVIRT: usize = 12;
 
 on!(a_machine_that_is_asked_for_its_nodes_all_the_time_lives: new = New, old = Old, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn a_machine_that_is_asked_for_its_nodes_all_the_time_lives(flavor: Flavor) {
     let disks = ["vda", "vdb", "vdc", "vdd"].map(|id| Disk::qcow2(id, MIB));
     let machine = disks.into_iter().fold(Machine::build(flavor), Builder::disk).start();
     let mount = Mount::of(&machine);
-    let many = if flavor.libvirt().is_some() { POINTS_OF_LIBVIRT } else { POINTS };
     let asked = thread::scope(|scope| {
         let points = scope.spawn(|| {
-            for _ in 0..many {
+            for _ in 0..POINTS {
                 mount.command(&["begin"]).success();
                 mount.command(&["release"]).success();
             }
@@ -37,6 +32,6 @@ fn a_machine_that_is_asked_for_its_nodes_all_the_time_lives(flavor: Flavor) {
         points.join().expect("points in time");
         asked
     });
-    assert!(asked > many, "it was asked {asked} times only");
+    assert!(asked > POINTS, "it was asked {asked} times only");
     assert!(mount.unmount().success());
 }

@@ -69,8 +69,7 @@ fn readers_that_are_stopped_cost_the_guest_nothing(flavor: Flavor) {
         mount.status()["reads"]["count"].as_u64().is_some_and(|count| count > 64)
     });
     readers.signal(Signal::STOP);
-    // All of its disk once.
-    guest.wait_more(SIZE);
+    guest.wait_more(2 * SIZE);
     goes_on(&guest, "64 stopped readers");
     assert_eq!(mount.state(), "held");
     readers.signal(Signal::CONT);

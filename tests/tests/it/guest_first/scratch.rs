@@ -17,7 +17,7 @@ use serde_json::json;
 use super::{NOTICE_LIMIT, goes_on, why_it_ended};
 
 /// What the guest overwrites while a point in time is held in little scratch space, in MiB.
-const MUCH: u64 = 128;
+const MUCH: u64 = 256;
 
 on!(with_too_little_scratch_the_guest_notices_nothing: new = New, old = Old, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn with_too_little_scratch_the_guest_notices_nothing(flavor: Flavor) {
