@@ -171,13 +171,15 @@ impl plan::Undo for Leftover {
         }
     }
 
-    fn goes_with(&self, _: &Self) -> bool {
-        false
+    /// A backup is struck from the journal with the word that it surely began: whoever went on from there alone would wait for it
+    /// to come.
+    fn goes_with(&self, other: &Self) -> bool {
+        matches!((self, other), (Self::Backup { mark }, Self::Begun { mark: begun }) if mark == begun)
     }
 
     async fn undo(these: &[Self], context: &Context) -> Result<()> {
-        let Some(first) = these.first() else { return Ok(()) };
-        match first {
+        let Some(last) = these.last() else { return Ok(()) };
+        match last {
             Self::Place { dir } => {
                 // Old data of the guest takes no room any more, whoever has the files open. Not where a backup may still write
                 // there: the guest's writes would fail.
@@ -407,6 +409,20 @@ mod tests {
     use super::super::link::Target;
     use super::*;
     use crate::point::plan::Undo;
+
+    #[tokio::test]
+    async fn a_backup_that_surely_began_is_undone_and_struck_as_one() {
+        let target = Target { domain: "none".to_owned(), uri: "test:///default".to_owned() };
+        let uri = target.uri.clone();
+        let context = Context::new(Link::start(target, Box::new(|_| {})), &uri);
+        let backup = |mark: &str| Leftover::Backup { mark: mark.to_owned() };
+        let begun = |mark: &str| Leftover::Begun { mark: mark.to_owned() };
+        assert!(backup("a").goes_with(&begun("a")));
+        assert!(!backup("a").goes_with(&begun("b")) && !begun("a").goes_with(&backup("a")));
+        assert!(!backup("a").goes_with(&backup("a")));
+        Leftover::undo(&[backup("a"), begun("a")], &context).await.unwrap();
+        assert!(context.settled.load(Ordering::Relaxed));
+    }
 
     #[tokio::test]
     async fn scratch_images_are_emptied_only_when_the_backup_has_surely_ended() {
