@@ -18,7 +18,7 @@ use crate::point::journal::{Header, Journal, has_notes};
 use crate::vm::libvirt::{self, mounted::detach_host};
 use crate::vm::qmp;
 use crate::vm::qmp::monitor::Monitor;
-use crate::vm::qmp::transport::Qmp;
+use crate::vm::qmp::transport::{self, Qmp};
 #[cfg(feature = "libvirt")]
 use crate::vm::source::HOST;
 use crate::vm::source::{Reach, Source};
@@ -147,26 +147,13 @@ impl Dead {
     }
 }
 
-/// A connection to the machine of a mount; none if it does not run any more. A port of another host where nobody listens
-/// may as well be a firewall's doing.
+/// A connection to the machine of a mount; none if it does not run any more.
 async fn connect_to(monitor: &Monitor) -> Result<Option<Qmp>> {
     match qmp::recover::connect(monitor).await {
         Ok(qmp) => Ok(Some(qmp)),
-        Err(error) if monitor.endpoint().is_of_this_host() && is_absent(&error) => Ok(None),
+        Err(error) if transport::has_ended(&error) => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// Whether nobody listens on a socket at all, so that the machine has ended.
-fn is_absent(error: &Error) -> bool {
-    let mut next = std::error::Error::source(error);
-    while let Some(cause) = next {
-        if let Some(error) = cause.downcast_ref::<io::Error>() {
-            return matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused);
-        }
-        next = cause.source();
-    }
-    false
 }
 
 /// The mounts of a source: those that died, and the headers of those that live. A guardian that is just cleaning up is

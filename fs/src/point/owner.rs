@@ -369,7 +369,7 @@ impl Owner {
                 self.end(Ended::Released, reason, reason.word()).await?;
                 Ok(None)
             }
-            Decision::Nothing => self.vm.release().await.map(|()| None),
+            Decision::Nothing => self.vm.end().await.map(|()| None),
             Decision::Busy if wish == Wish::Open => Err(other_base(wanted, held.as_deref())),
             Decision::Busy => Err(Error::new(
                 Kind::Busy,
@@ -482,7 +482,7 @@ impl Owner {
         if tokio::time::timeout(CLOSE_LIMIT, closing.join_all()).await.is_err() {
             tracing::debug!("an NBD connection does not end by itself; it was hung up");
         }
-        let released = self.vm.release().await;
+        let released = if self.ending { self.vm.end().await } else { self.vm.release().await };
         self.tidy_later();
         let invalidate = self.invalidate.clone();
         let forgotten = tokio::task::spawn_blocking(move || invalidate());

@@ -304,6 +304,14 @@ pub trait Vm: Send + Sync {
     /// When something may be left; calling again tries again.
     async fn release(&self) -> Result<()>;
 
+    /// The same when nothing is taken any more: in a machine that has ended nothing is left to let go of.
+    ///
+    /// # Errors
+    /// As [`Vm::release`].
+    async fn end(&self) -> Result<()> {
+        self.release().await
+    }
+
     /// Makes sure that the point in time is kept at this moment.
     ///
     /// # Errors

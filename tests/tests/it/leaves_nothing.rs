@@ -223,7 +223,7 @@ fn the_machine_goes(flavor: Flavor, end: fn(&mut Machine)) {
     drop(open);
     let scratch = mount.scratch();
     let run_dir = Path::new("/run/pullfs").join(mount.id());
-    mount.unmount();
+    assert!(mount.unmount().success(), "nothing can be left in what has ended");
     assert!(empty(&scratch) && !run_dir.exists(), "what was on the host");
 }
 

@@ -382,6 +382,11 @@ impl Vm for QmpVm {
         Ok(())
     }
 
+    async fn end(&self) -> Result<()> {
+        undo::undo_for_good(&self.ledger, &self.context).await?;
+        self.release().await
+    }
+
     async fn confirm(&self, number: u64) -> Result<()> {
         self.watch.confirm(number).await
     }

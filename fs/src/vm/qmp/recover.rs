@@ -13,7 +13,7 @@ use super::ids::PREFIX;
 use super::monitor::Monitor;
 use super::session::Session;
 use super::transport::Qmp;
-use super::undo::{Context, Leftover};
+use super::undo::{self, Context, Leftover};
 use crate::error::{Error, Kind, Result};
 use crate::point::journal::Journal;
 use crate::point::plan::Ledger;
@@ -66,11 +66,7 @@ impl Remains {
     /// # Errors
     /// As [`Remains::undo`].
     pub fn undo_without_machine(&self) -> Result<()> {
-        for left in self.0.notes() {
-            left.undo_on_host()?;
-        }
-        self.0.keep(|_| true);
-        Ok(())
+        undo::undo_on_host(&self.0)
     }
 }
 

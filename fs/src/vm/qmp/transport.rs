@@ -19,6 +19,7 @@ mod writer;
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::sync::Arc;
@@ -78,6 +79,11 @@ pub struct Refusal {
     /// QEMU's own words.
     pub description: String,
 }
+
+/// Nobody listens on a socket of this host, so the machine whose monitor it was has ended.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+struct Ended(#[from] io::Error);
 
 struct Request {
     command: Value,
@@ -178,10 +184,19 @@ impl Qmp {
 
 /// Whether QEMU itself refused the command, so that it surely had no effect.
 pub fn refused(error: &Error) -> Option<&Refusal> {
+    caused_by(error)
+}
+
+/// Whether the machine has surely ended, and all that was in it.
+pub fn has_ended(error: &Error) -> bool {
+    caused_by::<Ended>(error).is_some()
+}
+
+fn caused_by<E: std::error::Error + 'static>(error: &Error) -> Option<&E> {
     let mut next = std::error::Error::source(error);
     while let Some(cause) = next {
-        if let Some(refusal) = cause.downcast_ref() {
-            return Some(refusal);
+        if let Some(found) = cause.downcast_ref() {
+            return Some(found);
         }
         next = cause.source();
     }

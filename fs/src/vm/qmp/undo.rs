@@ -21,8 +21,9 @@ use super::ids::PREFIX;
 use super::removal::Move;
 use super::server;
 use super::session::Session;
+use super::transport::has_ended;
 use crate::error::{Error, Kind, Result};
-use crate::point::plan;
+use crate::point::plan::{self, Ledger};
 use crate::vm::warden::ScratchFile;
 
 /// What steps and their undoing work on.
@@ -104,6 +105,33 @@ impl Leftover {
     fn back(&self) -> Option<Move<'_>> {
         if let Self::Drive { qdev, node, filter } = self { Some(Move { qdev, from: filter, to: node }) } else { None }
     }
+}
+
+/// Undoes all that is noted; where the machine has ended, what is on this host: all the rest ended with it. For who does not
+/// come again: a socket where nobody listens may be that of somebody who passes on what is said to a machine.
+///
+/// # Errors
+/// As [`Ledger::undo`].
+pub(super) async fn undo_for_good(ledger: &Ledger<Leftover>, context: &Context) -> Result<()> {
+    match ledger.undo(context).await {
+        Err(error) if has_ended(&error) => {
+            context.files().clear();
+            undo_on_host(ledger)
+        }
+        other => other,
+    }
+}
+
+/// The same where it is known that the machine has ended.
+///
+/// # Errors
+/// When something may be left.
+pub(super) fn undo_on_host(ledger: &Ledger<Leftover>) -> Result<()> {
+    for left in ledger.notes() {
+        left.undo_on_host()?;
+    }
+    ledger.keep(|_| true);
+    Ok(())
 }
 
 impl fmt::Display for Leftover {

@@ -13,7 +13,7 @@ use tokio::time::timeout;
 
 use super::wire::{Incoming, Lines, says_nothing};
 use super::writer::Writer;
-use super::{COMMAND_LIMIT, GREETING_LIMIT};
+use super::{COMMAND_LIMIT, Ended, GREETING_LIMIT};
 use crate::error::{Error, Kind, Result};
 use crate::vm::qmp::monitor::{Endpoint, Monitor};
 
@@ -162,7 +162,14 @@ fn cannot_reach(endpoint: &Endpoint, error: io::Error) -> Error {
         io::ErrorKind::PermissionDenied => "this user may not connect to it",
         _ => "connecting failed",
     };
-    Error::with_source(Kind::Gone, format!("cannot reach {endpoint}: {what}"), error)
+    let context = format!("cannot reach {endpoint}: {what}");
+    match error.kind() {
+        // A port of another host where nobody listens may as well be a firewall's doing.
+        io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused if endpoint.is_of_this_host() => {
+            Error::with_source(Kind::Gone, context, Ended(error))
+        }
+        _ => Error::with_source(Kind::Gone, context, error),
+    }
 }
 
 /// Explains why nothing came of a connection. A server learns who its client is only after the client's part of the TLS

@@ -211,6 +211,20 @@ async fn the_end_of_the_stream_is_told_and_the_next_command_connects_anew() {
 }
 
 #[tokio::test]
+async fn a_machine_has_ended_when_nobody_listens_and_not_when_it_hangs_up() {
+    let script = Script::new();
+    let (qmp, mut peer) = script.connected().await;
+    let server = async {
+        peer.command().await;
+        drop(peer);
+    };
+    let (outcome, ()) = tokio::join!(qmp.execute("lost", json!({})), server);
+    assert!(!has_ended(&outcome.unwrap_err()));
+    drop(script.listener);
+    assert!(has_ended(&qmp.execute("again", json!({})).await.unwrap_err()));
+}
+
+#[tokio::test]
 async fn nonsense_ends_the_connection() {
     for nonsense in [&b"this is not JSON\n"[..], b"{\"return\": \n", b"\xff\xfe\n"] {
         let script = Script::new();
@@ -254,4 +268,5 @@ async fn a_missing_socket_is_gone_at_once() {
     let error = Qmp::connect(&Monitor::unix(Path::new("/nonexistent/qmp"))).await.err().unwrap();
     assert_eq!(error.kind(), Kind::Gone);
     assert!(error.to_string().contains("no such socket"));
+    assert!(has_ended(&error));
 }
