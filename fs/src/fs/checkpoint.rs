@@ -5,17 +5,21 @@ use std::ffi::OsStr;
 use super::{Entry, Fs};
 use crate::error::{Error, Kind, Result};
 use crate::options::Foreign;
+use crate::point::policy::Wish;
 use crate::tree::Node;
 use crate::vm::Wanted;
 
 impl Fs {
     pub(super) async fn begin(&self, wanted: Wanted) -> Result<()> {
+        let since = wanted.since.clone();
+        self.handles.settle(|| self.points.waits_for_closes(Wish::Begin, since.as_ref())).await;
         let begun = self.points.begin(wanted).await;
         self.inventories.forget();
         begun
     }
 
     pub(super) async fn delete_checkpoint(&self, name: &str) -> Result<()> {
+        self.handles.settle(|| self.handles.any_of_checkpoint(name)).await;
         if self.handles.any_of_checkpoint(name) {
             return Err(Error::new(Kind::Busy, format!("files of checkpoint {name} are open; close them first")));
         }

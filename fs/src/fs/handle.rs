@@ -3,8 +3,11 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::sync::Notify;
+use tokio::time::timeout;
 
 use super::DirEntry;
 use super::guest::GuestDirectory;
@@ -41,12 +44,18 @@ pub(super) enum Handle {
     File(OpenFile),
 }
 
+/// How long a file may seem to be open after close(2), which returns before the file system is told: one of its threads
+/// has that in hand while another one has what the same program asks next.
+const CLOSING_LIMIT: Duration = Duration::from_millis(200);
+
 /// All of them, by number. Bounded by the open files that the system allows its users.
 #[derive(Default)]
 pub(super) struct Handles {
     next: AtomicU64,
     /// Held for look-ups only.
     open: Mutex<HashMap<u64, Arc<Handle>>>,
+    /// Told of each that is closed.
+    closed: Notify,
 }
 
 impl Handles {
@@ -77,6 +86,24 @@ impl Handles {
     }
 
     pub(super) fn remove(&self, number: u64) {
-        self.lock().remove(&number);
+        let removed = self.lock().remove(&number);
+        // Its share in the point in time goes with it.
+        drop(removed);
+        self.closed.notify_waiters();
+    }
+
+    /// Waits until files that are just being closed are not in the way any more, and not for those that stay open.
+    pub(super) async fn settle(&self, in_the_way: impl Fn() -> bool) {
+        let settled = async {
+            loop {
+                let closed = self.closed.notified();
+                if !in_the_way() {
+                    return;
+                }
+                closed.await;
+            }
+        };
+        // What is in the way then is refused in words.
+        timeout(CLOSING_LIMIT, settled).await.ok();
     }
 }

@@ -13,6 +13,7 @@ use crate::image::delta::Delta;
 use crate::image::qcow2::{Backing, Qcow2};
 use crate::image::raw::Raw;
 use crate::image::text::{self, Text};
+use crate::point::policy::Wish;
 use crate::point::{FrozenDisk, PointInTime};
 use crate::tree::inode::Generation;
 use crate::tree::{Content, Form, Node};
@@ -51,6 +52,7 @@ impl Fs {
         checkpoint: Option<&Arc<str>>,
         content: Content,
     ) -> Result<OpenFile> {
+        self.handles.settle(|| self.points.waits_for_closes(Wish::Open, checkpoint)).await;
         let lease = self.points.open(checkpoint).await?;
         if Generation::held(node, lease.number(), &lease.inventory()) != told {
             return Err(Error::new(Kind::Stale, "the file was looked up for another point in time"));

@@ -321,6 +321,32 @@ async fn changes_since_another_checkpoint_take_another_point_in_time() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_file_that_is_just_being_closed_is_not_in_the_way() {
+    let vm = machine(Fleece::Backing);
+    vm.tells_of_one_base();
+    vm.checkpoint("monday");
+    vm.checkpoint("tuesday");
+    let fs = mount(&vm, Options::default());
+    let checkpoints = walk(&fs, "checkpoints").await.unwrap().attr.ino;
+    let (monday, tuesday) = ("checkpoints/monday/vda/dirty.map", "checkpoints/tuesday/vda/dirty.map");
+    let closed_late = async |handle| {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        fs.release(handle);
+    };
+    let map = open(&fs, monday).await.unwrap();
+    let (other, ()) = tokio::join!(open(&fs, tuesday), closed_late(map));
+    let (begun, ()) = tokio::join!(command(&fs, "begin since=monday"), closed_late(other.unwrap()));
+    begun.unwrap();
+    // No close makes one that somebody chose another one.
+    let map = open(&fs, monday).await.unwrap();
+    let asked = tokio::time::Instant::now();
+    assert_eq!(open(&fs, tuesday).await.unwrap_err().kind(), Kind::Busy);
+    assert_eq!(asked.elapsed(), Duration::ZERO);
+    let (deleted, ()) = tokio::join!(fs.rmdir(checkpoints, OsStr::new("monday")), closed_late(map));
+    deleted.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_could_not_be_removed_is_tried_again() {
     let vm = machine(Fleece::Job);
     let fs = mount(&vm, Options::default());

@@ -153,6 +153,11 @@ impl PointInTime {
         self.maps.has(checkpoint) || bitmaps.all(|bitmap| bitmap.unusable.is_some())
     }
 
+    /// What it is to somebody who wants the changes since this checkpoint, or of none.
+    fn stands(&self, since: Option<&Arc<str>>) -> policy::Held {
+        policy::Held { open: self.open_files(), begun: self.begun, serves: self.serves(since) }
+    }
+
     /// The checkpoint that was made at the same instant.
     pub fn checkpoint(&self) -> Option<&Arc<str>> {
         self.checkpoint.as_ref()

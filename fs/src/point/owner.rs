@@ -138,6 +138,12 @@ impl Points {
         self.view.borrow().clone()
     }
 
+    /// Whether files that are open on the one that is held are all that is in the way of a wish for it.
+    pub(crate) fn waits_for_closes(&self, wish: Wish, since: Option<&Arc<str>>) -> bool {
+        let view = self.view.borrow();
+        view.held.as_ref().is_some_and(|point| policy::waits_for_closes(wish, point.stands(since)))
+    }
+
     /// What became of those that there were.
     pub fn tally(&self) -> &Tally {
         &self.tally
@@ -347,10 +353,7 @@ impl Owner {
             self.vm.admit(wanted).await?;
         }
         let held = self.held();
-        let state = held.as_ref().map(|point| {
-            let serves = point.serves(wanted.since.as_ref());
-            policy::Held { open: point.open_files(), begun: point.begun, serves }
-        });
+        let state = held.as_ref().map(|point| point.stands(wanted.since.as_ref()));
         match decide(wish, state, self.terms.start) {
             Decision::Share => Ok(held.map(Lease::new)),
             Decision::Take => self.take(wish, wanted).await,

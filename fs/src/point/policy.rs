@@ -132,6 +132,12 @@ pub fn decide(wish: Wish, held: Option<Held>, start: Start) -> Decision {
     }
 }
 
+/// Whether files that are open are all that is in the way of a wish.
+pub fn waits_for_closes(wish: Wish, held: Held) -> bool {
+    let decided = |open| decide(wish, Some(Held { open, ..held }), Start::default());
+    decided(held.open) == Decision::Busy && decided(0) != Decision::Busy
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -204,7 +210,9 @@ mod tests {
                         prop_assert!(matches!(wish, Wish::Release | Wish::End));
                         model.held = None;
                     }
-                    Decision::Busy if wish == Wish::Begin => prop_assert!(on_held > Some(0)),
+                    Decision::Busy if wish == Wish::Begin => {
+                        prop_assert!(on_held > Some(0) && held.is_some_and(|held| waits_for_closes(wish, held)));
+                    }
                     Decision::Busy => prop_assert!(wish == Wish::Open && !serves && (on_held > Some(0) || model.begun)),
                     Decision::NothingHeld => prop_assert!(before.is_none() && (wish == Wish::Release || manual)),
                     Decision::Nothing => prop_assert!(before.is_none() && wish == Wish::End),
