@@ -246,6 +246,7 @@ mod tests {
             domain: xml::Domain {
                 name: "vm".to_owned(),
                 uuid: "u".to_owned(),
+                active: true,
                 disks: vec![
                     disk("vda", "qcow2", None),
                     disk("vdb", "raw", None),

@@ -172,7 +172,8 @@ impl LibvirtVm {
     }
 
     async fn found(&self) -> Result<Found> {
-        inventory::query(&self.context.link, self.settings.disks.as_ref()).await
+        let found = inventory::query(&self.context.link, self.settings.disks.as_ref()).await?;
+        if found.domain.active { Ok(found) } else { Err(Error::new(Kind::Gone, "the domain does not run")) }
     }
 
     fn check(&self, found: &Found) -> Result<()> {

@@ -21,6 +21,8 @@ const MAX_NODES: u32 = 1 << 20;
 pub(super) struct Domain {
     pub(super) name: String,
     pub(super) uuid: String,
+    /// Whether it has a QEMU: libvirt describes one that has ended, too, as it would start it.
+    pub(super) active: bool,
     pub(super) disks: Vec<Disk>,
     /// The user and group that its QEMU runs as, where libvirt says so.
     pub(super) user: Option<(u32, u32)>,
@@ -120,6 +122,8 @@ pub(super) fn domain(xml: &str) -> Result<Domain> {
     Ok(Domain {
         name: text(root, "name").ok_or_else(missing)?,
         uuid: text(root, "uuid").ok_or_else(missing)?,
+        // conf/domain_conf.c, virDomainDefFormatInternalSetRootName
+        active: root.has_attribute("id"),
         disks: disks.into_iter().filter_map(disk).collect(),
         user: user(root),
         iothreads: threads,
@@ -384,6 +388,8 @@ mod tests {
         let domain = domain(DOMAIN).unwrap();
         assert_eq!((&*domain.name, &*domain.uuid, domain.user), ("vm & 1", "u-1", Some((64055, 107))));
         assert!(!domain.iothreads);
+        let ended = DOMAIN.replace(" id='1'>", ">");
+        assert!(domain.active && !super::domain(&ended).unwrap().active);
         for (machine, version) in [
             ("pc-i440fx-7.2", Some((7, 2))),
             ("pc-q35-10.0", Some((10, 0))),

@@ -84,6 +84,12 @@ fn a_domain_that_powers_off_ends_it(flavor: Flavor) {
     let end = mount.status()["last_end"].clone();
     assert_eq!(end["kind"], "shutdown", "{end}");
     drop(open);
+    // libvirt goes on telling of its disks; there is no machine, all the same.
+    wait_until("a domain that is off to be told of", LIMIT, || mount.status()["unreachable"].is_string());
+    let status = mount.status();
+    assert!(status["unreachable"].as_str().is_some_and(|why| why.contains("does not run")), "{status}");
+    assert_eq!(status["disks"], json!([]), "{status}");
+    assert_eq!(errno(&File::open(mount.disk("vda")).expect_err("a disk of no machine")), Errno::NOTCONN);
     wait_until("an empty scratch directory", LIMIT, || is_empty(&mount.scratch()));
     guest.untroubled();
     assert!(mount.unmount().success());
