@@ -21,6 +21,9 @@ use crate::tools;
 /// From the start of `pullfs mount` to a mount that answers.
 const MOUNT_LIMIT: Duration = Duration::from_secs(30);
 
+/// For a machine that is alive to answer on a busy computer.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
 /// From `umount` to the daemon's end.
 pub const END_LIMIT: Duration = Duration::from_secs(20);
 
@@ -133,6 +136,26 @@ impl Mount {
     pub fn status(&self) -> Value {
         let text = fs::read_to_string(self.path("status.json")).expect("status.json");
         serde_json::from_str(&text).unwrap_or_else(|e| panic!("status.json: {e}\n{text}"))
+    }
+
+    /// The same, with what the machine tells: a busy one is not waited for as long as it may take (docs/status.md).
+    #[track_caller]
+    pub fn status_of_machine(&self) -> Value {
+        let mut status = Value::Null;
+        wait_until("a machine that answers", ANSWER_LIMIT, || {
+            status = self.status();
+            status["unreachable"].is_null()
+        });
+        status
+    }
+
+    /// What `status.json` tells of a checkpoint.
+    #[track_caller]
+    pub fn status_of_checkpoint(&self, name: &str) -> Value {
+        let status = self.status_of_machine();
+        let found =
+            status["checkpoints"].as_array().and_then(|all| all.iter().find(|one| one["name"] == name).cloned());
+        found.unwrap_or_else(|| panic!("no checkpoint {name} in {status}"))
     }
 
     /// The state of the point in time.

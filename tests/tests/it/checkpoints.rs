@@ -13,7 +13,7 @@ use pullfs_tests::oracle;
 use pullfs_tests::process::{ok, run, wait_until};
 use pullfs_tests::tools::tool;
 use rustix::io::Errno;
-use serde_json::{Value, json};
+use serde_json::json;
 
 const CLUSTER: u64 = 65536;
 
@@ -41,12 +41,6 @@ fn dirty(mount: &Mount, checkpoint: &str, id: &str) -> Vec<oracle::Extent> {
     oracle::read_map(&map, |_| true)
 }
 
-fn checkpoint(mount: &Mount, name: &str) -> Value {
-    let status = mount.status();
-    let found = status["checkpoints"].as_array().and_then(|all| all.iter().find(|one| one["name"] == name).cloned());
-    found.unwrap_or_else(|| panic!("no checkpoint {name} in {status}"))
-}
-
 on!(a_checkpoint_is_an_instant_of_all_disks: new = New, old = Old, daemon = Daemon, libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn a_checkpoint_is_an_instant_of_all_disks(flavor: Flavor) {
     let machine = machine(flavor);
@@ -64,9 +58,9 @@ fn a_checkpoint_is_an_instant_of_all_disks(flavor: Flavor) {
     }
     // What changes is told live, if a second late.
     wait_until("the live size", Duration::from_secs(10), || {
-        checkpoint(&mount, "monday")["dirty_bytes"] == json!(2 * CLUSTER)
+        mount.status_of_checkpoint("monday")["dirty_bytes"] == json!(2 * CLUSTER)
     });
-    let listed = checkpoint(&mount, "monday");
+    let listed = mount.status_of_checkpoint("monday");
     assert_eq!(listed["foreign"], false, "{listed}");
     assert!(listed["created"].as_str().is_some_and(|time| time.ends_with('Z')), "{listed}");
     assert_eq!(listed["disks"]["vda"]["persistent"], true);
@@ -148,7 +142,7 @@ fn names_and_busy_files_are_refused(flavor: Flavor) {
     // Files cannot be removed, so this breaks no chain.
     let removed = run(tool("rm").arg("-rf").arg(mount.path("checkpoints/monday")));
     assert_ne!(removed.code, Some(0), "{removed}");
-    assert_eq!(checkpoint(&mount, "monday")["name"], "monday");
+    assert_eq!(mount.status_of_checkpoint("monday")["name"], "monday");
     assert!(mount.unmount().success());
 }
 
@@ -189,7 +183,7 @@ fn what_others_made_is_left_alone(flavor: Flavor) {
     let machine = machine(flavor);
     machine.add_bitmap("vda", "theirs", CLUSTER);
     let mount = Mount::of(&machine);
-    assert_eq!(checkpoint(&mount, "theirs")["foreign"], true);
+    assert_eq!(mount.status_of_checkpoint("theirs")["foreign"], true);
     assert_eq!(rmdir(&mount, "theirs"), Some(Errno::PERM));
     assert_eq!(mkdir(&mount, "theirs"), Some(Errno::EXIST));
     assert!(mount.unmount().success());
@@ -249,7 +243,7 @@ fn a_bitmap_that_a_crash_broke_is_an_error_and_can_be_deleted(flavor: Flavor) {
     machine.kill();
     machine.restart();
     let mount = Mount::of(&machine);
-    let listed = checkpoint(&mount, "monday");
+    let listed = mount.status_of_checkpoint("monday");
     assert_eq!(
         (&listed["disks"]["vda"]["inconsistent"], &listed["foreign"]),
         (&json!(true), &json!(false)),
@@ -270,13 +264,13 @@ fn a_checkpoint_survives_a_clean_restart(flavor: Flavor) {
     let mut machine = machine(flavor);
     let mount = Mount::of(&machine);
     assert_eq!(mkdir(&mount, "monday"), None);
-    let created = checkpoint(&mount, "monday")["created"].clone();
+    let created = mount.status_of_checkpoint("monday")["created"].clone();
     assert!(mount.unmount().success());
     machine.write("vda", MIB, CLUSTER, 0x51);
     machine.quit();
     machine.restart();
     let mount = Mount::of(&machine);
-    assert_eq!(checkpoint(&mount, "monday")["created"], created, "it is kept with the image");
+    assert_eq!(mount.status_of_checkpoint("monday")["created"], created, "it is kept with the image");
     assert_eq!(dirty(&mount, "monday", "vda"), [(MIB, CLUSTER)]);
     if machine.format("vdb") == "raw" {
         let whole = fs::metadata(machine.image("vdb")).expect("an image").len();

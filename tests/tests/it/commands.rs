@@ -22,7 +22,7 @@ on!(status_tells_what_there_is: new = New, old = Old, daemon = Daemon, libvirt =
 fn status_tells_what_there_is(flavor: Flavor) {
     let machine = machine(flavor);
     let mount = Mount::of(&machine);
-    let status = mount.status();
+    let status = mount.status_of_machine();
     assert_eq!(status["pid"], mount.pid());
     assert_eq!(status["machine"]["fleece"], flavor.fleece(), "{status}");
     assert_eq!(status["machine"]["source"], machine.source());

@@ -84,7 +84,7 @@ fn maps_are_those_of_bitmaps(machine: &Machine, checkpoints: &[(&str, u64)]) {
     let expected = DISKS.map(|id| (id, of(id)));
     let holes: BTreeMap<&str, Vec<Extent>> = DISKS.map(|id| (id, oracle::allocation(machine, id).zero())).into();
     let mount = Mount::of(machine);
-    let status = mount.status();
+    let status = mount.status_of_machine();
     // The first open; then more changes, which are none of this point in time.
     let first = mount.path(&format!("checkpoints/{}/vda/dirty.map", checkpoints[0].0));
     let open = fs::File::open(first).expect("the first open");

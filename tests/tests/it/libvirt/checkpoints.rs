@@ -11,7 +11,6 @@ use pullfs_tests::oracle::{self, Extent};
 use pullfs_tests::process::{ok, wait_until};
 use pullfs_tests::tools::tool;
 use rustix::io::Errno;
-use serde_json::Value;
 
 use super::{LIMIT, builder, errno, last_error, nothing_is_left};
 
@@ -41,12 +40,6 @@ pub(super) fn dirty(mount: &Mount, checkpoint: &str) -> Vec<Extent> {
     oracle::read_map(&map, |_| true)
 }
 
-pub(super) fn checkpoint(mount: &Mount, name: &str) -> Value {
-    let status = mount.status();
-    let found = status["checkpoints"].as_array().and_then(|all| all.iter().find(|one| one["name"] == name).cloned());
-    found.unwrap_or_else(|| panic!("no checkpoint {name} in {status}"))
-}
-
 on!(ours_and_theirs_are_in_one_line: libvirt = Libvirt, libvirt_old = LibvirtOld);
 fn ours_and_theirs_are_in_one_line(flavor: Flavor) {
     let machine = builder(flavor).start();
@@ -62,10 +55,10 @@ fn ours_and_theirs_are_in_one_line(flavor: Flavor) {
     let parent = |name: &str| machine.domain().virsh("checkpoint-parent", &[name]).success().trim().to_owned();
     assert_eq!((parent("tuesday"), parent("theirs")), ("theirs".to_owned(), "monday".to_owned()));
     assert_eq!(
-        (&checkpoint(&mount, "monday")["foreign"], &checkpoint(&mount, "theirs")["foreign"]),
+        (&mount.status_of_checkpoint("monday")["foreign"], &mount.status_of_checkpoint("theirs")["foreign"]),
         (&false.into(), &true.into())
     );
-    let whole = &checkpoint(&mount, "monday")["disks"]["vdb"]["whole"];
+    let whole = &mount.status_of_checkpoint("monday")["disks"]["vdb"]["whole"];
     assert!(whole.is_string(), "libvirt makes none of raw disks, so all of them counts as changed: {whole}");
     mount.command(&["release"]).success();
     machine.write("vda", 2 * MIB, CLUSTER, 0x33);
@@ -124,7 +117,7 @@ fn a_checkpoint_of_a_backup_by_virsh_is_read_rightly(flavor: Flavor) {
     machine.write("vda", 2 * MIB, CLUSTER, 0x42);
     let mount = Mount::of(&machine);
     assert_eq!(dirty(&mount, "by-virsh"), [(MIB, CLUSTER), (2 * MIB, CLUSTER)]);
-    assert_eq!(self::checkpoint(&mount, "by-virsh")["foreign"], true);
+    assert_eq!(mount.status_of_checkpoint("by-virsh")["foreign"], true);
     assert!(mount.unmount().success());
 }
 

@@ -41,7 +41,7 @@ fn what_is_no_disk_to_back_up_is_skipped_with_the_reason(flavor: Flavor) {
         .start();
     let right = machine.copy("vda", "right");
     let mount = Mount::with(&machine, "disks=vda");
-    let status = mount.status();
+    let status = mount.status_of_machine();
     for (name, reason) in
         [("hda", "disks="), ("vdb", "left out by the option disks="), ("vdr", "disks="), ("hdb", "disks=")]
     {
@@ -52,7 +52,7 @@ fn what_is_no_disk_to_back_up_is_skipped_with_the_reason(flavor: Flavor) {
     assert!(mount.unmount().success());
 
     let mount = Mount::of(&machine);
-    let status = mount.status();
+    let status = mount.status_of_machine();
     for (name, reason) in [
         ("hda", "it is a removable medium"),
         ("hdb", "there is no medium in it"),

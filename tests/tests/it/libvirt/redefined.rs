@@ -12,7 +12,7 @@ use pullfs_tests::tools::tool;
 use rustix::io::Errno;
 
 use super::bases::{full, stands_on};
-use super::checkpoints::{CLUSTER, checkpoint, dirty, made, restored, shown, tree, virtnbdbackup};
+use super::checkpoints::{CLUSTER, dirty, made, restored, shown, tree, virtnbdbackup};
 use super::{LIMIT, builder, last_error, nothing_is_left};
 
 /// Makes monday and tuesday, with copies of vda, and writes a cluster after each.
@@ -84,7 +84,7 @@ fn a_transient_domain_has_its_checkpoints_again(flavor: Flavor) {
     assert_eq!(told, "monday: libvirt knows it again\ntuesday: libvirt knows it again\n");
     assert_eq!(tree(&machine), ["monday", "tuesday"]);
     wait_until("the checkpoints", LIMIT, || shown(&mount) == ["monday", "tuesday"]);
-    assert_eq!(checkpoint(&mount, "monday")["foreign"], false, "what was noted is there again");
+    assert_eq!(mount.status_of_checkpoint("monday")["foreign"], false, "what was noted is there again");
     let told = redefine(&machine, &[&saved]).success();
     assert_eq!(told, "monday: libvirt knows it already\ntuesday: libvirt knows it already\n");
 
