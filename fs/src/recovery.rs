@@ -26,8 +26,9 @@ use crate::vm::source::{Reach, Source};
 /// A directory without a journal is younger than this if its mount is just beginning.
 const BEGINNING: Duration = Duration::from_secs(60);
 
-/// How long a guardian that is cleaning up is waited for: as a rule it needs a fraction of a second.
-const CLEANING_LIMIT: Duration = Duration::from_secs(30);
+/// How long a guardian that is cleaning up is waited for: as a rule it needs a fraction of a second, and 40 s for a backup that
+/// libvirt may have been asked for.
+const CLEANING_LIMIT: Duration = Duration::from_secs(60);
 
 /// Between two looks at it.
 const CLEANING_PAUSE: Duration = Duration::from_millis(20);
