@@ -79,10 +79,14 @@ test: setup ## everything, as root: installs what it needs, real QEMU, real moun
 	@for major in 9 11; do [ -e $(SETUP)/libvirt-$$major/.complete ] || \
 	    echo "*** libvirt $$major COULD NOT BE HAD: NOTHING WAS TESTED WITH IT ***"; done
 
-# How many steps each history has: make long STEPS=1000
+# How many steps each history has, how often libvirt's operations are cut off, and how many of a guest's files are compared:
+# make long STEPS=1000
 STEPS = 400
-long: setup ## STEPS=400: what `make test` takes samples of: long histories
-	$(machines) PULLFS_TEST_HISTORY=$(STEPS) $(CARGO) test -p pullfs-tests --test it --no-fail-fast -- history::
+KILLS = 40
+FILES = 100000
+long: setup ## STEPS=400 KILLS=40 FILES=100000: what `make test` takes samples of: histories, moments, a guest's files
+	$(machines) PULLFS_TEST_HISTORY=$(STEPS) PULLFS_TEST_KILLS=$(KILLS) PULLFS_TEST_FILES=$(FILES) \
+		$(CARGO) test -p pullfs-tests --test it --no-fail-fast -- history:: killed::in_ inside::many
 
 newest: setup ## the tests of QEMU 10 again, with the newest QEMU that a later Debian has
 	tests/setup/qemu-newest.sh $(SETUP)/qemu-newest

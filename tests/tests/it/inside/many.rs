@@ -1,9 +1,11 @@
-//! A directory of 100,000 files is listed whole, in memory that does not grow with it, and looked at in few questions.
+//! A directory of 100,000 files is listed whole, in memory that does not grow with it, and looked at in few questions; and each of
+//! thousands of files is what the kernel shows.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 
-use super::image::fill;
+use super::differences;
+use super::image::{FILL, Mounted, fill};
 use super::killed::children;
 use pullfs_tests::disk::Disk;
 use pullfs_tests::flavor::Flavor;
@@ -23,6 +25,9 @@ seq -f 'a file of the guest, number %.0f' "$2" | tr '\n' '\0' | xargs -0 touch
 const DAEMON: u64 = 64 << 10;
 /// What the process that reads the disk may take in all, in KiB.
 const READER: u64 = 64 << 10;
+
+/// How many files are compared with what the kernel shows; `make long` compares more.
+const COMPARED: usize = 2_000;
 
 /// How many files are looked at, and how many questions to that process that may take: 25 files a question.
 const LOOKED_AT: usize = 10_000;
@@ -85,5 +90,31 @@ fn listed(flavor: Flavor, kind: &str, mkfs: &[&str], size: u64) {
     let readers: Vec<u64> = children(mount.pid()).into_iter().map(peak).collect();
     assert!(grown < DAEMON && readers.iter().all(|peak| *peak < READER), "{grown} KiB, {readers:?} KiB");
     assert!(!readers.is_empty());
+    assert!(mount.unmount().success());
+}
+
+on!(thousands_of_files_are_what_the_kernel_shows: new = New);
+fn thousands_of_files_are_what_the_kernel_shows(flavor: Flavor) {
+    compared(flavor, "ext4", &["mkfs.ext4", "-q", "-b", "1024", "-N", "110000"], 200 * MIB);
+}
+
+on!(thousands_of_files_of_xfs_are_what_the_kernel_shows: new = New);
+fn thousands_of_files_of_xfs_are_what_the_kernel_shows(flavor: Flavor) {
+    compared(flavor, "xfs", &["mkfs.xfs", "-q", "-b", "size=1024"], 400 * MIB);
+}
+
+/// Attributes and content of each of them, of as many as `PULLFS_TEST_FILES` says.
+fn compared(flavor: Flavor, kind: &str, mkfs: &[&str], size: u64) {
+    let files = std::env::var("PULLFS_TEST_FILES").unwrap_or_else(|_| COMPARED.to_string());
+    let dir = tempfile::Builder::new().prefix("pullfs-inside-").tempdir().expect("a temporary directory");
+    let [image, copy] = ["vda.raw", "copy.raw"].map(|name| dir.path().join(name));
+    File::create(&image).expect("an image").set_len(size).expect("its size");
+    ok(tool(mkfs[0]).args(&mkfs[1..]).arg(&image));
+    fill(&image, kind, (0, size), FILL, &[&files]);
+    ok(tool("cp").arg("--sparse=always").args([&image, &copy]));
+    let machine = Machine::build(flavor).disk(Disk::raw("vda", size).from_image(&image)).start();
+    let mount = Mount::of(&machine);
+    let kernel = Mounted::part(&copy, kind, "loop,ro", (0, size));
+    assert_eq!(differences(&kernel.0, &mount.path("current/vda/partitions/0/files")), "", "{files} files");
     assert!(mount.unmount().success());
 }

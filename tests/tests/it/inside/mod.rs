@@ -15,6 +15,7 @@ use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
+use std::time::Duration;
 
 use image::{DISK, Mounted};
 use pullfs_tests::disk::Disk;
@@ -22,7 +23,7 @@ use pullfs_tests::flavor::Flavor;
 use pullfs_tests::leftovers::Leftovers;
 use pullfs_tests::machine::Machine;
 use pullfs_tests::mount::Mount;
-use pullfs_tests::process::{ok, run};
+use pullfs_tests::process::{ok, run, run_within};
 use pullfs_tests::tools::tool;
 use pullfs_tests::user::{User, admit};
 use rustix::fs::{SeekFrom, seek};
@@ -49,6 +50,9 @@ impl Scene {
     }
 }
 
+/// For rsync to compare 100,000 files on a busy machine.
+const COMPARE_LIMIT: Duration = Duration::from_secs(1800);
+
 fn errno(outcome: std::io::Result<impl Sized>) -> Option<Errno> {
     outcome.err().and_then(|error| Errno::from_io_error(&error))
 }
@@ -69,7 +73,7 @@ pub(crate) fn differences(ours: &Path, theirs: &Path) -> String {
         // The kernel shows the access control lists of XFS once more, in its own form.
         "--filter=-x trusted.SGI_ACL_*",
     ]);
-    ok(rsync.arg(format!("{}/", ours.display())).arg(theirs))
+    run_within(rsync.arg(format!("{}/", ours.display())).arg(theirs), COMPARE_LIMIT).success()
 }
 
 on!(the_guests_files_are_what_its_kernel_shows: new = New, old = Old);
