@@ -73,6 +73,14 @@ pub fn ok(command: &mut Command) -> String {
     run(command).success()
 }
 
+/// Writes a script that can be run at once. By a process of its own: one that another test starts just now would have the file
+/// open for writing, and nobody may run such a one.
+#[track_caller]
+pub fn write_script(path: &Path, text: &str) {
+    let write = r#"printf %s "$1" >"$0" && chmod 755 "$0""#;
+    ok(Command::new("sh").args(["-c", write]).arg(path).arg(text));
+}
+
 /// Runs `command` to its end, or kills it and panics after `limit`.
 #[track_caller]
 pub fn run_within(command: &mut Command, limit: Duration) -> Finished {

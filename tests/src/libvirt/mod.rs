@@ -29,7 +29,7 @@ pub use domain::{Domain, node};
 
 use crate::flavor::Flavor;
 use crate::network::Network;
-use crate::process::{Finished, has_ended, ok, run, signal_pid, wait_for, wait_until};
+use crate::process::{Finished, has_ended, ok, run, signal_pid, wait_for, wait_until, write_script};
 use crate::tools;
 
 /// For libvirtd to answer, or to end, on a busy machine.
@@ -350,6 +350,5 @@ fn write_program(path: &Path, command: &Command) {
     }
     let words = std::iter::once(command.get_program()).chain(command.get_args()).map(quoted);
     let _ = writeln!(script, "exec stdbuf -oL -eL {} \"$@\"", words.collect::<Vec<_>>().join(" "));
-    fs::write(path, script).expect("a program");
-    fs::set_permissions(path, Permissions::from_mode(0o755)).expect("modes");
+    write_script(path, &script);
 }

@@ -1,8 +1,6 @@
 //! What a person sees: colours, widths, all mounts at once, `--watch`, and what is waited for. `script` is the terminal.
 
-use std::fs::{self, Permissions};
 use std::io::{BufRead, BufReader, Read};
-use std::os::unix::fs::PermissionsExt;
 use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -11,7 +9,7 @@ use pullfs_tests::disk::Disk;
 use pullfs_tests::flavor::Flavor;
 use pullfs_tests::machine::{MIB, Machine};
 use pullfs_tests::mount::{Mount, MountPoint};
-use pullfs_tests::process::{Finished, LIMIT, ok, run, signal_child, signal_pid, wait_for, within};
+use pullfs_tests::process::{Finished, LIMIT, ok, run, signal_child, signal_pid, wait_for, within, write_script};
 use pullfs_tests::tools::{pullfs, tool};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -219,9 +217,7 @@ on!(the_demo_shows_what_is_promised: new = New);
 fn the_demo_shows_what_is_promised(_: Flavor) {
     let dir = tempfile::tempdir().expect("a directory");
     let slow = dir.path().join("qemu-system-x86_64");
-    fs::write(&slow, SLOWLY)
-        .and_then(|()| fs::set_permissions(&slow, Permissions::from_mode(0o755)))
-        .expect("a script");
+    write_script(&slow, SLOWLY);
     let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap_or_default());
     let silent = ok(Command::new(pullfs()).arg("demo").env("PATH", &path));
     assert!(!silent.contains("waiting") && !silent.contains('\x1b'), "{silent}");
