@@ -283,6 +283,9 @@ mod tests {
         let living = begin(base.path(), "pullfs-1", "qmp:/a");
         drop(begin(base.path(), "pullfs-2", "qmp:/a"));
         drop(begin(base.path(), "pullfs-3", "qmp:/b"));
+        for dead in ["pullfs-2", "pullfs-3"] {
+            drop(Journal::of_dead_here(&base.path().join(dead)).unwrap());
+        }
         std::fs::create_dir(base.path().join("pullfs-4")).unwrap();
         let (dead, alive) = of_source(base.path(), "qmp:/a").await.unwrap();
         assert_eq!(dead.iter().map(|dead| &*dead.header().mount).collect::<Vec<_>>(), ["pullfs-2"]);

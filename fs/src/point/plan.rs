@@ -346,7 +346,7 @@ mod tests {
             *world.fail_undo.lock().unwrap() = Some((undone, Kind::Gone));
             runtime.block_on(ledger.undo(&world)).ok();
             drop(ledger);
-            let left = Ledger::left_in(Journal::of_dead(dir.path()).unwrap().unwrap()).unwrap();
+            let left = Ledger::left_in(Journal::of_dead_here(dir.path()).unwrap()).unwrap();
             let noted: BTreeSet<usize> = left.notes().iter().map(|thing: &Thing| thing.0).collect();
             prop_assert!(world.things().iter().all(|thing| noted.contains(thing)));
             // What is undone in part stays noted as a whole.
@@ -375,7 +375,7 @@ mod tests {
         ledger.run(&world, groups(1)).await.unwrap();
         ledger.keep(|thing| thing.0 == 2);
         drop(ledger);
-        let left = Ledger::<Thing>::left_in(Journal::of_dead(dir.path()).unwrap().unwrap()).unwrap();
+        let left = Ledger::<Thing>::left_in(Journal::of_dead_here(dir.path()).unwrap()).unwrap();
         assert_eq!(left.notes().iter().map(|thing| thing.0).collect::<Vec<_>>(), [0, 1]);
     }
 }
