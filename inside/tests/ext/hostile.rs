@@ -202,7 +202,8 @@ fn what_is_no_file_system_is_an_error() {
     assert_eq!(ours.extents(file, 0, 0).unwrap(), []);
 }
 
-/// Bytes of metadata that are changed by chance, with and without checksums.
+/// Bytes of metadata that are changed by chance, with and without checksums; `mkfs` and the kernel place it by chance too. Blocks
+/// with nothing after their first byte are those of the comb.
 #[test]
 fn no_damage_is_followed_for_long() {
     let directory = tempfile::tempdir().unwrap();
@@ -214,17 +215,12 @@ fn no_damage_is_followed_for_long() {
     for features in kinds {
         let image = small(directory.path(), "mkfs.ext4", features);
         let mut bytes = image.bytes();
-        let full: Vec<_> = bytes
-            .chunks(1024)
-            .enumerate()
-            .filter(|(_, block)| block.iter().any(|byte| *byte != 0))
-            .map(|(at, _)| at * 1024)
-            .collect();
+        let full = blocks_with(&bytes, |block| block.iter().skip(1).any(|byte| *byte != 0));
         let mut random = pattern(2000).into_iter();
         let mut next = || usize::from(random.next().unwrap()) << 8 | usize::from(random.next().unwrap());
         let (mut errors, mut files) = (0, 0);
-        for _ in 0..60 {
-            let at = full[next() % full.len()] + next() % 1024;
+        for _ in 0..200 {
+            let at = full[next() % full.len()] * 1024 + next() % 1024;
             let old = bytes[at..(at + 4).min(bytes.len())].to_vec();
             let new = [next().to_le_bytes()[0], 0xff, 0, 0x7f];
             bytes[at..at + old.len()].copy_from_slice(&new[..old.len()]);
@@ -236,7 +232,7 @@ fn no_damage_is_followed_for_long() {
             assert!(started.elapsed() < Duration::from_secs(5), "byte {at}: {:?}", started.elapsed());
             bytes[at..at + old.len()].copy_from_slice(&old);
         }
-        assert!(errors > 0 && files > 1000, "{features:?}: {errors} errors, {files} files");
+        assert!(errors > 5 && files > 1000, "{features:?}: {errors} errors, {files} files");
     }
 }
 
