@@ -5,7 +5,7 @@
 # programs are linked with is installed, the release's own; the daemons of the tests are unpacked: tests/setup/libvirt.sh.
 PACKAGES_BUILD = gcc libc6-dev
 PACKAGES_DEMO  = $(PACKAGES_BUILD) fuse3 e2fsprogs busybox-static kmod cpio xz-utils python3
-PACKAGES_TEST  = $(PACKAGES_DEMO) attr acl libcap2-bin rsync libnbd-bin nbdkit openssl strace systemd iproute2 nftables man-db zsh fish python3-jsonschema dpkg-dev lintian mmdebstrap
+PACKAGES_TEST  = $(PACKAGES_DEMO) attr acl libcap2-bin rsync libnbd-bin nbdkit openssl strace systemd iproute2 nftables man-db zsh fish python3-jsonschema dpkg-dev lintian mmdebstrap openssh-client
 PACKAGES_TEST += file gddrescue restic borgbackup p7zip-full sqlite3 libvirt-dev virtnbdbackup
 # rclone and what its S3 server needs; clients of NFS and Samba, whose servers are unpacked.
 PACKAGES_TEST += rclone python3-pip python3-boto3 python3-flask python3-flask-cors python3-responses python3-xmltodict
@@ -181,6 +181,7 @@ setup: ## as root: Debian's packages, QEMU 7.2 beside 10, two libvirts, the gues
 	tests/setup/clean-root.sh $(SETUP)/clean-root.tar
 	tests/setup/unpacked.sh $(SETUP)/plocate plocate
 	tests/setup/unpacked.sh $(SETUP)/lvm2 lvm2 mdadm
+	tests/setup/unpacked.sh $(SETUP)/openssh-server openssh-server
 	tests/setup/s3-server.sh $(SETUP)/s3-server
 	set -e; for server in nfs-ganesha nfs-ganesha-vfs samba; do tests/setup/unpacked.sh $(SETUP)/$$server $$server; done
 	tests/setup/unpacked.sh $(SETUP)/bacula $(PACKAGES_BACULA)

@@ -122,6 +122,14 @@ pub(crate) enum Command {
         /// The guest agent's socket
         agent: PathBuf,
     },
+    /// Lead to a libvirt by ssh; pullfs starts this for itself
+    #[command(hide = true)]
+    SshRelay {
+        /// The libvirt, `qemu+ssh://HOST/system`
+        uri: String,
+        /// Where to listen
+        socket: PathBuf,
+    },
     /// Read partitions and file systems of a guest; pullfs starts this for itself
     #[command(hide = true)]
     LookInside,

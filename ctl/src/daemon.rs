@@ -23,6 +23,8 @@ use pullfs_fs::recovery;
 use pullfs_fs::tree::inode::Inodes;
 #[cfg(feature = "libvirt")]
 use pullfs_fs::vm::libvirt::elsewhere::{Elsewhere, Way};
+#[cfg(feature = "libvirt")]
+use pullfs_fs::vm::libvirt::ssh::Relay;
 use pullfs_fs::vm::qmp::ids::MountId;
 use pullfs_fs::vm::qmp::monitor::Endpoint;
 use pullfs_fs::vm::source::Reach;
@@ -81,6 +83,9 @@ pub(crate) fn run(task: Task) -> Outcome {
     // A port below 1024 takes privileges, and listening anywhere more than the daemon keeps.
     let outlet = options.metrics.as_ref().map(|target| Outlet::open(target, &mount_id.to_string())).transpose()?;
     let journal = Journal::create(runtime_dir.path(), header)?;
+    // The last of what is here to end, when everything has been taken back.
+    #[cfg(feature = "libvirt")]
+    let (task, mut relay) = lead(task, &runtime_dir)?;
     // These two keep the privileges that mounting and unmounting take.
     let recruit = Recruit::start(Path::new(SELF), runtime_dir.path(), task.announce)?;
     let mounter = Mounter::start()?;
@@ -89,6 +94,8 @@ pub(crate) fn run(task: Task) -> Outcome {
         pullfs_fs::vm::libvirt::load()?;
     }
     let sandbox = harden::apply(&needs(&task, &runtime_dir))?;
+    #[cfg(feature = "libvirt")]
+    relay.iter_mut().for_each(Relay::listen);
     let start = Start { mount_id, runtime_dir, journal, recruit, mounter, sandbox, outlet };
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -100,6 +107,15 @@ pub(crate) fn run(task: Task) -> Outcome {
     // A read of a machine that hangs must not keep the process.
     runtime.shutdown_timeout(SESSION_LIMIT);
     outcome
+}
+
+/// Starts what leads to a libvirt by ssh, which the daemon may not do later, and sends it that way.
+#[cfg(feature = "libvirt")]
+fn lead(task: Task, runtime_dir: &RuntimeDir) -> Outcome<(Task, Option<Relay>)> {
+    let Reach::Libvirt(target) = &task.reach else { return Ok((task, None)) };
+    let Some(relay) = Relay::start(&target.uri, runtime_dir.path())? else { return Ok((task, None)) };
+    let reach = Reach::Libvirt(target.clone().by(relay.lead()));
+    Ok((Task { reach, ..task }, Some(relay)))
 }
 
 /// A daemon of which a part has died must not go on holding a point in time: the guardian cleans up after all of it.
@@ -288,7 +304,7 @@ fn needs<'a>(task: &'a Task, runtime_dir: &'a RuntimeDir) -> Needs<'a> {
         #[cfg(feature = "libvirt")]
         Reach::Libvirt(target) => {
             let way = Way::of(&target.uri);
-            ports.extend(way.port());
+            ports.extend(way.library_port());
             certificates.extend(way.certificates());
             // Whatever is wrong with it is said when it is used.
             if let Ok(Some(elsewhere)) = Elsewhere::of(&target.uri, options) {

@@ -20,8 +20,9 @@ mod domains {
     use pullfs_fs::fuse::mount::{self, Mounted};
     use pullfs_fs::point::journal::Header;
     use pullfs_fs::recovery;
+    use pullfs_fs::vm::libvirt::elsewhere::Way;
     use pullfs_fs::vm::libvirt::host::{Running, RunningDisk, running};
-    use pullfs_fs::vm::source::{Source, libvirt_of};
+    use pullfs_fs::vm::source::{Source, any_libvirt_of};
     use serde_json::{Value, json};
 
     use super::{List, Outcome};
@@ -31,7 +32,7 @@ mod domains {
 
     pub(crate) fn run(arguments: &List) -> Outcome {
         let options = config::resolve(None, &arguments.options)?.options;
-        let uri = libvirt_of(options.uri.as_deref())?;
+        let uri = any_libvirt_of(options.uri.as_deref())?;
         let domains = waiting("waiting for libvirt", || running(&uri))?;
         let mounts = Mounts { all: mount::all()?, known: recovery::all_headers(&recovery::state_dir()), uri };
         if arguments.json {
@@ -67,10 +68,11 @@ mod domains {
         }
     }
 
-    /// The driver and the path of a URI: over whichever transport, it is the same libvirt.
-    fn what_it_drives(uri: &str) -> (&str, &str) {
-        let (driver, rest) = uri.split_once(':').unwrap_or((uri, ""));
-        (driver.split('+').next().unwrap_or(driver), rest.split('?').next().unwrap_or(rest))
+    /// The driver, the host and the path of a URI: over whichever transport, as whomever, it is the same libvirt.
+    fn what_it_drives(uri: &str) -> (&str, Option<&str>, &str) {
+        let driver = uri.split([':', '+']).next().unwrap_or(uri);
+        let way = Way::of(uri);
+        (driver, way.host, way.path)
     }
 
     /// What `pullfs mount` takes.

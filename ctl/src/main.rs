@@ -88,6 +88,11 @@ fn main() -> ExitCode {
         Command::Demo => demo::run(),
         Command::Guardian { dir } => return guardian::run(&dir),
         Command::ThawGuard { agent } => return thaw_guard::run(&agent),
+        #[cfg(feature = "libvirt")]
+        Command::SshRelay { uri, socket } => return pullfs_fs::vm::libvirt::ssh::process::run(&uri, &socket),
+        // Without libvirt nobody starts it, and its sources say what is missing.
+        #[cfg(not(feature = "libvirt"))]
+        Command::SshRelay { .. } => "libvirt:".parse::<pullfs_fs::vm::source::Source>().map(drop).map_err(Into::into),
         Command::LookInside => return look_inside::run(look_inside::PARSERS),
     };
     match outcome {

@@ -31,7 +31,7 @@ mod domain {
     use pullfs_fs::error::chain;
     use pullfs_fs::vm::libvirt::load;
     use pullfs_fs::vm::libvirt::redefine::{self, Description, Outcome as Became};
-    use pullfs_fs::vm::source::{Source, Target, libvirt_of};
+    use pullfs_fs::vm::source::{Source, Target, any_libvirt_of};
 
     use super::{Outcome, Redefine, Save};
     use crate::config;
@@ -80,7 +80,7 @@ mod domain {
             return Err(Failure::message(Code::Usage, why));
         };
         load()?;
-        Ok(Target { domain, uri: libvirt_of(options.uri.as_deref())? })
+        Ok(Target::new(domain, any_libvirt_of(options.uri.as_deref())?))
     }
 
     fn read(file: &Path) -> anyhow::Result<Vec<Description>> {

@@ -141,7 +141,7 @@ impl Dead {
                 None => remains.undo_without_machine(),
             },
             #[cfg(feature = "libvirt")]
-            (Remains::Libvirt(remains), Reach::Libvirt(target)) => remains.undo(target).await,
+            (Remains::Libvirt(remains), Reach::Libvirt(target)) => remains.undo(target, &self.dir).await,
             #[cfg(feature = "libvirt")]
             _ => Err(Error::new(Kind::Invalid, format!("the journal of {source} is of another kind of source"))),
         }

@@ -38,6 +38,7 @@ pub mod s3;
 pub mod scattered;
 pub mod schema;
 pub mod snapshot;
+pub mod ssh;
 pub mod stalls;
 pub mod tmpfs;
 pub mod tools;

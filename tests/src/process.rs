@@ -296,6 +296,17 @@ pub fn kill_at_once(pids: &[u32]) {
     }
 }
 
+/// The processes that a process has started and that run, and whose command line has `word` in it.
+pub fn children(pid: u32, word: &str) -> Vec<u32> {
+    let is_one = |child: &u32| {
+        let status = fs::read_to_string(format!("/proc/{child}/status")).unwrap_or_default();
+        let line = fs::read_to_string(format!("/proc/{child}/cmdline")).unwrap_or_default();
+        status.lines().any(|line| line == format!("PPid:\t{pid}")) && line.contains(word)
+    };
+    let processes = fs::read_dir("/proc").expect("/proc").flatten();
+    processes.filter_map(|process| process.file_name().to_str()?.parse().ok()).filter(is_one).collect()
+}
+
 /// Whether a process that is not our child has ended: it is gone, or a zombie until whoever inherited it looks.
 pub fn has_ended(pid: u32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

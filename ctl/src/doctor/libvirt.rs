@@ -78,7 +78,7 @@ fn found<T>(findings: &mut Vec<Finding>, check: &'static str, asked: Result<T>) 
 }
 
 fn unreachable(target: &Target, error: &Error) -> Vec<Finding> {
-    let Target { domain, uri } = target;
+    let Target { domain, uri, .. } = target;
     let words = chain(error);
     if error.kind() == Kind::NotFound {
         let there = Finding::ok("libvirt", format!("it answers at {uri}"));
@@ -93,6 +93,10 @@ pub(super) fn cure_of(error: &Error, uri: &str, asks: &str) -> String {
     match error.kind() {
         Kind::Denied => "adduser USER libvirt and log in again, or run it as root (polkit decides who may)".to_owned(),
         Kind::Timeout => HANGS.to_owned(),
+        Kind::Gone | Kind::Io if Way::of(uri).is_ssh() => format!(
+            "see that ssh(1) gets there without a question, knows the host, and finds virt-ssh-helper there (of \
+             libvirt-daemon, or libvirt-daemon-common), as this user; then virsh -c '{uri}' {asks} works, too"
+        ),
         Kind::Gone | Kind::Io if Way::of(uri).host.is_some() => format!(
             "see that libvirtd listens there (virtproxyd-tls.socket, or libvirtd-tls.socket), and that this user may read \
              certificates that it knows (/etc/pki/CA, /etc/pki/libvirt, or pkipath= in the URI); then virsh -c '{uri}' {asks} \
@@ -158,7 +162,7 @@ fn agent(agent: Agent, domain: &str) -> Finding {
 async fn pool(target: &Target, name: &str, looked: Option<&Looked>) -> Option<Finding> {
     const CHECK: &str = "scratch";
     let sizes: Vec<u64> = looked?.inventory.disks.iter().map(|disk| disk.size).collect();
-    Some(match limited(CHECK, room_in(&target.uri, name, &sizes)).await {
+    Some(match limited(CHECK, room_in(target, name, &sizes)).await {
         Ok((room, needed)) if room < needed => {
             let what = format!("storage pool {name} has room for {}, a backup reserves {}", size(room), size(needed));
             Finding::wrong(CHECK, what, "make room there, or name another one with -o scratch=pool:NAME")
@@ -258,7 +262,7 @@ mod tests {
 
     #[test]
     fn why_libvirt_is_not_reached_is_told_with_what_helps() {
-        let target = Target { domain: "vm1".to_owned(), uri: "qemu:///system".to_owned() };
+        let target = Target::new("vm1", "qemu:///system");
         let of = |kind| unreachable(&target, &Error::new(kind, "no"));
         assert!(of(Kind::Denied)[0].cure.as_ref().unwrap().contains("adduser USER libvirt"));
         assert!(of(Kind::Gone)[0].cure.as_ref().unwrap().contains("systemctl start libvirtd"));

@@ -91,11 +91,7 @@ impl Reach {
         match source {
             Source::Qmp(endpoint) => Monitor::new(endpoint.clone(), tls, insecure).map(Self::Qmp),
             #[cfg(feature = "libvirt")]
-            Source::Libvirt(domain) => {
-                let uri = named(uri);
-                Way::of(&uri).check(&uri)?;
-                Ok(Self::Libvirt(Target { domain: domain.clone(), uri }))
-            }
+            Source::Libvirt(domain) => Ok(Self::Libvirt(Target::new(domain, any_libvirt_of(uri)?))),
             #[cfg(feature = "libvirt")]
             Source::Host => {
                 let takes = "it is a whole host; name one of its domains, libvirt:DOMAIN";
@@ -200,6 +196,17 @@ fn named(uri: Option<&str>) -> String {
     uri.map(str::to_owned).or_else(named).unwrap_or_else(|| SYSTEM.to_owned())
 }
 
+/// The URI of the libvirt that is meant, on whichever host.
+///
+/// # Errors
+/// [`Kind::Unsupported`] for a way to another host that is not taken.
+#[cfg(feature = "libvirt")]
+pub fn any_libvirt_of(uri: Option<&str>) -> Result<String> {
+    let uri = named(uri);
+    Way::of(&uri).check(&uri)?;
+    Ok(uri)
+}
+
 /// The URI of the libvirt that is meant, which must be of this host.
 ///
 /// # Errors
@@ -210,7 +217,9 @@ pub fn libvirt_of(uri: Option<&str>) -> Result<String> {
     match Way::of(&uri).host {
         Some(host) => Err(Error::new(
             Kind::Unsupported,
-            format!("uri={uri}: all domains of a host are listed and mounted there, on {host}; from here, one by one"),
+            format!(
+                "uri={uri}: a whole host is mounted there, on {host}; from here, domains one by one (pullfs list -o uri=…)"
+            ),
         )),
         None => Ok(uri),
     }
@@ -236,15 +245,17 @@ mod tests {
         assert_eq!((host.to_string(), &host), ("libvirt:".to_owned(), &Source::Host));
         assert_eq!(Reach::new(&host, None, false, None).unwrap_err().kind(), Kind::Invalid);
         let reach = |uri| Reach::new(&source, None, false, Some(uri));
-        for here in ["qemu:///system", "qemu+unix:///session", "qemu+unix:///system?socket=/run/x/y"] {
-            assert_eq!(reach(here).unwrap().uri(), Some(here));
+        let ssh = "qemu+ssh://host/system";
+        for way in ["qemu:///system", "qemu+unix:///session", "qemu+unix:///system?socket=/run/x/y", ssh] {
+            assert_eq!(reach(way).unwrap().uri(), Some(way));
         }
-        for there in ["qemu+ssh://host/system", "qemu+tcp://host"] {
+        for there in ["qemu+libssh2://host/system", "qemu+tcp://host"] {
             assert_eq!(reach(there).unwrap_err().kind(), Kind::Unsupported, "{there}");
         }
         let tls = "qemu+tls://[::1]:16514/system?x";
         assert_eq!(reach(tls).unwrap().uri(), Some(tls), "as it may have been mounted");
         assert_eq!(libvirt_of(Some(tls)).unwrap_err().kind(), Kind::Unsupported, "a whole host");
+        assert_eq!(any_libvirt_of(Some(tls)).unwrap(), tls);
         let wrong = |options: Options| Reach::of(&source, &options).unwrap_err().to_string();
         assert!(wrong(Options { read_once: true, ..Options::default() }).contains("read_once"));
         let pool = || Options { pool: Some("p".to_owned()), ..Options::default() };

@@ -107,6 +107,9 @@ impl Account {
     }
 }
 
+/// User `sshd`, which the computer need not have.
+const SSHD: u32 = 64056;
+
 /// No polkit is asked who may connect: the directory is root's.
 const DAEMON: &str = "auth_unix_ro = \"none\"\nauth_unix_rw = \"none\"\nlog_outputs = \"3:stderr\"\n";
 
@@ -171,7 +174,10 @@ impl Libvirtd {
         write("libvirt/qemu.conf", format!("{}{qemu}", account.configuration()));
         let (users, groups) = ["/etc/passwd", "/etc/group"].map(|file| fs::read_to_string(file).expect(file)).into();
         let id = Account::UID;
-        write("passwd", format!("{users}libvirt-qemu:x:{id}:{id}::/nonexistent:/usr/sbin/nologin\n"));
+        let own = format!("libvirt-qemu:x:{id}:{id}::/nonexistent:/usr/sbin/nologin\n");
+        // Whom an ssh server is where it is not root, and a root that may log in without a password.
+        write("passwd", format!("{users}{own}sshd:x:{SSHD}:65534::/run/sshd:/usr/sbin/nologin\n"));
+        write("shadow", "root:*:19000:0:99999:7:::\n".to_owned());
         write("group", format!("{groups}libvirt-qemu:x:{id}:\n"));
 
         let qemu = if version == Version::Old { Flavor::Old } else { Flavor::New };

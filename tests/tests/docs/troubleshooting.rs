@@ -57,7 +57,7 @@ const WITHOUT_ERRORS: [&str; 17] = [
 ];
 
 /// Words of results and commands, names of fields, and QEMU's own words that are looked for.
-const OTHER_WORDS: [&str; 24] = [
+const OTHER_WORDS: [&str; 25] = [
     "point in time",
     "virtual size",
     "the point in time",
@@ -80,6 +80,7 @@ const OTHER_WORDS: [&str; 24] = [
     "text/plain; version=0.0.4; charset=utf-8",
     "… domain…",
     "libvirt at …, … running",
+    "virt-ssh-helper 'qemu://…'",
     "pullfs: …",
     "mount.pullfs: …",
 ];

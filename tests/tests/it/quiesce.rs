@@ -17,7 +17,7 @@ use pullfs_tests::leftovers::Leftovers;
 use pullfs_tests::machine::{MIB, Machine};
 use pullfs_tests::mount::{self, Mount};
 use pullfs_tests::oracle;
-use pullfs_tests::process::{ok, signal_child, wait_until};
+use pullfs_tests::process::{self, ok, signal_child, wait_until};
 use pullfs_tests::tools;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::json;
@@ -217,15 +217,8 @@ fn a_daemon_killed_while_the_guest_is_frozen_leaves_it_thawed(flavor: Flavor) {
 }
 
 /// The guard that a daemon has started.
-fn guard_of(daemon: u32) -> Option<String> {
-    let children = std::fs::read_to_string(format!("/proc/{daemon}/task/{daemon}/children")).unwrap_or_default();
-    let tasks = std::fs::read_dir(format!("/proc/{daemon}/task")).ok()?.flatten();
-    let all = tasks.map(|task| std::fs::read_to_string(task.path().join("children")).unwrap_or_default());
-    let all: Vec<String> = std::iter::once(children).chain(all).collect();
-    let is_guard = |pid: &&str| {
-        std::fs::read_to_string(format!("/proc/{pid}/cmdline")).is_ok_and(|line| line.contains("thaw-guard"))
-    };
-    all.iter().flat_map(|children| children.split_whitespace()).find(is_guard).map(str::to_owned)
+fn guard_of(daemon: u32) -> Option<u32> {
+    process::children(daemon, "thaw-guard").first().copied()
 }
 
 #[test]

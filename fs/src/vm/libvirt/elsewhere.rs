@@ -8,6 +8,7 @@ use std::time::Duration;
 use nbd_pool::{Address, tls};
 use tokio::time::timeout;
 
+use super::ssh::Call;
 use crate::error::{Error, Kind, Result};
 use crate::options::Options;
 
@@ -29,9 +30,13 @@ const RESOLVE_LIMIT: Duration = Duration::from_secs(10);
 pub struct Way<'a> {
     /// What stands behind the driver's name: `tls`, `ssh`.
     transport: Option<&'a str>,
+    /// Whom one is there.
+    pub(super) user: Option<&'a str>,
     /// Where it is; none for this host, as far as the URI says.
     pub host: Option<&'a str>,
-    port: Option<u16>,
+    pub(super) port: Option<u16>,
+    /// Which of its libvirts, with a slash before it.
+    pub path: &'a str,
     query: &'a str,
 }
 
@@ -40,21 +45,23 @@ impl<'a> Way<'a> {
     pub fn of(uri: &'a str) -> Self {
         let (scheme, rest) = uri.split_once("://").unwrap_or((uri, ""));
         let (rest, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let authority = rest.split('/').next().unwrap_or_default();
-        let place = authority.rsplit('@').next().unwrap_or_default();
+        let (authority, path) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+        let (user, place) = authority.rsplit_once('@').map_or((None, authority), |(user, place)| (Some(user), place));
         let (host, port) = match place.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
             Some((host, rest)) => (host, rest.strip_prefix(':')),
             None => place.split_once(':').map_or((place, None), |(host, port)| (host, Some(port))),
         };
         Self {
             transport: scheme.split_once('+').map(|(_, transport)| transport),
+            user,
             host: Some(host).filter(|host| !host.is_empty()),
             port: port.and_then(|port| port.parse().ok()),
+            path,
             query,
         }
     }
 
-    /// Refuses a way to another host that is not safe, or not open to a daemon that starts no program.
+    /// Refuses a way to another host that is not safe, or that pullfs cannot go.
     ///
     /// # Errors
     /// [`Kind::Unsupported`].
@@ -66,27 +73,38 @@ impl<'a> Way<'a> {
                 refused("with no_verify nobody knows who answers; give libvirt the CA's certificate".to_owned())
             }
             None | Some("tls") => Ok(()),
-            Some("ssh" | "libssh" | "libssh2" | "ext") => refused(format!(
-                "that starts a program, which the daemon may not. Give {host} TLS, qemu+tls://{host}/system; or forward its socket, \
-                 ssh -N -L /run/HOST.sock:/run/libvirt/libvirt-sock {host}, and mount with \
-                 uri=qemu+unix:///system?socket=/run/HOST.sock and nbd={host}:PORT"
-            )),
-            Some(_) => refused(format!("the way to {host} is not protected; take qemu+tls://{host}/system")),
+            Some("ssh") => Call::of(self).map(drop).or_else(refused),
+            Some("libssh" | "libssh2" | "ext") => refused(format!("take qemu+ssh://{host}/system, by ssh(1)")),
+            Some(_) => {
+                refused(format!("the way to {host} is not protected; take qemu+ssh or qemu+tls://{host}/system"))
+            }
         }
     }
 
+    /// Whether ssh(1) goes it.
+    pub fn is_ssh(&self) -> bool {
+        self.host.is_some() && self.transport == Some("ssh")
+    }
+
     fn parameter(&self, name: &str) -> Option<&'a str> {
-        self.query.split(['&', ';']).find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+        self.parameters().find_map(|(other, value)| (other == name).then_some(value))
+    }
+
+    /// What the URI says behind its question mark.
+    pub(super) fn parameters(&self) -> impl Iterator<Item = (&'a str, &'a str)> {
+        let pairs = self.query.split(['&', ';']).filter(|pair| !pair.is_empty());
+        pairs.map(|pair| pair.split_once('=').unwrap_or((pair, "")))
     }
 
     /// The TCP port that libvirt's library connects to, if it does.
-    pub fn port(&self) -> Option<u16> {
-        self.host.map(|_| self.port.unwrap_or(LIBVIRT_PORT))
+    pub fn library_port(&self) -> Option<u16> {
+        self.host.filter(|_| !self.is_ssh()).map(|_| self.port.unwrap_or(LIBVIRT_PORT))
     }
 
     /// Where it looks for certificates each time that it connects.
     pub fn certificates(&self) -> Vec<PathBuf> {
         match (self.host, self.parameter("pkipath")) {
+            _ if self.is_ssh() => Vec::new(),
             (None, _) => Vec::new(),
             (Some(_), Some(dir)) => vec![PathBuf::from(dir)],
             (Some(_), None) => {
@@ -174,7 +192,7 @@ mod tests {
 
     #[test]
     fn ways_are_read() {
-        let of = |uri: &'static str| (Way::of(uri).host, Way::of(uri).port());
+        let of = |uri: &'static str| (Way::of(uri).host, Way::of(uri).library_port());
         assert_eq!(of("qemu+tls://host/system"), (Some("host"), Some(LIBVIRT_PORT)));
         assert_eq!(of("qemu+tls://user@[::1]:5/system?x=1"), (Some("::1"), Some(5)));
         assert_eq!(of("qemu://10.0.0.1:7/system"), (Some("10.0.0.1"), Some(7)));
@@ -182,6 +200,10 @@ mod tests {
             assert_eq!(of(here), (None, None));
             assert!(Way::of(here).certificates().is_empty() && Way::of(here).check(here).is_ok());
         }
+        let ssh = "qemu+ssh://root@host:22/system";
+        assert!(Way::of(ssh).is_ssh() && Way::of(ssh).certificates().is_empty() && Way::of(ssh).check(ssh).is_ok());
+        assert_eq!(of(ssh), (Some("host"), None), "libvirt's library connects to nobody");
+        assert!(!Way::of("qemu+ssh:///system").is_ssh());
         let own = Way::of("qemu+tls://host/system?a=b&pkipath=/srv/pki").certificates();
         assert_eq!(own, [PathBuf::from("/srv/pki")]);
         assert!(Way::of("qemu+tls://host/system").certificates().contains(&PathBuf::from(PKI[0])));
@@ -192,7 +214,8 @@ mod tests {
         let check = |uri: &str| Way::of(uri).check(uri);
         assert!(check("qemu+tls://host/system").is_ok() && check("qemu://host/system?no_verify=0").is_ok());
         for (uri, word) in [
-            ("qemu+ssh://root@host/system", "ssh -N -L"),
+            ("qemu+ssh://host/system?no_verify=1", "~/.ssh/config"),
+            ("qemu+libssh2://host/system", "qemu+ssh://host/system"),
             ("qemu+tcp://host/system", "qemu+tls://host/system"),
             ("qemu+tls://host/system?no_verify=1", "CA's certificate"),
             ("qemu+unix://host/system", "not protected"),

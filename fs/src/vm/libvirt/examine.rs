@@ -177,9 +177,9 @@ pub fn around(described: &str) -> Result<Around> {
 ///
 /// # Errors
 /// When there is no such pool, it is of another type or not active, or libvirt does not answer.
-pub async fn room_in(uri: &str, name: &str, disks: &[u64]) -> Result<(u64, u64)> {
+pub async fn room_in(target: &Target, name: &str, disks: &[u64]) -> Result<(u64, u64)> {
     let needed = disks.iter().map(|disk| pool::size(*disk)).fold(0, u64::saturating_add);
-    Ok((Store::new(uri).room(name).await?, needed))
+    Ok((Store::new(target.clone()).room(name).await?, needed))
 }
 
 /// Makes what a mount makes in the scratch directory for QEMU's user, and removes it.

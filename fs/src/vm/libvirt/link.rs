@@ -14,6 +14,8 @@ use tokio::sync::{Mutex, Semaphore, mpsc, oneshot};
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
+use super::elsewhere::Way;
+use super::ssh::Lead;
 use crate::error::{Error, Kind, Result};
 
 /// Calls under way at once, on as many connections.
@@ -32,12 +34,43 @@ const MAX_QUEUED: usize = 64;
 const MAX_EVENTS: usize = 1024;
 
 /// Which domain, of which libvirt.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Target {
     /// Its name or its UUID.
     pub domain: String,
     /// The libvirt (mount option `uri=`).
     pub uri: String,
+    /// The way there, if that is not libvirt's own.
+    lead: Option<Lead>,
+}
+
+impl Target {
+    /// A domain of the libvirt at `uri`.
+    pub fn new(domain: impl Into<String>, uri: impl Into<String>) -> Self {
+        Self { domain: domain.into(), uri: uri.into(), lead: None }
+    }
+
+    /// The same, reached by a relay.
+    #[must_use]
+    pub fn by(self, lead: Lead) -> Self {
+        Self { lead: Some(lead), ..self }
+    }
+
+    /// Connects to the libvirt; blocks. `what` cannot be done if that fails.
+    ///
+    /// # Errors
+    /// [`Kind::Gone`], [`Kind::Denied`], [`Kind::Unsupported`] where there is no library.
+    pub(super) fn connect(&self, what: &str) -> Result<Connection> {
+        let Some(lead) = &self.lead else {
+            return Connection::open(Some(&self.uri)).map_err(|error| explain(what, error));
+        };
+        lead.begin();
+        let local = format!("qemu+unix://{}?socket={}", Way::of(&self.uri).path, lead.socket.display());
+        Connection::open(Some(&local)).map_err(|error| match lead.why() {
+            Some(words) => Error::with_source(Kind::Gone, what, words),
+            None => explain(what, error),
+        })
+    }
 }
 
 /// What happens; called in a task, so it must not wait.
@@ -187,26 +220,30 @@ async fn connect(target: &Target, calls: &Arc<Semaphore>, tell: mpsc::Sender<Eve
     let whom = || format!("cannot reach domain {} of libvirt at {}", target.domain, target.uri);
     let hangs = |_| Error::new(Kind::Gone, format!("{}: {MAX_CALLS} calls wait for its answer already", whom()));
     let permit = calls.clone().try_acquire_owned().map_err(hangs)?;
-    let Target { domain, uri } = target.clone();
+    let (reached, what) = (target.clone(), whom());
     let opened = spawn_blocking(move || {
         let _permit = permit;
-        let connection = Connection::open(Some(&uri))?;
-        let found = match connection.domain_by_name(&domain) {
-            Err(error) if error.code() == Code::NoDomain => connection.domain_by_uuid(&domain).map_err(|_| error),
-            other => other,
-        }?;
-        let sink = move |event| {
-            if tell.try_send(event).is_err() {
-                // There is no room: what is lost is made up for by connecting again.
-                tell.try_send(Event::Closed).ok();
-            }
-        };
-        let subscription = Some(connection.subscribe(Some(&found), sink)?);
-        let line = Line { domain: found, turn: Arc::default(), hangs: AtomicBool::new(false) };
-        Ok(Open { line: Arc::new(line), connection, subscription })
+        let connection = reached.connect(&what)?;
+        subscribe(connection, &reached.domain, tell).map_err(|error| explain(&what, error))
     });
     let slow = |_| Error::new(Kind::Timeout, format!("{}: no answer within {} s", whom(), CONNECT_LIMIT.as_secs()));
     let opened = timeout(CONNECT_LIMIT, opened).await.map_err(slow)?;
-    let opened = opened.map_err(|error| Error::with_source(Kind::Io, whom(), error))?;
-    opened.map_err(|error: libvirt::Error| explain(&whom(), error))
+    opened.map_err(|error| Error::with_source(Kind::Io, whom(), error))?
+}
+
+/// Finds the domain, and has its events told.
+fn subscribe(connection: Connection, domain: &str, tell: mpsc::Sender<Event>) -> libvirt::Result<Open> {
+    let found = match connection.domain_by_name(domain) {
+        Err(error) if error.code() == Code::NoDomain => connection.domain_by_uuid(domain).map_err(|_| error),
+        other => other,
+    }?;
+    let sink = move |event| {
+        if tell.try_send(event).is_err() {
+            // There is no room: what is lost is made up for by connecting again.
+            tell.try_send(Event::Closed).ok();
+        }
+    };
+    let subscription = Some(connection.subscribe(Some(&found), sink)?);
+    let line = Line { domain: found, turn: Arc::default(), hangs: AtomicBool::new(false) };
+    Ok(Open { line: Arc::new(line), connection, subscription })
 }

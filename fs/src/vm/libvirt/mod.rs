@@ -2,7 +2,8 @@
 //!
 //! [`link`] has the connection; [`xml`] reads and writes libvirt's descriptions; `inventory` says what there is; `undo` has
 //! the steps of a point in time and what they leave, `begin` takes them; `place` is where QEMU's user reaches scratch images and
-//! the socket, and [`elsewhere`] with `pool` what takes its place where libvirt is on another host; `delete` deletes checkpoints;
+//! the socket, and [`elsewhere`] with `pool` what takes its place where libvirt is on another host, which [`ssh`] may lead to;
+//! `delete` deletes checkpoints;
 //! `watch` says whether the point in time is kept, and `guard` and `end` let go of the guest; [`recover`] undoes what a mount
 //! that died has left; [`host`] lists the domains that there are; [`redefine`] makes checkpoints known to libvirt again that it
 //! has forgotten.
@@ -25,6 +26,7 @@ mod pool;
 pub mod recover;
 pub mod redefine;
 pub mod roster;
+pub mod ssh;
 mod undo;
 mod watch;
 mod xml;
@@ -145,7 +147,7 @@ impl LibvirtVm {
             }
         };
         let link = Link::start(settings.target.clone(), Box::new(on_event));
-        let context = Arc::new(Context::new(link, &settings.target.uri));
+        let context = Arc::new(Context::new(link, settings.target.clone()));
         let keep = Arc::new(Keep { context: context.clone(), held: held.clone(), events: events.clone() });
         let warden = guard::start(settings.target.clone(), keep.clone(), events.clone(), settings.scratch_limit);
         let watch = tokio::spawn(watch::look_into(keep.clone(), warden.alarm(), suspicions));

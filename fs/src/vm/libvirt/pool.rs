@@ -18,7 +18,7 @@ use tokio::sync::Semaphore;
 use tokio::task::spawn_blocking;
 use tokio::time::timeout;
 
-use super::link::{LIMIT, explain};
+use super::link::{LIMIT, Target, explain};
 use super::xml;
 use crate::block::extents::Extents;
 use crate::error::{Error, Kind, Result};
@@ -56,13 +56,13 @@ pub(super) struct Volumes {
 /// The way to the storage pools of a libvirt.
 #[derive(Clone)]
 pub(super) struct Store {
-    uri: String,
+    target: Target,
     errands: Arc<Semaphore>,
 }
 
 impl Store {
-    pub(super) fn new(uri: &str) -> Self {
-        Self { uri: uri.to_owned(), errands: Arc::new(Semaphore::new(MAX_ERRANDS)) }
+    pub(super) fn new(target: Target) -> Self {
+        Self { target, errands: Arc::new(Semaphore::new(MAX_ERRANDS)) }
     }
 
     /// Makes the volumes, each with an empty image in it; where they are.
@@ -146,14 +146,13 @@ impl Store {
         limit: Duration,
         errand: impl FnOnce(&Connection) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let hangs =
-            |_| Error::new(Kind::Gone, format!("libvirt at {}: {MAX_ERRANDS} calls wait for its answer", self.uri));
+        let uri = &self.target.uri;
+        let hangs = |_| Error::new(Kind::Gone, format!("libvirt at {uri}: {MAX_ERRANDS} calls wait for its answer"));
         let permit = self.errands.clone().try_acquire_owned().map_err(hangs)?;
-        let uri = self.uri.clone();
+        let target = self.target.clone();
         let run = spawn_blocking(move || {
             let _permit = permit;
-            let connection = Connection::open(Some(&uri));
-            let connection = connection.map_err(|error| explain(&format!("cannot reach libvirt at {uri}"), error))?;
+            let connection = target.connect(&format!("cannot reach libvirt at {}", target.uri))?;
             errand(&connection)
         });
         let slow = |_| Error::new(Kind::Timeout, format!("libvirt did not {what} within {} s", limit.as_secs()));
@@ -285,7 +284,7 @@ mod tests {
 
     #[tokio::test]
     async fn what_cannot_be_used_is_said() {
-        let store = Store::new(URI);
+        let store = Store::new(Target::new("none", URI));
         assert!(store.room("default-pool").await.unwrap() > 1 << 20);
         let none = store.room("none").await.unwrap_err();
         assert_eq!(none.kind(), Kind::NotFound);

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep};
 
 use super::end::end_backup;
-use super::link::{LIMIT, Link};
+use super::link::{LIMIT, Link, Target};
 use super::pool::{Scratch, Store, Volumes};
 use super::{place, xml};
 use crate::error::{Error, Kind, Result, chain};
@@ -43,11 +43,11 @@ pub(super) struct Context {
 }
 
 impl Context {
-    /// Of a domain of the libvirt at `uri`.
-    pub(super) fn new(link: Link, uri: &str) -> Self {
+    /// Of a domain, by a link to it.
+    pub(super) fn new(link: Link, target: Target) -> Self {
         Self {
             link,
-            store: Store::new(uri),
+            store: Store::new(target),
             images: Mutex::default(),
             begun: AtomicUsize::new(0),
             files: Mutex::default(),
@@ -406,15 +406,13 @@ const FREEZE_LIMIT: Duration = Duration::from_secs(15);
 
 #[cfg(test)]
 mod tests {
-    use super::super::link::Target;
     use super::*;
     use crate::point::plan::Undo;
 
     #[tokio::test]
     async fn a_backup_that_surely_began_is_undone_and_struck_as_one() {
-        let target = Target { domain: "none".to_owned(), uri: "test:///default".to_owned() };
-        let uri = target.uri.clone();
-        let context = Context::new(Link::start(target, Box::new(|_| {})), &uri);
+        let target = Target::new("none", "test:///default");
+        let context = Context::new(Link::start(target.clone(), Box::new(|_| {})), target);
         let backup = |mark: &str| Leftover::Backup { mark: mark.to_owned() };
         let begun = |mark: &str| Leftover::Begun { mark: mark.to_owned() };
         assert!(backup("a").goes_with(&begun("a")));
@@ -427,9 +425,8 @@ mod tests {
     #[tokio::test]
     async fn scratch_images_are_emptied_only_when_the_backup_has_surely_ended() {
         let base = tempfile::tempdir().unwrap();
-        let target = Target { domain: "vm".to_owned(), uri: "test:///default".to_owned() };
-        let uri = target.uri.clone();
-        let context = Context::new(Link::start(target, Box::new(|_| {})), &uri);
+        let target = Target::new("vm", "test:///default");
+        let context = Context::new(Link::start(target.clone(), Box::new(|_| {})), target);
         let dir = place::dir(base.path(), "pullfs-0a1b2c");
         for (ended, left) in [(false, 100), (true, 0)] {
             std::fs::create_dir(&dir).unwrap();

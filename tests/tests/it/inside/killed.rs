@@ -14,7 +14,7 @@ use super::Scene;
 use super::image::Mounted;
 use pullfs_tests::flavor::Flavor;
 use pullfs_tests::mount::Mount;
-use pullfs_tests::process::{has_ended, signal_pid, wait_until};
+use pullfs_tests::process::{self, has_ended, signal_pid, wait_until};
 use rustix::fs::{Advice, fadvise};
 use rustix::io::Errno;
 use rustix::process::Signal;
@@ -27,14 +27,7 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 /// The processes that a daemon has started to look into disks.
 pub(super) fn children(daemon: u32) -> Vec<u32> {
-    let of_daemon = |pid: &u32| {
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let line = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        status.lines().any(|line| line == format!("PPid:\t{daemon}")) && line.contains("look-inside")
-    };
-    let processes = fs::read_dir("/proc").expect("/proc").flatten();
-    let pids = processes.filter_map(|process| process.file_name().to_str()?.parse().ok());
-    pids.filter(of_daemon).collect()
+    process::children(daemon, "look-inside")
 }
 
 /// What is looked at each time.

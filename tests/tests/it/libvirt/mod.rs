@@ -2,6 +2,7 @@
 
 mod agent;
 mod bases;
+mod by_ssh;
 mod checkpoints;
 mod disks;
 mod ended;

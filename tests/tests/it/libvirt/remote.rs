@@ -28,19 +28,20 @@ use tempfile::TempDir;
 use super::{DISKS, LIMIT, SIZE, builder, contents, errno, has_backup, read_once};
 
 const USAGE: i32 = 1;
-const MOUNT_FAILED: i32 = 32;
+pub(super) const MOUNT_FAILED: i32 = 32;
 
 /// What a pool needs for both of the disks: each with 16 MiB for tables, and what is left to others.
-const ROOM: &str = "128M";
+pub(super) const ROOM: &str = "128M";
 const LITTLE: &str = "96M";
 
 /// For a connection over a network that was cut, to one that hears of it.
-const NETWORK_LIMIT: Duration = Duration::from_secs(150);
+pub(super) const NETWORK_LIMIT: Duration = Duration::from_secs(150);
 
 /// Another host, and certificates: of its servers, of a client, and of a client of another CA.
-struct Scene {
+pub(super) struct Scene {
     // In the order in which they go.
     machine: Machine,
+    libvirtd: Arc<Libvirtd>,
     pool: Tmpfs,
     network: Network,
     dir: TempDir,
@@ -48,7 +49,7 @@ struct Scene {
 
 impl Scene {
     #[track_caller]
-    fn new(flavor: Flavor, room: &str) -> Self {
+    pub(super) fn new(flavor: Flavor, room: &str) -> Self {
         Self::of(builder(flavor), room)
     }
 
@@ -80,7 +81,7 @@ impl Scene {
         let pool = Tmpfs::seen_by(&machine, room);
         fs::set_permissions(pool.path(), Permissions::from_mode(0o711)).expect("modes");
         libvirtd.pool("scratch", pool.path());
-        Self { machine, pool, network, dir }
+        Self { machine, libvirtd, pool, network, dir }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -89,12 +90,25 @@ impl Scene {
 
     /// The options of a mount whose libvirt sees one of the clients, and whose NBD server another.
     fn options(&self, libvirt: &str, nbd: &str) -> String {
-        format!(
-            "uri=qemu+tls://{}/system?pkipath={},scratch=pool:scratch,tls={}",
-            self.network.port(1).ip(),
-            self.path(libvirt).display(),
-            self.path(nbd).display()
-        )
+        let (host, client) = (self.network.port(1).ip(), self.path(libvirt));
+        self.options_with(&format!("qemu+tls://{host}/system?pkipath={}", client.display()), nbd)
+    }
+
+    /// The options of a mount by this libvirt, whose NBD server sees one of the clients.
+    pub(super) fn options_with(&self, uri: &str, nbd: &str) -> String {
+        format!("uri={uri},scratch=pool:scratch,tls={}", self.path(nbd).display())
+    }
+
+    pub(super) fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
+    pub(super) fn network(&self) -> &Network {
+        &self.network
+    }
+
+    pub(super) fn libvirtd(&self) -> &Libvirtd {
+        &self.libvirtd
     }
 
     #[track_caller]
@@ -104,7 +118,7 @@ impl Scene {
 
     /// Mounts, and expects it to be refused; what is said.
     #[track_caller]
-    fn refused(&self, options: &str, code: i32) -> String {
+    pub(super) fn refused(&self, options: &str, code: i32) -> String {
         let place = MountPoint::new();
         mount::mount(&self.machine.source(), &place.mnt(), options).refused(code)
     }
@@ -124,7 +138,7 @@ impl Scene {
     }
 
     #[track_caller]
-    fn nothing_is_left(&self) {
+    pub(super) fn nothing_is_left(&self) {
         wait_until("the end of libvirt's backup", NETWORK_LIMIT, || !has_backup(&self.machine));
         wait_until("a pool without scratch images", NETWORK_LIMIT, || self.images().is_empty());
     }

@@ -14,7 +14,7 @@ use pullfs_tests::disk::Disk;
 use pullfs_tests::flavor::Flavor;
 use pullfs_tests::libvirt::Libvirtd;
 use pullfs_tests::machine::{MIB, Machine};
-use pullfs_tests::process::{Finished, Running, run_within, wait_until};
+use pullfs_tests::process::{self, Finished, Running, run_within, wait_until};
 use pullfs_tests::tools::pullfs;
 use serde_json::Value;
 use tempfile::TempDir;
@@ -102,12 +102,7 @@ impl Host {
 
     /// Processes that it has started: the guardian, and one for each domain that is mounted.
     fn children(&self) -> Vec<u32> {
-        let pid = self.daemon.pid();
-        let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-        let of = |task: fs::DirEntry| fs::read_to_string(task.path().join("children")).unwrap_or_default();
-        tasks
-            .flat_map(|task| of(task).split_whitespace().map(|pid| pid.parse().expect("a number")).collect::<Vec<_>>())
-            .collect()
+        process::children(self.daemon.pid(), "")
     }
 
     /// How many threads and open files it has.
