@@ -12,6 +12,7 @@
 //! Invariants: nothing but an open (or a command) takes a point in time; no byte is given out unless its point in time
 //! was held after it was read; everything made in the machine is in a ledger before it is made.
 
+mod beside;
 pub mod block;
 pub mod error;
 pub mod fs;

@@ -1,28 +1,12 @@
 //! A stream cut into lines of bounded length. Giving up on any of it loses nothing.
 
 use std::io;
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream as Socket;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 
-use crate::error::{Error, Kind, Result};
-
 /// How much is read at once, in bytes; an agent's answers are mostly shorter.
 const CHUNK: usize = 4096;
-
-/// The socket that a process of ours was given as its standard input.
-///
-/// # Errors
-/// [`Kind::Invalid`] for anything else: `subcommand` is not for people to type.
-pub(crate) fn socket_at_stdin(subcommand: &str) -> Result<Socket> {
-    let socket = io::stdin().as_fd().try_clone_to_owned().map(Socket::from);
-    let usable = |socket: &Socket| socket.peer_addr().and_then(|_| socket.set_nonblocking(true));
-    socket.and_then(|socket| usable(&socket).map(|()| socket)).map_err(|error| {
-        Error::with_source(Kind::Invalid, format!("{subcommand} is for pullfs itself to start"), error)
-    })
-}
 
 /// Both ends of a conversation in lines.
 pub(crate) struct Lines {

@@ -9,7 +9,6 @@
 //! It is told nothing but where the journal is, allocates next to nothing while it waits, and asks
 //! the kernel not to be killed first when memory runs out.
 
-use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream as Socket;
 use std::path::Path;
@@ -18,13 +17,13 @@ use std::time::Duration;
 
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::net::UnixStream;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{Answer, Order, hear, tell};
+use crate::beside::{leave, signals, socket_at_stdin};
 use crate::error::{Error, Kind, Result, chain};
 use crate::fuse::mount::Mount;
-use crate::lines::{Lines, socket_at_stdin};
+use crate::lines::Lines;
 use crate::point::journal;
 use crate::recovery::Dead;
 
@@ -53,20 +52,13 @@ pub fn run(dir: &Path) -> ExitCode {
 fn live(dir: &Path) -> Result<()> {
     let unable = |what: &'static str| move |error| Error::with_source(Kind::Io, what, error);
     let socket = socket_at_stdin(super::SUBCOMMAND)?;
-    // What ends the daemon's session or terminal is not to end this. It fails where it is not needed.
-    rustix::process::setsid().ok();
-    std::env::set_current_dir("/").map_err(unable("cannot leave the current directory"))?;
+    leave()?;
     // Only root may; without it the guardian is small enough not to be the first choice.
     std::fs::write("/proc/self/oom_score_adj", "-1000").ok();
     let daemon = process(&socket);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(unable("cannot start the runtime"))?.block_on(async {
-        // Listened to and never heard: it ends when the daemon has, not before.
-        let _ignored = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()]
-            .map(signal)
-            .into_iter()
-            .collect::<io::Result<Vec<_>>>()
-            .map_err(unable("cannot listen to signals"))?;
+        let _never_heard = signals()?;
         let lines = UnixStream::from_std(socket).map(Lines::new).map_err(unable("cannot use standard input"))?;
         match wait(dir, lines, daemon).await {
             End::Dead => take_over(dir).await,

@@ -17,15 +17,15 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use tokio::net::UnixStream;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::{Instant, sleep};
 
 use super::Limits;
 use super::agent::{Agent, FREEZE, THAW};
 use super::report::{Report, is_asked};
 use super::thaw::Thawing;
+use crate::beside::{leave, signals, socket_at_stdin};
 use crate::error::{Error, Kind, Result, chain};
-use crate::lines::{Lines, socket_at_stdin};
+use crate::lines::Lines;
 
 /// The process: freezes, and thaws when the daemon at standard input says so, is gone, or takes too long.
 pub fn run(agent: &Path) -> ExitCode {
@@ -42,16 +42,10 @@ fn live(agent: &Path) -> Result<()> {
     let unable = |what: &'static str| move |error| Error::with_source(Kind::Io, what, error);
     let socket = socket_at_stdin(super::SUBCOMMAND)?;
     let agent = std::path::absolute(agent).map_err(unable("there is no current directory"))?;
-    // What ends the daemon's session or terminal is not to end this. It fails where it is not needed.
-    rustix::process::setsid().ok();
-    std::env::set_current_dir("/").map_err(unable("cannot leave the current directory"))?;
+    leave()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(unable("cannot start the runtime"))?.block_on(async {
-        let mut signals = Vec::new();
-        for kind in [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()] {
-            signals.push(signal(kind).map_err(unable("cannot listen to signals"))?);
-        }
-        let [terminate, interrupt, hangup] = &mut signals[..] else { unreachable!("three were asked for") };
+        let [mut terminate, mut interrupt, mut hangup] = signals()?;
         let told = async {
             tokio::select! {
                 _ = terminate.recv() => {}

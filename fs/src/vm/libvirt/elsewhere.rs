@@ -35,6 +35,8 @@ pub struct Way<'a> {
     /// Where it is; none for this host, as far as the URI says.
     pub host: Option<&'a str>,
     pub(super) port: Option<u16>,
+    /// There is something in the place of the port that is none.
+    odd_port: bool,
     /// Which of its libvirts, with a slash before it.
     pub path: &'a str,
     query: &'a str,
@@ -56,6 +58,7 @@ impl<'a> Way<'a> {
             user,
             host: Some(host).filter(|host| !host.is_empty()),
             port: port.and_then(|port| port.parse().ok()),
+            odd_port: port.is_some_and(|port| port.parse::<u16>().is_err()),
             path,
             query,
         }
@@ -69,6 +72,7 @@ impl<'a> Way<'a> {
         let refused = |why: String| Err(Error::new(Kind::Unsupported, format!("uri={uri}: {why}")));
         let (Some(host), transport) = (self.host, self.transport) else { return Ok(()) };
         match transport {
+            _ if self.odd_port => refused(format!("the port of {host} is no number up to 65535")),
             None | Some("tls") if self.parameter("no_verify").is_some_and(|value| value != "0") => {
                 refused("with no_verify nobody knows who answers; give libvirt the CA's certificate".to_owned())
             }
@@ -215,6 +219,7 @@ mod tests {
         assert!(check("qemu+tls://host/system").is_ok() && check("qemu://host/system?no_verify=0").is_ok());
         for (uri, word) in [
             ("qemu+ssh://host/system?no_verify=1", "~/.ssh/config"),
+            ("qemu+ssh://host:ssh/system", "the port of host"),
             ("qemu+libssh2://host/system", "qemu+ssh://host/system"),
             ("qemu+tcp://host/system", "qemu+tls://host/system"),
             ("qemu+tls://host/system?no_verify=1", "CA's certificate"),

@@ -46,7 +46,7 @@ const MAX_LINE: u64 = 4096;
 
 /// What ssh is always told (`ssh_config(5)`): it asks nobody, ends when the network is away, and nothing of it stays or leads to
 /// anywhere else.
-const ALWAYS: [&str; 7] = [
+const ALWAYS: [&str; 9] = [
     "BatchMode=yes",
     "ConnectTimeout=10",
     "ServerAliveInterval=5",
@@ -54,6 +54,8 @@ const ALWAYS: [&str; 7] = [
     "ControlMaster=no",
     "ClearAllForwardings=yes",
     "ForwardAgent=no",
+    "ForwardX11=no",
+    "RemoteCommand=none",
 ];
 
 /// How ssh is started.

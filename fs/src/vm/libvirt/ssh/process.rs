@@ -10,15 +10,14 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, copy};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::process::{Child, Command};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use super::super::elsewhere::Way;
 use super::Call;
+use crate::beside::{leave, signals, socket_at_stdin};
 use crate::error::{Error, Kind, Result, chain, printable};
-use crate::lines::socket_at_stdin;
 
 /// Connections at once; more wait. A daemon has at most twenty for calls and errands, and as many that take leave.
 const MAX_CONNECTIONS: usize = 48;
@@ -49,17 +48,10 @@ fn live(uri: &str, socket: &Path) -> Result<()> {
     let daemon = socket_at_stdin(super::SUBCOMMAND)?;
     let way = Way::of(uri);
     let call = Call::of(&way).map_err(|why| Error::new(Kind::Unsupported, format!("uri={uri}: {why}")))?;
-    // What ends the daemon's session or terminal is not to end this. It fails where it is not needed.
-    rustix::process::setsid().ok();
-    std::env::set_current_dir("/").map_err(unable("cannot leave the current directory"))?;
+    leave()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(unable("cannot start the runtime"))?.block_on(async {
-        // Listened to and never heard: it ends when the daemon has, not before.
-        let _ignored = [SignalKind::terminate(), SignalKind::interrupt(), SignalKind::hangup()]
-            .map(signal)
-            .into_iter()
-            .collect::<io::Result<Vec<_>>>()
-            .map_err(unable("cannot listen to signals"))?;
+        let _never_heard = signals()?;
         let host = way.host.unwrap_or_default();
         serve(call, host, socket, daemon).await.map_err(unable("cannot listen for the daemon"))
     })
