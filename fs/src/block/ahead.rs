@@ -25,6 +25,11 @@ const ALIGNMENT: u64 = 1 << 20;
 /// Reads in a row that make a reader one that goes on.
 const IN_A_ROW: u32 = 2;
 
+/// The same of files that lie one after another on a disk: each read is another file, and that two are near each other says
+/// nothing yet.
+const TOLERANCE_OF_FILES: u64 = 256 << 10;
+const FILES_IN_A_ROW: u32 = 4;
+
 #[derive(Debug, Clone, Copy, Default)]
 struct Cursor {
     /// The end of what was read.
@@ -36,16 +41,30 @@ struct Cursor {
 }
 
 /// The readers of one handle, the latest first.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Ahead {
     cursors: Vec<Cursor>,
+    tolerance: u64,
+    in_a_row: u32,
+}
+
+impl Default for Ahead {
+    fn default() -> Self {
+        Self { cursors: Vec::new(), tolerance: TOLERANCE, in_a_row: IN_A_ROW }
+    }
 }
 
 impl Ahead {
+    /// Of those who read small files of one disk, one after another.
+    pub fn of_files() -> Self {
+        Self { cursors: Vec::new(), tolerance: TOLERANCE_OF_FILES, in_a_row: FILES_IN_A_ROW }
+    }
+
     /// A range was asked for; what to fetch ahead now, if anything. The window grows up to `most` bytes.
     pub fn read(&mut self, range: &Range<u64>, most: u64) -> Option<Range<u64>> {
+        let Self { tolerance, in_a_row, .. } = *self;
         let near = |cursor: &Cursor| {
-            let (from, to) = (cursor.end.saturating_sub(TOLERANCE), cursor.end.max(cursor.front) + TOLERANCE);
+            let (from, to) = (cursor.end.saturating_sub(tolerance), cursor.end.max(cursor.front) + tolerance);
             (from..=to).contains(&range.start)
         };
         let mut cursor = match self.cursors.iter().position(near) {
@@ -54,7 +73,7 @@ impl Ahead {
         };
         let known = cursor.in_a_row > 0;
         self.cursors.truncate(CURSORS - 1);
-        if known && range.start.abs_diff(cursor.end) > TOLERANCE {
+        if known && range.start.abs_diff(cursor.end) > tolerance {
             // It jumped within its window.
             cursor.in_a_row = 0;
         }
@@ -64,7 +83,7 @@ impl Ahead {
         let left = cursor.front - cursor.end;
         let mut wanted = None;
         // In small steps: QEMU works on all the time, and gives no memory back that it needs again at once.
-        if cursor.in_a_row >= IN_A_ROW && most > 0 && left.saturating_add(ALIGNMENT) <= cursor.window.max(ALIGNMENT) {
+        if cursor.in_a_row >= in_a_row && most > 0 && left.saturating_add(ALIGNMENT) <= cursor.window.max(ALIGNMENT) {
             cursor.window = if cursor.window == 0 { FIRST.min(most) } else { (cursor.window * 2).min(most) };
             let until = cursor.end.saturating_add(cursor.window).next_multiple_of(ALIGNMENT);
             if until > cursor.front {
@@ -116,6 +135,27 @@ mod tests {
             let at = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 20;
             assert_eq!(ahead.read(&(at..at + 4096), 8 * MIB), None);
         }
+    }
+
+    #[test]
+    fn files_one_after_another_are_met_ahead_and_others_are_not() {
+        let mut ahead = Ahead::of_files();
+        let small = |at: u64| at..at + 2 * KIB;
+        let mut wanted = Vec::new();
+        for n in 0..1024 {
+            wanted.extend(ahead.read(&small(n * 4 * KIB), 8 * MIB));
+        }
+        assert_eq!(wanted[0].start, 14 * KIB, "the fourth");
+        // The one at which it goes on was asked for already.
+        assert!(wanted.windows(2).all(|pair| (0..4 * KIB).contains(&(pair[1].start - pair[0].end))), "{wanted:?}");
+        assert!(wanted.last().unwrap().end >= 4 * MIB && wanted.len() < 16, "{wanted:?}");
+        // In an order of its own, on a small disk.
+        let mut ahead = Ahead::of_files();
+        let fetched = (0..10_000_u64).filter(|n| {
+            let at = n.wrapping_mul(0x9e37_79b9_7f4a_7c15) % (200 * MIB);
+            ahead.read(&small(at), 8 * MIB).is_some()
+        });
+        assert!(fetched.count() < 10);
     }
 
     #[test]

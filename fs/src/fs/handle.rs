@@ -14,6 +14,7 @@ use super::guest::GuestDirectory;
 use crate::block::ahead::Ahead;
 use crate::block::spread::Store;
 use crate::error::{Error, Kind, Result};
+use crate::guest::volumes::Neighbours;
 use crate::image::Image;
 use crate::point::Lease;
 
@@ -26,6 +27,8 @@ pub(super) struct OpenFile {
     pub(super) disk: Store,
     /// Who reads it, and where they are. Held for look-ups only.
     pub(super) ahead: Mutex<Ahead>,
+    /// Files beside it on the disk, of a guest's small one.
+    pub(super) neighbours: Option<Arc<Neighbours>>,
 }
 
 impl OpenFile {

@@ -97,6 +97,13 @@ impl Fs {
     /// Fetches what the reader of a range is likely to want next.
     fn read_ahead(&self, file: &OpenFile, range: &Range<u64>) {
         let range = range.start..range.end.min(file.image.size());
+        if let Some(neighbours) = &file.neighbours {
+            let place = file.image.map(range.clone()).into_iter().find_map(|segment| segment.on_disk());
+            if let Some(wanted) = place.and_then(|place| neighbours.read(&place, self.live.readahead())) {
+                file.disk.read_ahead(wanted);
+            }
+            return;
+        }
         let wanted = (!range.is_empty()).then(|| file.ahead().read(&range, self.live.readahead())).flatten();
         if let Some(wanted) = wanted {
             let reached = image::read_ahead(&*file.image, &file.disk, wanted.clone());

@@ -68,7 +68,7 @@ impl Fs {
         // What the image knows of the disk is not asked for again.
         lease.confirm().await?;
         let disk = Store::Disk(frozen(&lease, disk)?.cached.clone());
-        Ok(OpenFile { checkpoint: checkpoint.cloned(), lease, image, disk, ahead: Mutex::default() })
+        Ok(OpenFile { checkpoint: checkpoint.cloned(), lease, image, disk, ahead: Mutex::default(), neighbours: None })
     }
 
     async fn image(

@@ -34,6 +34,9 @@ pub(super) const MAX_TOLD: usize = 16;
 /// Size that `table.json` is taken to have until it is known, in bytes.
 const ESTIMATE: u64 = 1024;
 
+/// A guest's file that the kernel reads at once, in bytes: by itself it tells nothing of where its reader goes on.
+const SMALL: u64 = 128 << 10;
+
 pub(super) fn no_name(name: &OsStr) -> Error {
     Error::new(Kind::NotFound, format!("there is no {}", name.display()))
 }
@@ -267,8 +270,16 @@ impl Fs {
             self.instant(told)?;
         }
         let lease = self.lease(told).await?;
-        let made = self.image_inside(&lease.point(), medium, what).await;
-        self.opened_file(lease, made).await
+        let point = lease.point();
+        let made = self.image_inside(&point, medium, what).await;
+        let file = self.opened_file(lease, made).await?;
+        let neighbours = match what {
+            Inside::Guest { partition, .. } if file.image.size() <= SMALL => {
+                Some(self.volume(&point, medium, partition).await?.neighbours)
+            }
+            _ => None,
+        };
+        Ok(OpenFile { neighbours, ..file })
     }
 
     /// A share in the point in time that a node was told for.
@@ -291,7 +302,7 @@ impl Fs {
             }
         };
         lease.confirm().await?;
-        Ok(OpenFile { checkpoint: None, lease, image, disk, ahead: std::sync::Mutex::default() })
+        Ok(OpenFile { checkpoint: None, lease, image, disk, ahead: std::sync::Mutex::default(), neighbours: None })
     }
 
     async fn image_inside(

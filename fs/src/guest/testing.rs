@@ -1,5 +1,6 @@
 //! A disk with partitions and files that are known by heart, for tests.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -21,6 +22,11 @@ pub(crate) const IN_USE: &[u8] = b"in use";
 pub(crate) const BROKEN: &[u8] = b"broken";
 /// How many names `many` has.
 pub(crate) const MANY: u64 = 5000;
+
+/// Those of `many` that have content, of [`SMALL_SIZE`] each, one after another from [`SMALL_START`] on the partition.
+pub(crate) const SMALL: Range<u64> = 4000..4090;
+pub(crate) const SMALL_START: u64 = 16 << 10;
+pub(crate) const SMALL_SIZE: u64 = 512;
 
 const ROOT: Id = Id(2);
 /// `file`, also called `again`: 8192 bytes in two pieces around a hole, the other way round on the disk.
@@ -45,6 +51,12 @@ pub(crate) const NAMES: [(&[u8], Id); 6] = [
     (b"device", DEVICE),
     (b"\xff\xfe", ODD),
 ];
+
+/// Where a file of `many` begins on the partition, if it has content.
+fn small(file: Id) -> Option<u64> {
+    let number = file.0.checked_sub(FIRST_OF_MANY).filter(|number| SMALL.contains(number))?;
+    Some(SMALL_START + (number - SMALL.start) * SMALL_SIZE)
+}
 
 /// Reads the toy; counts what it is asked.
 #[derive(Default)]
@@ -149,7 +161,7 @@ impl Reader for Open {
             FILE => (FileKind::File, FILE_SIZE),
             LINK => (FileKind::Symlink, 11),
             DEVICE => (FileKind::CharDevice, 0),
-            _ => (FileKind::File, 0),
+            _ => (FileKind::File, small(file).map_or(0, |_| SMALL_SIZE)),
         };
         let time = Time { seconds: 1_000_000_000, nanoseconds: 7 };
         Ok(Attributes {
@@ -238,7 +250,10 @@ impl Reader for Open {
                 Extent { offset: hole.0, length: hole.1, place: Place::Hole },
                 Extent { offset: second.0, length: second.1, place: Place::Disk(second.2) },
             ],
-            _ => Vec::new(),
+            _ => {
+                let extent = |at| Extent { offset: 0, length: SMALL_SIZE, place: Place::Disk(at) };
+                small(file).map(extent).into_iter().collect()
+            }
         };
         Ok(all.into_iter().filter(|extent| extent.offset >= from).take(1).collect())
     }

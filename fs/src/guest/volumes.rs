@@ -4,6 +4,7 @@
 //! are let go, also those that are just being opened.
 
 use std::collections::{HashMap, VecDeque};
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use inside::table::{Partition, Table};
@@ -15,6 +16,7 @@ use super::once::Once;
 use super::together::{Place, Together};
 use super::window::Window;
 use super::{Reader, Readers};
+use crate::block::ahead::Ahead as Reading;
 use crate::block::spread::Store;
 use crate::error::{Error, Kind, Result};
 use crate::point::{FrozenDisk, PointInTime};
@@ -34,10 +36,29 @@ pub struct Volume {
     pub partition: Partition,
     /// Where its bytes are read.
     pub store: Store,
+    /// Who reads its small files, one after another.
+    pub neighbours: Arc<Neighbours>,
     /// Who asks for one attribute of a file asks for the next one then. Held for a moment only.
     xattrs: Arc<Mutex<VecDeque<OfFile>>>,
     /// What is known of its files, under its number there.
     ahead: (Arc<Ahead>, u64),
+}
+
+/// The small files of a volume, which are mostly read in the order in which they lie on the disk.
+pub struct Neighbours {
+    /// Held for look-ups only.
+    ahead: Mutex<Reading>,
+    /// The volume, on its store, in bytes.
+    range: Range<u64>,
+}
+
+impl Neighbours {
+    /// A range of the store was read, all of a file; what to fetch ahead now, if anything: up to `most` bytes.
+    pub fn read(&self, range: &Range<u64>, most: u64) -> Option<Range<u64>> {
+        let wanted = self.ahead.lock().unwrap_or_else(PoisonError::into_inner).read(range, most)?;
+        let wanted = wanted.start..wanted.end.min(self.range.end);
+        (!wanted.is_empty()).then_some(wanted)
+    }
 }
 
 impl Volume {
@@ -240,12 +261,13 @@ pub(super) async fn open(
     partition: &Partition,
 ) -> Result<Volume> {
     let range = partition.offset..partition.offset + partition.size;
+    let neighbours = Arc::new(Neighbours { ahead: Mutex::new(Reading::of_files()), range: range.clone() });
     let window = Window::new(what.to_owned(), store.clone(), range);
     let reader = readers.open(Arc::new(window)).await?;
     tracing::info!(place = what, kind = reader.summary().kind, "a guest's file system is open");
     let ahead = &point.volumes().ahead;
     let ahead = (ahead.clone(), ahead.volume());
-    Ok(Volume { reader, partition: partition.clone(), store, xattrs: Arc::default(), ahead })
+    Ok(Volume { reader, partition: partition.clone(), store, neighbours, xattrs: Arc::default(), ahead })
 }
 
 /// Whether the files of a partition can be shown.

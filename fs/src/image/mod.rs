@@ -36,6 +36,16 @@ pub enum Segment {
     },
 }
 
+impl Segment {
+    /// Where it is on the disk, in bytes.
+    pub fn on_disk(&self) -> Option<Range<u64>> {
+        match self {
+            Self::Disk { offset, length } => Some(disk_range(*offset, *length)),
+            Self::Zero(_) | Self::Bytes(_) => None,
+        }
+    }
+}
+
 /// What a seek looks for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Seek {

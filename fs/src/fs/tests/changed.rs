@@ -23,7 +23,7 @@ fn files(text: &str) -> Vec<&str> {
 async fn files_are_listed_by_where_the_disk_changed() {
     let scene = Scene::new("");
     scene.vm.checkpoint("monday");
-    scene.write(toy::START + 30_000, b"no file's");
+    scene.write(toy::START + 1000, b"no file's");
     let list = text(&scene).await;
     assert!(list.starts_with("# machine: "), "{list}");
     for line in ["# disk: vda", "# checkpoint: monday"] {

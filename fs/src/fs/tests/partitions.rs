@@ -225,6 +225,25 @@ async fn who_looks_at_one_file_after_another_has_many_asked_for_at_once() {
 }
 
 #[tokio::test]
+async fn who_reads_one_small_file_after_another_has_them_fetched_at_once() {
+    let fetched = async |options: &str| {
+        let scene = Scene::new(options);
+        let disk = scene.vm.data("vda");
+        for number in toy::SMALL {
+            let file = open(&scene.fs, &format!("{N}/1/files/many/{number}")).await.unwrap();
+            let at = usize::try_from(toy::START + toy::SMALL_START + (number - toy::SMALL.start) * toy::SMALL_SIZE);
+            let at = at.unwrap();
+            assert_eq!(read_all(&scene.fs, file).await.unwrap(), disk[at..at + 512]);
+            scene.fs.release(file);
+        }
+        status(&scene.fs).await["cache"]["hits"].as_u64().unwrap()
+    };
+    let files = toy::SMALL.end - toy::SMALL.start;
+    let (hits, without) = (fetched("").await, fetched("readahead=0").await);
+    assert!(hits > files * 3 / 4 && without < files / 4, "{hits} of {files} were there, {without} without");
+}
+
+#[tokio::test]
 async fn who_copies_files_has_their_extended_attributes_told_along() {
     let scene = Scene::new("");
     let root = walk(&scene.fs, &format!("{N}/1/files")).await.unwrap().attr.ino;
