@@ -1,8 +1,8 @@
 //! What a reader of a guest's disk says, and what it is told: each side takes the other for hostile.
 
 use inside::lvm::is_name;
-use inside::wire::{Answer, Given, Listed, MAX_ANSWERS, Request, Said, is_short};
-use inside::{Id, Place};
+use inside::wire::{Answer, Given, Listed, MAX_ANSWERS, Request, Said, is_plain, is_short};
+use inside::{Extent, Id, Place};
 
 /// The size of the disk, in bytes.
 const SIZE: u64 = 1 << 20;
@@ -62,24 +62,17 @@ fn check(answer: &Answer, from: u64, length: usize) {
             for file in files {
                 check_name(&file.listed);
                 assert!(file.xattrs.as_deref().is_none_or(is_short));
+                if let Some(extents) = &file.extents {
+                    check_extents(extents, 0);
+                    assert!(file.attributes.is_some_and(|attributes| is_plain(&attributes, extents)));
+                }
             }
         }
         Answer::LinkTarget(target) => assert!((1..=4096).contains(&target.len())),
         Answer::Xattrs(all) => {
             assert!(all.iter().map(|xattr| xattr.name.len() + xattr.value.len()).sum::<usize>() <= length);
         }
-        Answer::Extents(extents) => {
-            let mut at = from;
-            for extent in extents {
-                assert!(extent.offset == at && extent.length > 0, "in order, from where it was asked for");
-                at = at.checked_add(extent.length).expect("a file's size");
-                match &extent.place {
-                    Place::Hole => {}
-                    Place::Disk(offset) => assert!(offset + extent.length <= SIZE, "within the disk"),
-                    Place::Inline(bytes) => assert_eq!(u64::try_from(bytes.len()), Ok(extent.length)),
-                }
-            }
-        }
+        Answer::Extents(extents) => check_extents(extents, from),
         Answer::Volumes(found) => {
             for volume in found.groups.iter().flat_map(|group| &group.volumes) {
                 assert!(is_name(volume.name.as_bytes()));
@@ -92,6 +85,20 @@ fn check(answer: &Answer, from: u64, length: usize) {
         }
         Answer::Mirrors(outdated) => assert!(outdated.iter().all(|at| *at < DISKS.len())),
         Answer::Lookup(None) | Answer::Parent(_) => {}
+    }
+}
+
+/// In order, from where they were asked for, within the disk.
+fn check_extents(extents: &[Extent], from: u64) {
+    let mut at = from;
+    for extent in extents {
+        assert!(extent.offset == at && extent.length > 0, "in order, from where it was asked for");
+        at = at.checked_add(extent.length).expect("a file's size");
+        match &extent.place {
+            Place::Hole => {}
+            Place::Disk(offset) => assert!(offset + extent.length <= SIZE, "within the disk"),
+            Place::Inline(bytes) => assert_eq!(u64::try_from(bytes.len()), Ok(extent.length)),
+        }
     }
 }
 

@@ -16,8 +16,10 @@ use std::rc::Rc;
 use self::cache::Cache;
 use crate::lvm::Found;
 use crate::table::Table;
-use crate::wire::{Answer, Described, Given, Listed, Listing, MAX_FRAME, Request, Said, frame_length, is_short};
-use crate::{Disk, FileSystem, Id, Part, Result};
+use crate::wire::{
+    Answer, Described, Given, Listed, Listing, MAX_FRAME, PLAIN_PIECES, Request, Said, frame_length, is_plain, is_short,
+};
+use crate::{Attributes, Disk, Extent, FileKind, FileSystem, Id, Kind, Part, Result};
 
 /// How much is taken from the stream at once, in bytes: memory grows with what has come, not with what was announced.
 const CHUNK: u64 = 256 << 10;
@@ -27,6 +29,10 @@ const NAMES: usize = 512 << 10;
 
 /// How much of extended attributes is read for nobody in particular, for one answer, in bytes.
 const XATTRS: usize = 1 << 20;
+
+/// Of larger files nobody is told where their data is before he asks, in bytes: what is more than twelve blocks of 4 KiB may be
+/// elsewhere on the disk, and it says so there.
+const SMALL: u64 = 48 << 10;
 
 /// A file system that was opened.
 pub type Opened = Result<Box<dyn FileSystem>>;
@@ -168,16 +174,31 @@ fn describe(file_system: &dyn FileSystem, directory: Id, from: u64, most: usize)
     for listed in names {
         let attributes = file_system.attributes(listed.id).ok();
         let xattrs = attributes.filter(|_| left > 0).map(|_| file_system.xattrs(listed.id)).transpose();
-        let failed = attributes.is_none() || xattrs.is_err();
+        let extents = attributes.map(|attributes| plain(file_system, listed.id, &attributes)).transpose();
+        let is_broken = extents.as_ref().is_err_and(|error| error.kind() == Kind::Disk);
+        let failed = attributes.is_none() || xattrs.is_err() || is_broken;
         let xattrs = xattrs.ok().flatten();
         let read = xattrs.iter().flatten().map(|xattr| xattr.name.len() + xattr.value.len());
         left = left.saturating_sub(read.sum());
-        described.push(Described { listed, attributes, xattrs: xattrs.filter(|xattrs| is_short(xattrs)) });
+        let xattrs = xattrs.filter(|xattrs| is_short(xattrs));
+        described.push(Described { listed, attributes, xattrs, extents: extents.ok().flatten().flatten() });
         if failed {
             break;
         }
     }
     Ok(described)
+}
+
+/// All of a file's data, if it is few pieces; of a larger one nobody asks before it is opened.
+fn plain(file_system: &dyn FileSystem, file: Id, attributes: &Attributes) -> Result<Option<Vec<Extent>>> {
+    if attributes.kind != FileKind::File || attributes.size > SMALL {
+        return Ok(None);
+    }
+    if attributes.size == 0 {
+        return Ok(Some(Vec::new()));
+    }
+    let extents = file_system.extents(file, 0, PLAIN_PIECES)?;
+    Ok(Some(extents).filter(|extents| is_plain(attributes, extents)))
 }
 
 /// A stream cut into frames.

@@ -175,23 +175,17 @@ impl Fs {
         partition: u32,
         file: Id,
     ) -> Result<(Pieces, Store)> {
-        let Volume { reader, partition: place, store, .. } = self.volume(point, medium, partition).await?;
+        let volume = self.volume(point, medium, partition).await?;
         let told = |error: Error| error.context(about(medium, partition));
-        // Both at once: each answer is waited for.
-        let (attributes, first) = tokio::join!(reader.attributes(file), reader.extents(file, 0));
-        let attributes = attributes.map_err(told)?;
-        if attributes.kind != FileKind::File {
-            return Err(Error::new(Kind::Invalid, "only the data of a regular file is read"));
-        }
-        let mut gathering =
-            Gathering::new(attributes.size, place.offset..place.offset + place.size, self.pieces.clone());
+        let (size, first) = volume.data(file).await.map_err(told)?;
+        let Volume { reader, partition: place, store, .. } = volume;
+        let mut gathering = Gathering::new(size, place.offset..place.offset + place.size, self.pieces.clone());
         let mut first = Some(first);
         while let Some(from) = gathering.missing() {
             let extents = match first.take() {
                 Some(extents) => extents,
-                None => reader.extents(file, from).await,
+                None => reader.extents(file, from).await.map_err(told)?,
             };
-            let extents = extents.map_err(told)?;
             if extents.is_empty() {
                 break;
             }

@@ -12,7 +12,7 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use inside::{Attributes, Id, Xattr};
+use inside::{Attributes, Extent, Id, Xattr};
 
 use super::{Described, MAX_ANSWERS, Reader};
 use crate::error::Result;
@@ -41,13 +41,17 @@ pub(super) struct Found {
     pub(super) attributes: Attributes,
     /// All of its extended attributes; none if they have to be asked for.
     pub(super) xattrs: Option<Vec<Xattr>>,
+    /// All of its data; none if it has to be asked for.
+    pub(super) extents: Option<Vec<Extent>>,
 }
 
 impl Found {
     fn size(&self, name: &[u8]) -> usize {
         let xattrs =
             self.xattrs.iter().flatten().map(|xattr| size_of::<Xattr>() + xattr.name.len() + xattr.value.len());
-        FILE + name.len() + xattrs.sum::<usize>()
+        let inline = |extent: &Extent| if let inside::Place::Inline(bytes) = &extent.place { bytes.len() } else { 0 };
+        let extents = self.extents.iter().flatten().map(|extent| size_of::<Extent>() + inline(extent));
+        FILE + name.len() + xattrs.sum::<usize>() + extents.sum::<usize>()
     }
 }
 
@@ -122,9 +126,9 @@ impl Known {
         directory.asked += described.len();
         directory.next = described.last().map(|last| last.listed.next);
         let mut added = 0;
-        for Described { listed, attributes, xattrs } in described {
+        for Described { listed, attributes, xattrs, extents } in described {
             let Some(attributes) = attributes else { continue };
-            let found = Found { id: listed.id, attributes, xattrs };
+            let found = Found { id: listed.id, attributes, xattrs, extents };
             added += found.size(&listed.name);
             let before = directory.files.insert(listed.name.clone().into(), found);
             added -= before.map_or(0, |before| before.size(&listed.name));
@@ -189,7 +193,7 @@ impl Ahead {
             }
         }
         let found = reader.lookup(directory, name).await?;
-        Ok(found.map(|(id, attributes)| Found { id, attributes, xattrs: None }))
+        Ok(found.map(|(id, attributes)| Found { id, attributes, xattrs: None, extents: None }))
     }
 
     /// Nobody will ask any more.
@@ -230,6 +234,11 @@ mod tests {
                 device: (0, 0),
             }),
             xattrs: Some(vec![Xattr { name: b"user.a".to_vec(), value: vec![0; length] }]),
+            extents: Some(vec![Extent {
+                offset: 0,
+                length: number as u64,
+                place: inside::Place::Inline(vec![1; number % 7]),
+            }]),
         };
         numbers.map(described).collect()
     }

@@ -24,7 +24,7 @@ pub(crate) const BROKEN: &[u8] = b"broken";
 pub(crate) const MANY: u64 = 5000;
 
 /// Those of `many` that have content, of [`SMALL_SIZE`] each, one after another from [`SMALL_START`] on the partition.
-pub(crate) const SMALL: Range<u64> = 4000..4090;
+pub(crate) const SMALL: Range<u64> = 0..90;
 pub(crate) const SMALL_START: u64 = 16 << 10;
 pub(crate) const SMALL_SIZE: u64 = 512;
 
@@ -58,6 +58,11 @@ fn small(file: Id) -> Option<u64> {
     Some(SMALL_START + (number - SMALL.start) * SMALL_SIZE)
 }
 
+/// All of the data of such a file.
+fn small_extent(file: Id) -> Option<Extent> {
+    small(file).map(|at| Extent { offset: 0, length: SMALL_SIZE, place: Place::Disk(at) })
+}
+
 /// Reads the toy; counts what it is asked.
 #[derive(Default)]
 pub(crate) struct Toy {
@@ -78,6 +83,7 @@ pub(crate) struct Asked {
     pub(crate) looked_up: AtomicUsize,
     pub(crate) parents: AtomicUsize,
     pub(crate) xattrs: AtomicUsize,
+    pub(crate) extents: AtomicUsize,
 }
 
 struct Open {
@@ -221,7 +227,8 @@ impl Reader for Open {
         for listed in self.list(directory, from).await?.all.into_iter().take(most) {
             let attributes = Some(self.attributes(listed.id).await?);
             let xattrs = Some(self.xattrs(listed.id).await?);
-            files.push(Described { listed, attributes, xattrs });
+            let extents = small_extent(listed.id).map(|extent| vec![extent]);
+            files.push(Described { listed, attributes, xattrs, extents });
         }
         Ok(files)
     }
@@ -242,19 +249,17 @@ impl Reader for Open {
     }
 
     async fn extents(&self, file: Id, from: u64) -> Result<Vec<Extent>> {
+        self.asked.extents.fetch_add(1, Ordering::SeqCst);
         let [first, second] = PIECES;
         let hole = (first.0 + first.1, second.0 - first.1);
-        let all = match file {
-            FILE => vec![
+        let pieces = || {
+            vec![
                 Extent { offset: first.0, length: first.1, place: Place::Disk(first.2) },
                 Extent { offset: hole.0, length: hole.1, place: Place::Hole },
                 Extent { offset: second.0, length: second.1, place: Place::Disk(second.2) },
-            ],
-            _ => {
-                let extent = |at| Extent { offset: 0, length: SMALL_SIZE, place: Place::Disk(at) };
-                small(file).map(extent).into_iter().collect()
-            }
+            ]
         };
+        let all = if file == FILE { pieces() } else { small_extent(file).into_iter().collect() };
         Ok(all.into_iter().filter(|extent| extent.offset >= from).take(1).collect())
     }
 }

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use inside::table::{Partition, Table};
-use inside::{Attributes, Id, Xattr};
+use inside::{Attributes, Extent, FileKind, Id, Xattr};
 
 use super::ahead::{Ahead, Found as FoundFile};
 use super::lvm::Lvm;
@@ -22,10 +22,46 @@ use crate::error::{Error, Kind, Result};
 use crate::point::{FrozenDisk, PointInTime};
 
 /// Files whose extended attributes are kept (each has 1 MiB of them at most).
-const FILES_KEPT: usize = 8;
+const XATTRS_KEPT: usize = 8;
 
-/// The extended attributes of a file.
-type OfFile = (Id, Arc<Vec<Xattr>>);
+/// Files of which it is kept where their data is (half a KiB each at most): who looks at all of a directory first opens them later.
+const DATA_KEPT: usize = 1024;
+
+/// What is known of files that were looked at lately.
+struct Lately<T> {
+    /// The latest first.
+    order: VecDeque<Id>,
+    of: HashMap<Id, T>,
+    most: usize,
+}
+
+impl<T> Lately<T> {
+    fn new(most: usize) -> Mutex<Self> {
+        Mutex::new(Self { order: VecDeque::new(), of: HashMap::new(), most })
+    }
+
+    fn keep(&mut self, file: Id, what: T) {
+        if self.of.insert(file, what).is_none() {
+            self.order.push_front(file);
+        }
+        while self.order.len() > self.most
+            && let Some(last) = self.order.pop_back()
+        {
+            self.of.remove(&last);
+        }
+    }
+}
+
+/// The size of a regular file in bytes, and where its first bytes are.
+type Data = (u64, Vec<Extent>);
+
+/// What those who copy a file ask for, once it was looked up.
+struct Known {
+    /// Who asks for one attribute of a file asks for the next one then. Held for a moment only.
+    xattrs: Mutex<Lately<Arc<Vec<Xattr>>>>,
+    /// Of files whose data is all told. Held for a moment only.
+    data: Mutex<Lately<Data>>,
+}
 
 /// A file system that is open, and where it is.
 #[derive(Clone)]
@@ -38,9 +74,8 @@ pub struct Volume {
     pub store: Store,
     /// Who reads its small files, one after another.
     pub neighbours: Arc<Neighbours>,
-    /// Who asks for one attribute of a file asks for the next one then. Held for a moment only.
-    xattrs: Arc<Mutex<VecDeque<OfFile>>>,
-    /// What is known of its files, under its number there.
+    known: Arc<Known>,
+    /// What is told of its files before anybody asks, under its number there.
     ahead: (Arc<Ahead>, u64),
 }
 
@@ -69,10 +104,13 @@ impl Volume {
     pub async fn lookup(&self, directory: Id, name: &[u8]) -> Result<Option<(Id, Attributes)>> {
         let (ahead, number) = &self.ahead;
         let found = ahead.lookup(*number, &*self.reader, directory, name).await?;
-        let Some(FoundFile { id, attributes, xattrs }) = found else { return Ok(None) };
+        let Some(FoundFile { id, attributes, xattrs, extents }) = found else { return Ok(None) };
         // Who copies a file asks for these next.
         if let Some(xattrs) = xattrs {
-            self.keep(id, Arc::new(xattrs));
+            locked(&self.known.xattrs).keep(id, Arc::new(xattrs));
+        }
+        if let Some(extents) = extents {
+            locked(&self.known.data).keep(id, (attributes.size, extents));
         }
         Ok(Some((id, attributes)))
     }
@@ -82,23 +120,34 @@ impl Volume {
     /// # Errors
     /// As [`Reader::xattrs`].
     pub async fn xattrs(&self, file: Id) -> Result<Arc<Vec<Xattr>>> {
-        if let Some((_, known)) = self.lately().iter().find(|(of, _)| *of == file) {
+        if let Some(known) = locked(&self.known.xattrs).of.get(&file) {
             return Ok(known.clone());
         }
         let xattrs = Arc::new(self.reader.xattrs(file).await?);
-        self.keep(file, xattrs.clone());
+        locked(&self.known.xattrs).keep(file, xattrs.clone());
         Ok(xattrs)
     }
 
-    fn lately(&self) -> MutexGuard<'_, VecDeque<OfFile>> {
-        self.xattrs.lock().unwrap_or_else(PoisonError::into_inner)
+    /// The size of a regular file, in bytes, and where its first bytes are.
+    ///
+    /// # Errors
+    /// [`Kind::Invalid`] for anything else; as [`Reader::attributes`] and [`Reader::extents`].
+    pub async fn data(&self, file: Id) -> Result<(u64, Vec<Extent>)> {
+        if let Some(known) = locked(&self.known.data).of.get(&file) {
+            return Ok(known.clone());
+        }
+        // Both at once: each answer is waited for.
+        let (attributes, extents) = tokio::join!(self.reader.attributes(file), self.reader.extents(file, 0));
+        let attributes = attributes?;
+        if attributes.kind != FileKind::File {
+            return Err(Error::new(Kind::Invalid, "only the data of a regular file is read"));
+        }
+        Ok((attributes.size, extents?))
     }
+}
 
-    fn keep(&self, file: Id, xattrs: Arc<Vec<Xattr>>) {
-        let mut lately = self.lately();
-        lately.truncate(FILES_KEPT - 1);
-        lately.push_front((file, xattrs));
-    }
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What is known of one disk.
@@ -267,7 +316,8 @@ pub(super) async fn open(
     tracing::info!(place = what, kind = reader.summary().kind, "a guest's file system is open");
     let ahead = &point.volumes().ahead;
     let ahead = (ahead.clone(), ahead.volume());
-    Ok(Volume { reader, partition: partition.clone(), store, neighbours, xattrs: Arc::default(), ahead })
+    let known = Arc::new(Known { xattrs: Lately::new(XATTRS_KEPT), data: Lately::new(DATA_KEPT) });
+    Ok(Volume { reader, partition: partition.clone(), store, neighbours, known, ahead })
 }
 
 /// Whether the files of a partition can be shown.

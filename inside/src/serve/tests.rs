@@ -308,11 +308,22 @@ fn what_is_told_of_many_files_is_bounded() {
     let xattrs = |count, length| vec![Xattr { name: b"a".to_vec(), value: vec![7; length] }; count];
     assert!(is_short(&[]) && is_short(&xattrs(8, 63)) && !is_short(&xattrs(9, 0)) && !is_short(&xattrs(1, 512)));
     let listed = Listed { name: vec![b'n'; 512], id: Id(1), kind: None, next: 1 };
-    let described = |next, xattrs| Described {
-        listed: Listed { next, ..listed.clone() },
-        attributes: Some(attributes_of(Id(1))),
-        xattrs: Some(xattrs),
+    let pieces = |lengths: &[usize]| {
+        let piece = |at: &mut usize, length: &usize| {
+            let offset = *at as u64;
+            *at += length;
+            Some(Extent { offset, length: *length as u64, place: Place::Inline(vec![7; *length]) })
+        };
+        lengths.iter().scan(0, piece).collect::<Vec<_>>()
     };
+    let of_size = |size| Attributes { kind: FileKind::File, size, ..attributes_of(Id(1)) };
+    let with = |next, xattrs, extents, attributes| Described {
+        listed: Listed { next, ..listed.clone() },
+        attributes,
+        xattrs: Some(xattrs),
+        extents: Some(extents),
+    };
+    let described = |next, xattrs| with(next, xattrs, pieces(&[64; 4]), Some(of_size(256)));
     let request = Request::Describe(Id(1), 0, 1024);
     let most: Vec<Described> = (1..=1024).map(|next| described(next, xattrs(8, 63))).collect();
     let frame = Said::Answered(Answer::Describe(most.clone())).encode();
@@ -320,6 +331,21 @@ fn what_is_told_of_many_files_is_bounded() {
     for wrong in [described(1, xattrs(9, 0)), described(1, xattrs(1, 512)), described(0, Vec::new())] {
         let frame = Said::Answered(Answer::Describe(vec![wrong])).encode();
         assert!(Said::decode(&frame, &request, SIZE).is_err());
+    }
+    let directory = Attributes { kind: FileKind::Directory, ..of_size(8) };
+    let past_the_end = Extent { offset: 0, length: 8, place: Place::Disk(SIZE - 4) };
+    for (extents, attributes) in [
+        (pieces(&[1; 5]), Some(of_size(5))),
+        (pieces(&[257]), Some(of_size(257))),
+        (pieces(&[4, 3]), Some(of_size(8))),
+        (Vec::new(), Some(of_size(8))),
+        (pieces(&[8]), Some(directory)),
+        (pieces(&[8]), None),
+        (vec![past_the_end], Some(of_size(8))),
+    ] {
+        let wrong = with(1, Vec::new(), extents, attributes);
+        let frame = Said::Answered(Answer::Describe(vec![wrong.clone()])).encode();
+        assert!(Said::decode(&frame, &request, SIZE).is_err(), "{wrong:?}");
     }
     let frame = Said::Answered(Answer::Describe(most)).encode();
     assert!(Said::decode(&frame, &Request::Describe(Id(1), 0, 1023), SIZE).is_err(), "more than were asked for");

@@ -4,7 +4,7 @@ mod names;
 mod table;
 mod volumes;
 
-pub use self::names::{Described, Listed, Listing, Names, is_short};
+pub use self::names::{Described, Listed, Listing, Names, PLAIN_PIECES, is_plain, is_short};
 use super::bytes::{Input, Output};
 use super::request::is_within;
 use super::{Invalid, MAX_FRAME, Request};
@@ -233,7 +233,9 @@ impl Answer {
                 Self::Lookup(input.option(|input| Ok((Id(input.u64()?), attributes(input)?)))?)
             }
             (LIST, Request::List(_, from, most)) => Self::List(names::names(input, *from, *most)?),
-            (DESCRIBE, Request::Describe(_, from, most)) => Self::Describe(names::described(input, *from, *most)?),
+            (DESCRIBE, Request::Describe(_, from, most)) => {
+                Self::Describe(names::described(input, *from, *most, size)?)
+            }
             (PARENT, Request::Parent(_)) => Self::Parent(Id(input.u64()?)),
             (LINK_TARGET, Request::LinkTarget(_)) => match input.bytes(MAX_TARGET)? {
                 target if target.is_empty() || target.contains(&0) => return Err(Invalid("target")),

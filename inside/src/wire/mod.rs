@@ -18,7 +18,7 @@ mod answer;
 mod bytes;
 mod request;
 
-pub use self::answer::{Answer, Described, Listed, Listing, Names, Said, is_short};
+pub use self::answer::{Answer, Described, Listed, Listing, Names, PLAIN_PIECES, Said, is_plain, is_short};
 pub use self::request::{Given, Request};
 
 /// Longest frame, in bytes, without its length: blocks or extended attributes of [`MAX_BLOCKS`] together, and their names.

@@ -236,6 +236,8 @@ async fn who_reads_one_small_file_after_another_has_them_fetched_at_once() {
             assert_eq!(read_all(&scene.fs, file).await.unwrap(), disk[at..at + 512]);
             scene.fs.release(file);
         }
+        let asked = scene.toy.asked.extents.load(Ordering::SeqCst);
+        assert!(asked < 8, "{asked}");
         status(&scene.fs).await["cache"]["hits"].as_u64().unwrap()
     };
     let files = toy::SMALL.end - toy::SMALL.start;

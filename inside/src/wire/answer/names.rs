@@ -2,8 +2,10 @@
 
 use super::super::bytes::{Input, Output};
 use super::super::{Invalid, MAX_NAME};
-use super::{FILE_KINDS, LIST, attributes, number_of, of_number, put_attributes, put_xattr, xattr};
-use crate::{Attributes, Entry, FileKind, Id, Xattr};
+use super::{
+    FILE_KINDS, LIST, attributes, extents, number_of, of_number, put_attributes, put_extent, put_xattr, xattr,
+};
+use crate::{Attributes, Entry, Extent, FileKind, Id, Place, Xattr};
 
 /// Names of a listing take no more than this, in bytes; the next is for the next question.
 const LISTING: usize = 512 << 10;
@@ -12,6 +14,12 @@ const LISTING: usize = 512 << 10;
 /// within a frame.
 const FEW: usize = 8;
 const SHORT: usize = 512;
+
+/// Most pieces of a file that are told along.
+pub const PLAIN_PIECES: usize = 4;
+
+/// Most of their bytes that are in the file's inode.
+const INLINE: usize = 256;
 
 /// A name in a directory; the same as [`Entry`], on its own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -125,6 +133,18 @@ pub struct Described {
     pub attributes: Option<Attributes>,
     /// All of its extended attributes, if they [are short](is_short); none if they have to be asked for.
     pub xattrs: Option<Vec<Xattr>>,
+    /// All of the data of a regular file, if [few pieces](is_plain) are; none if it has to be asked for.
+    pub extents: Option<Vec<Extent>>,
+}
+
+/// Whether this is all of a file's data, and so little that it can be told along.
+pub fn is_plain(attributes: &Attributes, extents: &[Extent]) -> bool {
+    let inline = |extent: &Extent| if let Place::Inline(bytes) = &extent.place { bytes.len() } else { 0 };
+    let end = extents.last().map_or(0, |last| last.offset.saturating_add(last.length));
+    attributes.kind == FileKind::File
+        && end == attributes.size
+        && extents.len() <= PLAIN_PIECES
+        && extents.iter().map(inline).sum::<usize>() <= INLINE
 }
 
 /// Whether so little can be told along.
@@ -136,9 +156,10 @@ pub(super) fn put_described(out: &mut Output, described: &Described) {
     put_listed(out, &described.listed);
     out.option(described.attributes.as_ref(), put_attributes);
     out.option(described.xattrs.as_ref(), |out, xattrs| out.list(xattrs, put_xattr));
+    out.option(described.extents.as_ref(), |out, extents| out.list(extents, put_extent));
 }
 
-pub(super) fn described(input: &mut Input<'_>, from: u64, most: usize) -> Result<Vec<Described>, Invalid> {
+pub(super) fn described(input: &mut Input<'_>, from: u64, most: usize, size: u64) -> Result<Vec<Described>, Invalid> {
     let mut before = from;
     input.list(most, |input| {
         let listed = entry(input, &mut before)?;
@@ -147,6 +168,11 @@ pub(super) fn described(input: &mut Input<'_>, from: u64, most: usize) -> Result
         if xattrs.as_deref().is_some_and(|xattrs| !is_short(xattrs)) {
             return Err(Invalid("length"));
         }
-        Ok(Described { listed, attributes, xattrs })
+        let data = input.option(|input| extents(input, 0, PLAIN_PIECES, size))?;
+        let is_all = |data: &Vec<Extent>| attributes.as_ref().is_some_and(|attributes| is_plain(attributes, data));
+        if data.as_ref().is_some_and(|data| !is_all(data)) {
+            return Err(Invalid("length"));
+        }
+        Ok(Described { listed, attributes, xattrs, extents: data })
     })
 }
