@@ -25,7 +25,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use super::room::{Full, LEAST, Marks, Room};
 use super::{Event, Scratch};
@@ -288,23 +288,12 @@ impl Watching {
             return;
         }
         let Some(marked) = &mut self.held else { return };
-        let room = match measure(&marked.held.scratch) {
-            Ok(room) => room,
-            Err(error) => return self.give_up(Reason::Scratch, &chain(&error)).await,
+        let (room, left) = match marked.left() {
+            Ok(left) => left,
+            Err(why) => return self.give_up(Reason::Scratch, &why).await,
         };
         let shrunk = marked.last.free.saturating_sub(room.free).max(room.used.saturating_sub(marked.last.used));
         marked.last = room;
-        let left = match marked.marks.left(room) {
-            Ok(left) => left,
-            Err(Full::FileSystem) => {
-                let why = format!("the file system of its scratch space is nearly full ({} MiB free)", room.free >> 20);
-                return self.give_up(Reason::Scratch, &why).await;
-            }
-            Err(Full::Limit(limit)) => {
-                let why = format!("its scratch space reached scratch_limit= ({} MiB)", limit >> 20);
-                return self.give_up(Reason::Scratch, &why).await;
-            }
-        };
         // What is not marked is only seen by looking.
         let fast = shrunk.saturating_mul(FEW_PERIODS) > left || marked.warned.contains(&0);
         marked.next = Instant::now() + if fast { HURRY } else { PERIOD };
@@ -320,32 +309,57 @@ impl Watching {
         self.ask_for_migration().await;
     }
 
-    /// As [`Watching::mark`]; the scratch space is looked at also if that fails.
+    /// As [`Watching::mark`]; the scratch space is looked at meanwhile, and also if that fails.
     async fn try_mark(&mut self, room: Room) {
-        if let Err(error) = self.mark(room).await {
+        let Some(marking) = self.marking(room) else { return };
+        let Some((warned, outcome)) = self.while_there_is_room(marking).await else { return };
+        self.marked(warned);
+        if let Err(error) = outcome {
             tracing::warn!("the scratch space is looked at, but QEMU does not tell of it: {}", chain(&error));
         }
     }
 
     /// Sets the marks so that, all of them together, no more is written than is left.
     async fn mark(&mut self, room: Room) -> Result<()> {
-        let Some(marked) = &mut self.held else { return Ok(()) };
+        let Some(marking) = self.marking(room) else { return Ok(()) };
+        let (warned, outcome) = marking.await;
+        self.marked(warned);
+        outcome
+    }
+
+    /// What sets the marks; what they are then comes out of it.
+    fn marking(&mut self, room: Room) -> Option<impl Future<Output = (Vec<u64>, Result<()>)> + use<>> {
+        let marked = self.held.as_mut()?;
         let disks = u64::try_from(marked.held.scratch.len().max(1)).unwrap_or(u64::MAX);
         marked.granted = marked.marks.left(room).unwrap_or(0);
         let share = marked.granted / disks;
-        let mut marks = Vec::new();
-        for (scratch, warned) in marked.held.scratch.iter().zip(&mut marked.warned) {
-            let size = scratch.file.metadata().map_err(unmeasured)?.len();
-            let mark = size.saturating_add(share).max(1);
-            // One that is far off lets too much through.
-            if *warned <= size || *warned > mark {
-                marks.push((scratch.node.as_str(), warned, mark));
-            }
+        Some(set_marks(Arc::clone(&self.guest), Arc::clone(&marked.held.scratch), marked.warned.clone(), share))
+    }
+
+    fn marked(&mut self, warned: Vec<u64>) {
+        if let Some(marked) = &mut self.held {
+            marked.warned = warned;
         }
-        let guest = &*self.guest;
-        let marks = marks.into_iter();
-        let set = marks.map(|(node, warned, mark)| set_mark(guest, node, warned, mark)).collect();
-        overlap::until_one_fails(set).await
+    }
+
+    /// Waits for an answer, and looks meanwhile: who answers late, as a libvirt does that is busy with the domain, must not hide
+    /// that the room comes to its end. None if it has; then nobody waits for the answer any more.
+    async fn while_there_is_room<T>(&mut self, answer: impl Future<Output = T>) -> Option<T> {
+        let full = {
+            let mut answer = std::pin::pin!(answer);
+            loop {
+                tokio::select! {
+                    biased;
+                    answer = &mut answer => return Some(answer),
+                    () = sleep(HURRY) => {}
+                }
+                if let Err(why) = self.held.as_ref()?.left() {
+                    break why;
+                }
+            }
+        };
+        self.give_up(Reason::Scratch, &full).await;
+        None
     }
 
     async fn ask_for_migration(&mut self) {
@@ -354,11 +368,13 @@ impl Watching {
             return;
         }
         marked.migration = Instant::now() + MIGRATION_PERIOD;
-        match timeout(SILENCE_LIMIT, self.guest.migrates()).await {
-            Ok(Ok(true)) => self.give_up(Reason::Migration, "the machine is being migrated").await,
+        let guest = Arc::clone(&self.guest);
+        let answer = timeout(SILENCE_LIMIT, async move { guest.migrates().await });
+        match self.while_there_is_room(answer).await {
+            Some(Ok(Ok(true))) => self.give_up(Reason::Migration, "the machine is being migrated").await,
             // The end of the connection is heard of by others.
-            Ok(_) => {}
-            Err(_) => {
+            Some(Ok(_)) | None => {}
+            Some(Err(_)) => {
                 let why = format!("QEMU did not answer for {} s", SILENCE_LIMIT.as_secs());
                 self.give_up(Reason::Silent, &why).await;
             }
@@ -379,6 +395,47 @@ impl Watching {
             Err(error) => tracing::error!("cannot let go of the guest: {}", chain(&error)),
         }
     }
+}
+
+impl Marked {
+    /// The room as it is now, and what is left of it, in bytes.
+    ///
+    /// # Errors
+    /// Why there is none, in words.
+    fn left(&self) -> std::result::Result<(Room, u64), String> {
+        let room = measure(&self.held.scratch).map_err(|error| chain(&error))?;
+        match self.marks.left(room) {
+            Ok(left) => Ok((room, left)),
+            Err(Full::FileSystem) => {
+                Err(format!("the file system of its scratch space is nearly full ({} MiB free)", room.free >> 20))
+            }
+            Err(Full::Limit(limit)) => Err(format!("its scratch space reached scratch_limit= ({} MiB)", limit >> 20)),
+        }
+    }
+}
+
+/// Sets the marks that are missing or too far off, each `share` bytes beyond the end of its image; what all of them are then, and
+/// whether it could be done.
+async fn set_marks(
+    guest: Arc<dyn Guest>,
+    scratch: Arc<Vec<ScratchFile>>,
+    mut warned: Vec<u64>,
+    share: u64,
+) -> (Vec<u64>, Result<()>) {
+    let set = async {
+        let mut marks = Vec::new();
+        for (scratch, warned) in scratch.iter().zip(&mut warned) {
+            let size = scratch.file.metadata().map_err(unmeasured)?.len();
+            let mark = size.saturating_add(share).max(1);
+            // One that is far off lets too much through.
+            if *warned <= size || *warned > mark {
+                marks.push(set_mark(&*guest, &scratch.node, warned, mark));
+            }
+        }
+        overlap::until_one_fails(marks).await
+    };
+    let outcome = set.await;
+    (warned, outcome)
 }
 
 async fn set_mark(guest: &dyn Guest, node: &str, warned: &mut u64, mark: u64) -> Result<()> {
@@ -408,6 +465,8 @@ fn unmeasured(error: std::io::Error) -> Error {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
     use serde_json::{Value, json};
     use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
     use tokio::net::UnixListener;
@@ -479,5 +538,47 @@ mod tests {
         };
         assert!(words.contains("did not answer"), "{words}");
         assert!(began.elapsed() < 2 * SILENCE_LIMIT, "before the command's own limit");
+    }
+
+    /// Answers to the first mark alone; says when it is asked for another one, and when it lets go.
+    struct Slow(mpsc::Sender<&'static str>, AtomicU32);
+
+    #[async_trait]
+    impl Guest for Slow {
+        async fn warn_beyond(&self, _: &str, _: u64) -> Result<bool> {
+            if self.1.fetch_add(1, Ordering::Relaxed) > 0 {
+                self.0.send("asked").await.unwrap();
+                std::future::pending::<()>().await;
+            }
+            Ok(true)
+        }
+
+        async fn migrates(&self) -> Result<bool> {
+            Ok(false)
+        }
+
+        async fn let_go(&self, _: &[String]) -> Result<bool> {
+            self.0.send("let go").await.unwrap();
+            Ok(false)
+        }
+    }
+
+    #[tokio::test]
+    async fn who_answers_late_does_not_hide_that_the_room_ends() {
+        let (events, mut told) = broadcast::channel(4);
+        let (tell, mut heard) = mpsc::channel(4);
+        let warden = Warden::start(Arc::new(Slow(tell, AtomicU32::new(0))), events, Some(2 * LEAST));
+        let file = tempfile::tempfile().unwrap();
+        let grows = file.try_clone().unwrap();
+        let scratch = Arc::new(vec![ScratchFile { node: "scratch".to_owned(), file }]);
+        warden.hold(Held { number: 5, jobs: Vec::new(), scratch }).await.unwrap();
+        warden.alarm().grew();
+        assert_eq!(heard.recv().await.unwrap(), "asked");
+        let bytes = vec![7; usize::try_from(4 * LEAST).unwrap()];
+        std::os::unix::fs::FileExt::write_all_at(&grows, &bytes, 0).unwrap();
+        let told = timeout(SILENCE_LIMIT, told.recv()).await.expect("it is told").unwrap();
+        let Event::Lost { number: 5, reason: Reason::Scratch, words } = told else { panic!("it is given up") };
+        assert!(words.contains("scratch_limit="), "{words}");
+        assert_eq!(timeout(SILENCE_LIMIT, heard.recv()).await.unwrap().unwrap(), "let go");
     }
 }
