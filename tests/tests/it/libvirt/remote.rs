@@ -216,8 +216,9 @@ fn a_guest_goes_on_while_the_network_is_away(flavor: Flavor) {
         }
     }
     assert!(machine.domain().is_running());
+    // Data that nobody has read: what is known to be a hole is confirmed already.
     let began = Instant::now();
-    let error = read_once(&files[1], &right[1], &mut random).expect_err("nobody confirms it");
+    let error = files[1].read_exact_at(&mut [0; 4096], 0).expect_err("nobody confirms it");
     assert!([Errno::IO, Errno::STALE].contains(&errno(&error)), "{error}");
     assert!(began.elapsed() < Duration::from_secs(120), "a read took {:?}", began.elapsed());
 
