@@ -2,18 +2,24 @@
 //!
 //! Every mount has a directory of its own below [`state_dir`], with its sockets and its journal. A directory whose journal
 //! nobody keeps locked is of a dead mount. Its guardian removes it within moments; where that died too, the next mount of
-//! the same source does, or `pullfs recover`. Whoever does has the journal locked meanwhile, so two do not meet.
+//! the same source does, or `pullfs recover`. Whoever does has the journal locked meanwhile, so two do not meet. A directory
+//! without a journal is of a mount that is just beginning or ending, whose daemon has the directory locked, or else of nobody:
+//! then whoever comes next removes it.
 
+use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::error::{Error, Kind, Result, chain};
 use crate::fuse::mount::detach_dead;
 use crate::metrics::textfile::Textfile;
-use crate::point::journal::{Header, Journal, has_notes};
+use crate::point::journal::{self, Header, Journal, has_notes};
 #[cfg(feature = "libvirt")]
 use crate::vm::libvirt::{self, mounted::detach_host};
 use crate::vm::qmp;
@@ -22,9 +28,6 @@ use crate::vm::qmp::transport::{self, Qmp};
 #[cfg(feature = "libvirt")]
 use crate::vm::source::HOST;
 use crate::vm::source::{Reach, Source};
-
-/// A directory without a journal is younger than this if its mount is just beginning.
-const BEGINNING: Duration = Duration::from_secs(60);
 
 /// How long a guardian that is cleaning up is waited for: as a rule it needs a fraction of a second, and 40 s for a backup that
 /// libvirt may have been asked for.
@@ -229,7 +232,24 @@ pub fn has_ended(pid: u32) -> bool {
     }
 }
 
-/// Directories of mounts. One that never came to have a journal is removed.
+/// Locks the directory of a mount until what is returned is dropped: none if another process has, or has removed it.
+///
+/// # Errors
+/// When it cannot be opened or locked.
+pub fn claim(dir: &Path) -> io::Result<Option<File>> {
+    let opened = match File::open(dir) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        other => other?,
+    };
+    match flock(&opened, FlockOperation::NonBlockingLockExclusive) {
+        Err(Errno::WOULDBLOCK) => return Ok(None),
+        other => other?,
+    }
+    let ours = opened.metadata()?.ino();
+    Ok(std::fs::symlink_metadata(dir).is_ok_and(|found| found.ino() == ours).then_some(opened))
+}
+
+/// Directories of mounts. Those of nobody are removed.
 fn dirs(base: &Path) -> Result<Vec<PathBuf>> {
     let failed = |error| Error::with_source(Kind::Io, format!("cannot read {}", base.display()), error);
     let entries = match std::fs::read_dir(base) {
@@ -240,10 +260,14 @@ fn dirs(base: &Path) -> Result<Vec<PathBuf>> {
     let mut dirs = Vec::new();
     for entry in entries {
         let path = entry.map_err(failed)?.path();
-        if path.join(crate::point::journal::NAME).exists() {
+        let has_journal = || path.join(journal::NAME).exists();
+        if has_journal() {
             dirs.push(path);
-        } else if is_old(&path) && path.is_dir() {
-            tracing::info!("{} is of a mount that never was", path.display());
+        } else if path.is_dir()
+            && let Some(_claim) = claim(&path).map_err(failed)?
+            && !has_journal()
+        {
+            tracing::info!("{} is of a mount that died as it began or ended", path.display());
             remove_dir(&path)?;
         }
     }
@@ -251,12 +275,11 @@ fn dirs(base: &Path) -> Result<Vec<PathBuf>> {
     Ok(dirs)
 }
 
-fn is_old(path: &Path) -> bool {
-    let made = std::fs::symlink_metadata(path).and_then(|found| found.modified());
-    made.is_ok_and(|made| SystemTime::now().duration_since(made).is_ok_and(|age| age > BEGINNING))
-}
-
-fn remove_dir(dir: &Path) -> Result<()> {
+/// Removes the directory of a mount that has left nothing else; another one may do so at once.
+///
+/// # Errors
+/// When something in it cannot be removed.
+pub(crate) fn remove_dir(dir: &Path) -> Result<()> {
     match std::fs::remove_dir_all(dir) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             Err(Error::with_source(Kind::Io, format!("cannot remove {}", dir.display()), error))
@@ -286,7 +309,13 @@ mod tests {
         for dead in ["pullfs-2", "pullfs-3"] {
             drop(Journal::of_dead_here(&base.path().join(dead)).unwrap());
         }
-        std::fs::create_dir(base.path().join("pullfs-4")).unwrap();
+        let [beginning, nobodys] = ["pullfs-4", "pullfs-5"].map(|name| base.path().join(name));
+        for dir in [&beginning, &nobodys] {
+            std::fs::create_dir(dir).unwrap();
+        }
+        std::fs::write(nobodys.join("ssh-1"), "").unwrap();
+        let claimed = claim(&beginning).unwrap();
+        assert!(claimed.is_some() && claim(&beginning).unwrap().is_none(), "one at a time");
         let (dead, alive) = of_source(base.path(), "qmp:/a").await.unwrap();
         assert_eq!(dead.iter().map(|dead| &*dead.header().mount).collect::<Vec<_>>(), ["pullfs-2"]);
         assert_eq!(alive, [living.header().clone()]);
@@ -296,7 +325,10 @@ mod tests {
         for dead in dead {
             dead.bury().await.unwrap();
         }
-        let left: Vec<bool> = (1..=4).map(|n| base.path().join(format!("pullfs-{n}")).exists()).collect();
-        assert_eq!(left, [true, false, true, true], "the living, others', and one that is just beginning stay");
+        let left: Vec<bool> = (1..=5).map(|n| base.path().join(format!("pullfs-{n}")).exists()).collect();
+        assert_eq!(left, [true, false, true, true, false], "the living, others', and one that is just beginning stay");
+        drop(claimed);
+        std::fs::remove_dir(&beginning).unwrap();
+        assert!(claim(&beginning).unwrap().is_none(), "it is gone");
     }
 }

@@ -25,7 +25,7 @@ use crate::error::{Error, Kind, Result, chain};
 use crate::fuse::mount::Mount;
 use crate::lines::Lines;
 use crate::point::journal;
-use crate::recovery::Dead;
+use crate::recovery::{Dead, remove_dir};
 
 /// A daemon that gives no sign of life for so long while something is held is killed: it cannot look after its scratch
 /// space any more. It gives one each second.
@@ -162,10 +162,10 @@ async fn bury(dir: &Path, dead: &mut Option<Dead>) -> Result<bool> {
     if let Some(dead) = dead {
         return dead.bury().await.map(|()| true);
     }
-    // It is not quite dead yet; or it has removed it, in good order; or it never came to have one.
+    // It is not quite dead yet; or it has removed it, in good order, and died before it had removed the directory.
     let done = !dir.join(journal::NAME).exists();
     if done {
-        std::fs::remove_dir(dir).ok();
+        remove_dir(dir)?;
     }
     Ok(done)
 }
