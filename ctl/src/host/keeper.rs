@@ -59,6 +59,8 @@ pub(super) struct Keeper {
     children: BTreeMap<Id, Child>,
     unreachable: Option<String>,
     news: (mpsc::Sender<News>, mpsc::Receiver<News>),
+    /// Told whenever something is mounted or unmounted, from the beginning: whoever hears of the mount may unmount it at once.
+    mounts: mpsc::Receiver<()>,
     /// What was written last.
     written: Option<Host>,
 }
@@ -74,6 +76,7 @@ impl Keeper {
             children: BTreeMap::new(),
             unreachable: None,
             news: mpsc::channel(QUEUED),
+            mounts: watch_mounts()?,
             written: None,
         };
         keeper.policy.list(Instant::now(), &directories(members));
@@ -89,7 +92,6 @@ impl Keeper {
         end: impl Future<Output = ()>,
     ) -> anyhow::Result<()> {
         let requests = Receiver::from_owned_fd(requests).context("cannot read the kernel's requests")?;
-        let mut mounts = watch_mounts()?;
         let mut children = signal(SignalKind::child()).context("cannot listen to signals")?;
         let mut look_for_unused = interval((self.about.expire / 4).clamp(OFTEN, SELDOM));
         look_for_unused.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -120,7 +122,7 @@ impl Keeper {
                 }
                 () = ended(&mut looking) => looking = None,
                 Some(()) = children.recv() => self.bury(),
-                Some(()) = mounts.recv(), if !ending => {
+                Some(()) = self.mounts.recv(), if !ending => {
                     if !is_there(self.autofs.path(), &self.autofs.device())? {
                         tracing::info!("it was unmounted");
                         ending = true;
