@@ -11,6 +11,7 @@ pub mod libvirt;
 #[cfg(any(test, feature = "testing"))]
 pub mod memory;
 mod network;
+mod patience;
 pub mod qmp;
 mod room;
 pub mod source;

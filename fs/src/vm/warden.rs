@@ -25,8 +25,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, sleep, sleep_until};
 
+use super::patience::Patience;
 use super::room::{Full, LEAST, Marks, Room};
 use super::{Event, Scratch};
 use crate::error::{Error, Kind, Result, chain};
@@ -312,7 +313,7 @@ impl Watching {
     /// As [`Watching::mark`]; the scratch space is looked at meanwhile, and also if that fails.
     async fn try_mark(&mut self, room: Room) {
         let Some(marking) = self.marking(room) else { return };
-        let Some((warned, outcome)) = self.while_there_is_room(marking).await else { return };
+        let Some((warned, outcome)) = self.while_there_is_room(marking, None).await else { return };
         self.marked(warned);
         if let Err(error) = outcome {
             tracing::warn!("the scratch space is looked at, but QEMU does not tell of it: {}", chain(&error));
@@ -343,9 +344,13 @@ impl Watching {
     }
 
     /// Waits for an answer, and looks meanwhile: who answers late, as a libvirt does that is busy with the domain, must not hide
-    /// that the room comes to its end. None if it has; then nobody waits for the answer any more.
-    async fn while_there_is_room<T>(&mut self, answer: impl Future<Output = T>) -> Option<T> {
-        let full = {
+    /// that the room comes to its end. None if it has, or there is no patience left; then nobody waits for the answer any more.
+    async fn while_there_is_room<T>(
+        &mut self,
+        answer: impl Future<Output = T>,
+        mut patience: Option<Patience>,
+    ) -> Option<T> {
+        let (reason, why) = {
             let mut answer = std::pin::pin!(answer);
             loop {
                 tokio::select! {
@@ -353,12 +358,15 @@ impl Watching {
                     answer = &mut answer => return Some(answer),
                     () = sleep(HURRY) => {}
                 }
-                if let Err(why) = self.held.as_ref()?.left() {
-                    break why;
+                if let Err(full) = self.held.as_ref()?.left() {
+                    break (Reason::Scratch, full);
+                }
+                if patience.as_mut().is_some_and(Patience::is_over) {
+                    break (Reason::Silent, format!("QEMU did not answer for {} s", SILENCE_LIMIT.as_secs()));
                 }
             }
         };
-        self.give_up(Reason::Scratch, &full).await;
+        self.give_up(reason, &why).await;
         None
     }
 
@@ -369,15 +377,11 @@ impl Watching {
         }
         marked.migration = Instant::now() + MIGRATION_PERIOD;
         let guest = Arc::clone(&self.guest);
-        let answer = timeout(SILENCE_LIMIT, async move { guest.migrates().await });
-        match self.while_there_is_room(answer).await {
-            Some(Ok(Ok(true))) => self.give_up(Reason::Migration, "the machine is being migrated").await,
-            // The end of the connection is heard of by others.
-            Some(Ok(_)) | None => {}
-            Some(Err(_)) => {
-                let why = format!("QEMU did not answer for {} s", SILENCE_LIMIT.as_secs());
-                self.give_up(Reason::Silent, &why).await;
-            }
+        let answer = async move { guest.migrates().await };
+        let patience = Patience::new(SILENCE_LIMIT);
+        // The end of the connection is heard of by others.
+        if let Some(Ok(true)) = self.while_there_is_room(answer, Some(patience)).await {
+            self.give_up(Reason::Migration, "the machine is being migrated").await;
         }
     }
 
@@ -470,6 +474,7 @@ mod tests {
     use serde_json::{Value, json};
     use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
     use tokio::net::UnixListener;
+    use tokio::time::timeout;
 
     use super::*;
     use crate::vm::qmp::monitor::Monitor;
