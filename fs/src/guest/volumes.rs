@@ -8,6 +8,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use inside::table::{Partition, Table};
+use inside::wire::is_plain;
 use inside::{Attributes, Extent, FileKind, Id, Xattr};
 
 use super::ahead::{Ahead, Found as FoundFile};
@@ -24,8 +25,9 @@ use crate::point::{FrozenDisk, PointInTime};
 /// Files whose extended attributes are kept (each has 1 MiB of them at most).
 const XATTRS_KEPT: usize = 8;
 
-/// Files of which it is kept where their data is (half a KiB each at most): who looks at all of a directory first opens them later.
-const DATA_KEPT: usize = 1024;
+/// Files of which it is kept where their data is (some 150 bytes each, half a KiB at most): who looks at all of a directory first, or at
+/// those after it as rsync does, opens them later.
+const DATA_KEPT: usize = 16 << 10;
 
 /// What is known of files that were looked at lately.
 struct Lately<T> {
@@ -142,7 +144,11 @@ impl Volume {
         if attributes.kind != FileKind::File {
             return Err(Error::new(Kind::Invalid, "only the data of a regular file is read"));
         }
-        Ok((attributes.size, extents?))
+        let data = (attributes.size, extents?);
+        if is_plain(&attributes, &data.1) {
+            locked(&self.known.data).keep(file, data.clone());
+        }
+        Ok(data)
     }
 }
 

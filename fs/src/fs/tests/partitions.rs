@@ -246,6 +246,18 @@ async fn who_reads_one_small_file_after_another_has_them_fetched_at_once() {
 }
 
 #[tokio::test]
+async fn where_a_file_of_few_pieces_is_is_asked_once() {
+    let scene = Scene::new("");
+    let file = walk(&scene.fs, &format!("{N}/1/files/many/5")).await.unwrap().attr.ino;
+    for _ in 0..3 {
+        let handle = scene.fs.open(file, Access::Read).await.unwrap().handle;
+        assert_eq!(read_all(&scene.fs, handle).await.unwrap().len() as u64, toy::SMALL_SIZE);
+        scene.fs.release(handle);
+    }
+    assert_eq!(scene.toy.asked.extents.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
 async fn who_copies_files_has_their_extended_attributes_told_along() {
     let scene = Scene::new("");
     let root = walk(&scene.fs, &format!("{N}/1/files")).await.unwrap().attr.ino;
