@@ -86,7 +86,7 @@ KILLS = 40
 FILES = 100000
 long: setup ## STEPS=400 KILLS=40 FILES=100000: what `make test` takes samples of: histories, moments, a guest's files
 	$(machines) PULLFS_TEST_HISTORY=$(STEPS) PULLFS_TEST_KILLS=$(KILLS) PULLFS_TEST_FILES=$(FILES) \
-		$(CARGO) test -p pullfs-tests --test it --no-fail-fast -- history:: killed::in_ inside::many
+		$(CARGO) test -p pullfs-tests --test it --no-fail-fast -- history:: killed::in_ inside::many inside::ntfs guest_fills
 
 newest: setup ## the tests of QEMU 10 again, with the newest QEMU that a later Debian has
 	tests/setup/qemu-newest.sh $(SETUP)/qemu-newest

@@ -9,7 +9,7 @@
 #   idle    mounted and silent
 #   list    mounts each disk there is, says `vda=N` for its files /days/N, and powers off
 #   fill    fills the FAT file system on each disk but the first, copies what it then shows to a directory of the disk's name
-#           on the ext4 on /dev/vda, and powers off
+#           on the ext4 on /dev/vda, and powers off; pullfs.files=N:N:… says how many files each gets
 #   stalls  mounts nothing, overwrites /dev/vda as stalls.c does, pullfs.passes=N times (for good), and powers off;
 #           pullfs.passes=times: with small writes, and tells how long they take
 # pullfs.fs=xfs mounts XFS where churn, daily and idle mount ext4 otherwise.
@@ -28,11 +28,13 @@ fs=ext4
 agent=
 blocked=
 passes=0
+files=
 for word in $(cat /proc/cmdline); do
     case $word in
         pullfs.mode=*) mode=${word#pullfs.mode=} ;;
         pullfs.fs=*) fs=${word#pullfs.fs=} ;;
         pullfs.passes=*) passes=${word#pullfs.passes=} ;;
+        pullfs.files=*) files=${word#pullfs.files=} ;;
         pullfs.agent) agent=yes ;;
         pullfs.agent=*) agent=yes blocked=${word#pullfs.agent=} ;;
     esac
@@ -63,7 +65,7 @@ if [ "$mode" = list ]; then
     exec poweroff -f
 fi
 
-# Everything that a directory of vfat can hold, as far as the shell can make it.
+# Everything that a directory of vfat can hold, as far as the shell can make it, and a number of files ($2).
 fill() {
     mkdir -p "$1/one/two/three/four" "$1/an empty directory" "$1/many" "$1/turns"
     for name in UPPER.TXT lower.txt Mixed.Txt LOWER.ext UPPER.low two.dots.txt '+,;=[]' 'a b' ümläut ÜMLÄUT2 日本語 \
@@ -71,11 +73,15 @@ fill() {
         echo "this is $name" >"$1/$name" || echo "guest: cannot make $name"
     done
     i=0
-    while [ $i -lt 400 ]; do
+    while [ $i -lt "$2" ]; do
+        directory=$1/many/$((i / 1000))
+        [ -d "$directory" ] || mkdir "$directory"
         i=$((i + 1))
-        echo $i >"$1/many/a file of some length, number $i" || echo "guest: cannot make $i"
+        echo $i >"$directory/a file of some length, number $i" || echo "guest: cannot make $i"
     done
-    rm "$1/many/"*[37]
+    for directory in "$1/many/"*; do
+        rm "$directory/"*[37]
+    done
     i=0
     while [ $i -lt 100 ]; do
         i=$((i + 1))
@@ -95,8 +101,9 @@ fill() {
 if [ "$mode" = fill ]; then
     mount -t ext4 /dev/vda /b || echo "guest: cannot mount /dev/vda"
     for disk in /dev/vd[b-z]; do
-        mount -t vfat "$disk" /a && fill /a && umount /a || echo "guest: cannot fill $disk"
+        mount -t vfat "$disk" /a && fill /a "${files%%:*}" && umount /a || echo "guest: cannot fill $disk"
         mount -t vfat -o ro "$disk" /a && cp -a /a "/b/${disk#/dev/}" && umount /a || echo "guest: cannot copy $disk"
+        files=${files#*:}
     done
     umount /b && echo "guest: filled"
     exec poweroff -f

@@ -19,6 +19,12 @@ use crate::tools;
 /// About 3 s by itself; other tests keep the processors busy.
 pub(crate) const BOOT_LIMIT: Duration = Duration::from_secs(120);
 
+/// To make a file and to copy it.
+const FILE_LIMIT: Duration = Duration::from_millis(20);
+
+/// Of an ext4, without many files, in bytes.
+const SIZE: u64 = 96 << 20;
+
 /// The name of the agent's socket.
 const AGENT: &str = "agent.sock";
 
@@ -160,18 +166,22 @@ pub fn days(flavor: Flavor, copies: &[PathBuf]) -> Vec<BTreeSet<u64>> {
     names.iter().map(listed).collect()
 }
 
-/// Has Linux fill the FAT file systems on some images. Gives an ext4, in their directory, with what it then shows of them: `vdb`,
-/// `vdc`, ….
+/// Has Linux fill the FAT file systems on some images with so many files each, and others. Gives an ext4, in their directory, with
+/// what it then shows of them: `vdb`, `vdc`, ….
 #[track_caller]
-pub fn fill(flavor: Flavor, images: &[PathBuf]) -> PathBuf {
-    let dir = images.first().and_then(|image| image.parent()).expect("images in a directory");
-    let (serial, copies) = (dir.join("serial"), ext4(dir, "copies"));
-    let machine = Machine::build(flavor).arguments(&linux("pullfs.mode=fill", &serial));
+pub fn fill(flavor: Flavor, images: &[(PathBuf, u32)]) -> PathBuf {
+    let dir = images.first().and_then(|(image, _)| image.parent()).expect("images in a directory");
+    let all: u32 = images.iter().map(|(_, files)| files).sum();
+    // 4 KiB for each file, with its inode.
+    let (serial, copies) = (dir.join("serial"), ext4_of(dir, "copies", SIZE + u64::from(all) * 4096));
+    let files: Vec<String> = images.iter().map(|(_, files)| files.to_string()).collect();
+    let mode = format!("pullfs.mode=fill pullfs.files={}", files.join(":"));
+    let machine = Machine::build(flavor).arguments(&linux(&mode, &serial));
     let mut machine = machine.disk(Disk::raw("vda", 0).from_image(&copies));
-    for (letter, image) in ('b'..='z').zip(images) {
+    for (letter, (image, _)) in ('b'..='z').zip(images) {
         machine = machine.disk(Disk::raw(&format!("vd{letter}"), 0).from_image(image));
     }
-    machine.start().server().wait(2 * BOOT_LIMIT);
+    machine.start().server().wait(2 * BOOT_LIMIT + FILE_LIMIT * all);
     let said = said(&serial);
     untroubled(&said);
     assert!(said.contains("guest: filled"), "the guest did not come to an end:\n{said}");
@@ -216,8 +226,12 @@ fn xfs(dir: &Path, name: &str) -> PathBuf {
 }
 
 fn ext4(dir: &Path, name: &str) -> PathBuf {
+    ext4_of(dir, name, SIZE)
+}
+
+fn ext4_of(dir: &Path, name: &str, size: u64) -> PathBuf {
     let image = dir.join(name);
-    fs::File::create(&image).and_then(|file| file.set_len(96 << 20)).expect("an image");
+    fs::File::create(&image).and_then(|file| file.set_len(size)).expect("an image");
     ok(tools::tool("mkfs.ext4").args(["-q", "-F", "-J", "size=4"]).arg(&image));
     image
 }

@@ -4,9 +4,9 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 
-use super::differences;
 use super::image::{FILL, Mounted, fill};
 use super::killed::children;
+use super::{compared, differences};
 use pullfs_tests::disk::Disk;
 use pullfs_tests::flavor::Flavor;
 use pullfs_tests::machine::{MIB, Machine};
@@ -27,7 +27,7 @@ const DAEMON: u64 = 64 << 10;
 const READER: u64 = 64 << 10;
 
 /// How many files are compared with what the kernel shows; `make long` compares more.
-const COMPARED: usize = 2_000;
+const COMPARED: u32 = 2_000;
 
 /// How many files are looked at, and how many questions to that process that may take: 25 files a question.
 const LOOKED_AT: usize = 10_000;
@@ -95,17 +95,17 @@ fn listed(flavor: Flavor, kind: &str, mkfs: &[&str], size: u64) {
 
 on!(thousands_of_files_are_what_the_kernel_shows: new = New);
 fn thousands_of_files_are_what_the_kernel_shows(flavor: Flavor) {
-    compared(flavor, "ext4", &["mkfs.ext4", "-q", "-b", "1024", "-N", "110000"], 200 * MIB);
+    alike(flavor, "ext4", &["mkfs.ext4", "-q", "-b", "1024", "-N", "110000"], 200 * MIB);
 }
 
 on!(thousands_of_files_of_xfs_are_what_the_kernel_shows: new = New);
 fn thousands_of_files_of_xfs_are_what_the_kernel_shows(flavor: Flavor) {
-    compared(flavor, "xfs", &["mkfs.xfs", "-q", "-b", "size=1024"], 400 * MIB);
+    alike(flavor, "xfs", &["mkfs.xfs", "-q", "-b", "size=1024"], 400 * MIB);
 }
 
-/// Attributes and content of each of them, of as many as `PULLFS_TEST_FILES` says.
-fn compared(flavor: Flavor, kind: &str, mkfs: &[&str], size: u64) {
-    let files = std::env::var("PULLFS_TEST_FILES").unwrap_or_else(|_| COMPARED.to_string());
+/// Attributes and content of each of them.
+fn alike(flavor: Flavor, kind: &str, mkfs: &[&str], size: u64) {
+    let files = compared(COMPARED).to_string();
     let dir = tempfile::Builder::new().prefix("pullfs-inside-").tempdir().expect("a temporary directory");
     let [image, copy] = ["vda.raw", "copy.raw"].map(|name| dir.path().join(name));
     File::create(&image).expect("an image").set_len(size).expect("its size");

@@ -50,6 +50,12 @@ impl Scene {
     }
 }
 
+/// How many files are compared with what another driver shows: as `PULLFS_TEST_FILES` says, or as usual.
+pub(crate) fn compared(usual: u32) -> u32 {
+    let files = std::env::var("PULLFS_TEST_FILES");
+    files.map_or(usual, |files| files.parse().expect("a number of files"))
+}
+
 /// For rsync to compare 100,000 files on a busy machine.
 const COMPARE_LIMIT: Duration = Duration::from_secs(1800);
 

@@ -11,9 +11,10 @@ use pullfs_tests::mount::Mount;
 use pullfs_tests::process::ok;
 use pullfs_tests::tools::tool;
 
-use super::differences;
+use super::{compared, differences};
 
-const SIZE: u64 = 96 * MIB;
+/// How many files are in one directory; `make long` has more.
+const FILES: u32 = 2_000;
 
 /// All that an NTFS ($1) may hold: names that Windows takes for another's, and a directory of many files ($2).
 const FILL: &str = r#"
@@ -54,21 +55,24 @@ on!(the_files_of_an_ntfs_are_what_ntfs_3g_shows: new = New);
 fn the_files_of_an_ntfs_are_what_ntfs_3g_shows(flavor: Flavor) {
     let dir = tempfile::Builder::new().prefix("pullfs-inside-").tempdir().expect("a temporary directory");
     let (image, copy) = (dir.path().join("vda.raw"), dir.path().join("copy.raw"));
-    File::create(&image).expect("an image").set_len(SIZE).expect("its size");
+    let files = compared(FILES);
+    // A record of 1 KiB for each, and its name.
+    let size = 96 * MIB + u64::from(files) * 2048;
+    File::create(&image).expect("an image").set_len(size).expect("its size");
     ok(tool("mkntfs").args(["-F", "-q", "-Q", "-c", "512"]).arg(&image));
     {
         let mounted = ntfs_3g(&image, "rw");
-        ok(tool("sh").args(["-euc", FILL, "sh"]).arg(&mounted.at).arg("2000"));
+        ok(tool("sh").args(["-euc", FILL, "sh"]).arg(&mounted.at).arg(files.to_string()));
     }
     ok(tool("cp").arg("--sparse=always").args([&image, &copy]));
-    let machine = Machine::build(flavor).disk(Disk::raw("vda", SIZE).from_image(&image)).start();
+    let machine = Machine::build(flavor).disk(Disk::raw("vda", size).from_image(&image)).start();
     let mount = Mount::of(&machine);
-    let files = mount.path("current/vda/partitions/0/files");
+    let ours = mount.path("current/vda/partitions/0/files");
     let theirs = ntfs_3g(&copy, "ro");
-    assert_eq!(differences(&files, &theirs.at), "", "in our tree, against ntfs-3g's");
-    assert_eq!(differences(&theirs.at, &files), "", "the other way round");
+    assert_eq!(differences(&ours, &theirs.at), "", "in our tree, against ntfs-3g's");
+    assert_eq!(differences(&theirs.at, &ours), "", "the other way round");
     let restored = mount.beside("restored");
-    ok(tool("rsync").args(["-aHAX", "--numeric-ids"]).arg(format!("{}/", files.display())).arg(&restored));
+    ok(tool("rsync").args(["-aHAX", "--numeric-ids"]).arg(format!("{}/", ours.display())).arg(&restored));
     assert_eq!(differences(&theirs.at, &restored), "", "what was restored");
     assert!(mount.unmount().success());
 }
