@@ -25,6 +25,7 @@ pub mod image;
 mod lines;
 pub mod metrics;
 pub mod options;
+mod patience;
 pub mod point;
 pub mod quiesce;
 pub mod recovery;

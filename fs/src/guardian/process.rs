@@ -17,19 +17,23 @@ use std::time::Duration;
 
 use rustix::process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use tokio::net::UnixStream;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep};
 
 use super::{Answer, Order, hear, tell};
 use crate::beside::{leave, signals, socket_at_stdin};
 use crate::error::{Error, Kind, Result, chain};
 use crate::fuse::mount::Mount;
 use crate::lines::Lines;
+use crate::patience::Patience;
 use crate::point::journal;
 use crate::recovery::{Dead, remove_dir};
 
 /// A daemon that gives no sign of life for so long while something is held is killed: it cannot look after its scratch
 /// space any more. It gives one each second.
 const SILENCE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Between two looks at a daemon that gives none.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// How long the guardian tries on. A machine whose monitor is occupied for longer is for `pullfs recover`.
 const PATIENCE: Duration = Duration::from_secs(600);
@@ -85,23 +89,27 @@ enum End {
 async fn wait(dir: &Path, mut lines: Lines, daemon: Option<OwnedFd>) -> End {
     // A daemon that is dead already is noticed below, and cleaned up after.
     tell(&mut lines, &Answer::Ready).await.ok();
-    let mut last = Instant::now();
+    let patience = || Patience::new(SILENCE_LIMIT, 2 * LOOK);
+    let mut left = patience();
     loop {
         let order = tokio::select! {
             // What came while nobody looked counts.
             biased;
             order = hear(&mut lines) => order,
-            () = sleep_until(last + SILENCE_LIMIT) => {
+            () = sleep(LOOK) => {
+                if !left.is_over() {
+                    continue;
+                }
                 if is_holding(dir) {
                     tracing::error!("the daemon gives no sign of life while a point in time is held: it is killed");
                     daemon.as_ref().map(|daemon| pidfd_send_signal(daemon, Signal::KILL));
                     return End::Dead;
                 }
-                last = Instant::now();
+                left = patience();
                 continue;
             }
         };
-        last = Instant::now();
+        left = patience();
         match order {
             Ok(Some(Order::Beat)) => {}
             Ok(Some(Order::Detach { path, device })) => {
@@ -168,4 +176,49 @@ async fn bury(dir: &Path, dead: &mut Option<Dead>) -> Result<bool> {
         remove_dir(dir)?;
     }
     Ok(done)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::File;
+    use std::io::Write;
+
+    use tempfile::TempDir;
+    use tokio::task::JoinHandle;
+    use tokio::time::{Instant, advance};
+
+    use super::*;
+    use crate::point::journal::{Header, Journal};
+
+    /// A guardian of a mount that holds something, and the daemon's end of the socket, whose first line has come.
+    async fn guardian() -> (JoinHandle<End>, Lines, (TempDir, Journal)) {
+        let dir = tempfile::tempdir().unwrap();
+        let header = Header::new("pullfs-000001".to_owned(), "qmp:/x".to_owned(), "/mnt".into());
+        let kept = Journal::create(dir.path(), header).unwrap();
+        let mut file = File::options().append(true).open(dir.path().join(journal::NAME)).unwrap();
+        file.write_all(b"{\"note\":1,\"of\":\"something\"}\n").unwrap();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (mut ours, theirs) = (Lines::new(ours), Lines::new(theirs));
+        let place = dir.path().to_owned();
+        let waits = tokio::spawn(async move { wait(&place, theirs, None).await });
+        assert!(matches!(hear(&mut ours).await, Ok(Some(Answer::Ready))));
+        (waits, ours, (dir, kept))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_holds_something_and_is_silent_is_taken_for_dead() {
+        let (guardian, _daemon, _held) = guardian().await;
+        let began = Instant::now();
+        assert!(matches!(guardian.await, Ok(End::Dead)));
+        let waited = began.elapsed();
+        assert!(waited + 2 * LOOK > SILENCE_LIMIT && waited < SILENCE_LIMIT + 2 * LOOK, "{waited:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_both_slept_through_is_not_silence() {
+        let (guardian, mut daemon, _held) = guardian().await;
+        advance(10 * SILENCE_LIMIT).await;
+        tell(&mut daemon, &Order::Done).await.unwrap();
+        assert!(matches!(guardian.await, Ok(End::Dismissed)));
+    }
 }

@@ -11,7 +11,6 @@ pub mod libvirt;
 #[cfg(any(test, feature = "testing"))]
 pub mod memory;
 mod network;
-mod patience;
 pub mod qmp;
 mod room;
 pub mod source;

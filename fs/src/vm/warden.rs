@@ -27,10 +27,10 @@ use tokio::sync::{broadcast, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::patience::Patience;
 use super::room::{Full, LEAST, Marks, Room};
 use super::{Event, Scratch};
 use crate::error::{Error, Kind, Result, chain};
+use crate::patience::Patience;
 use crate::point::overlap;
 use crate::point::reason::Reason;
 
@@ -48,6 +48,9 @@ const MIGRATION_PERIOD: Duration = PERIOD;
 
 /// A QEMU that does not answer for so long may be waiting for us.
 const SILENCE_LIMIT: Duration = Duration::from_secs(10);
+
+/// What the time from one look to the next counts for at most.
+const LONGEST_LOOK: Duration = Duration::from_millis(500);
 
 /// Signals that wait; what does not fit is seen by the next look.
 const MAX_SIGNALS: usize = 64;
@@ -378,7 +381,7 @@ impl Watching {
         marked.migration = Instant::now() + MIGRATION_PERIOD;
         let guest = Arc::clone(&self.guest);
         let answer = async move { guest.migrates().await };
-        let patience = Patience::new(SILENCE_LIMIT);
+        let patience = Patience::new(SILENCE_LIMIT, LONGEST_LOOK);
         // The end of the connection is heard of by others.
         if let Some(Ok(true)) = self.while_there_is_room(answer, Some(patience)).await {
             self.give_up(Reason::Migration, "the machine is being migrated").await;

@@ -7,26 +7,24 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// What the time between two looks counts for at most.
-const LONGEST: Duration = Duration::from_millis(500);
-
 /// What is left of the time that somebody may take, by looks that follow each other closely.
 #[derive(Debug)]
-pub(super) struct Patience {
+pub(crate) struct Patience {
     left: Duration,
+    longest: Duration,
     looked: Instant,
 }
 
 impl Patience {
-    /// From now on.
-    pub(super) fn new(limit: Duration) -> Self {
-        Self { left: limit, looked: Instant::now() }
+    /// From now on. The time between two looks counts for `longest` at most.
+    pub(crate) fn new(limit: Duration, longest: Duration) -> Self {
+        Self { left: limit, longest, looked: Instant::now() }
     }
 
     /// Whether it is over at this look.
-    pub(super) fn is_over(&mut self) -> bool {
+    pub(crate) fn is_over(&mut self) -> bool {
         let now = Instant::now();
-        self.left = self.left.saturating_sub(now.duration_since(self.looked).min(LONGEST));
+        self.left = self.left.saturating_sub(now.duration_since(self.looked).min(self.longest));
         self.looked = now;
         self.left.is_zero()
     }
@@ -40,7 +38,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_was_slept_through_does_not_count() {
-        let mut patience = Patience::new(Duration::from_secs(10));
+        let mut patience = Patience::new(Duration::from_secs(10), Duration::from_millis(500));
         advance(Duration::from_secs(3600)).await;
         assert!(!patience.is_over(), "nobody could answer");
         let began = Instant::now();
