@@ -14,7 +14,7 @@ mod ntfs;
 use std::fs::{self, File};
 use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use image::{DISK, Mounted};
@@ -34,7 +34,7 @@ use tempfile::TempDir;
 /// A machine whose disk has partitions, and a copy of its image that nobody uses.
 struct Scene {
     machine: Machine,
-    copy: std::path::PathBuf,
+    copy: PathBuf,
     _dir: TempDir,
 }
 
@@ -82,6 +82,16 @@ pub(crate) fn differences(ours: &Path, theirs: &Path) -> String {
     run_within(rsync.arg(format!("{}/", ours.display())).arg(theirs), COMPARE_LIMIT).success()
 }
 
+/// What rsync copies of a guest's files, beside the mount.
+#[track_caller]
+fn restored(mount: &Mount, files: &Path) -> PathBuf {
+    let restored = mount.beside("restored");
+    let mut rsync = tool("rsync");
+    rsync.args(["-aHAX", "--numeric-ids"]).arg(format!("{}/", files.display())).arg(&restored);
+    run_within(&mut rsync, COMPARE_LIMIT).success();
+    restored
+}
+
 on!(the_guests_files_are_what_its_kernel_shows: new = New, old = Old);
 fn the_guests_files_are_what_its_kernel_shows(flavor: Flavor) {
     let scene = Scene::new(flavor);
@@ -121,8 +131,7 @@ fn the_guests_files_are_what_its_kernel_shows(flavor: Flavor) {
         5
     );
 
-    let restored = mount.beside("restored");
-    ok(tool("rsync").args(["-aHAX", "--numeric-ids"]).arg(format!("{}/", files.display())).arg(&restored));
+    let restored = restored(&mount, &files);
     assert_eq!(differences(&kernel.0, &restored), "", "what was restored");
     assert!(mount.unmount().success());
 }

@@ -11,7 +11,7 @@ use pullfs_tests::mount::Mount;
 use pullfs_tests::process::ok;
 use pullfs_tests::tools::tool;
 
-use super::{compared, differences};
+use super::{compared, differences, restored};
 
 /// How many files are in one directory; `make long` has more.
 const FILES: u32 = 2_000;
@@ -71,8 +71,6 @@ fn the_files_of_an_ntfs_are_what_ntfs_3g_shows(flavor: Flavor) {
     let theirs = ntfs_3g(&copy, "ro");
     assert_eq!(differences(&ours, &theirs.at), "", "in our tree, against ntfs-3g's");
     assert_eq!(differences(&theirs.at, &ours), "", "the other way round");
-    let restored = mount.beside("restored");
-    ok(tool("rsync").args(["-aHAX", "--numeric-ids"]).arg(format!("{}/", ours.display())).arg(&restored));
-    assert_eq!(differences(&theirs.at, &restored), "", "what was restored");
+    assert_eq!(differences(&theirs.at, &restored(&mount, &ours)), "", "what was restored");
     assert!(mount.unmount().success());
 }
