@@ -198,8 +198,7 @@ impl Fs {
         Ok(match what {
             Inside::Guest { partition, file } => {
                 let volume = self.volume(point, medium, partition).await?;
-                let attributes =
-                    volumes::told(point, volume.reader.attributes(file).await, || about(medium, partition))?;
+                let attributes = volumes::told(point, volume.attributes(file).await, || about(medium, partition))?;
                 self.owner.of_guest(self.inodes.number(&node), &attributes)
             }
             Inside::Raw(number) => {

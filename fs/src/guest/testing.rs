@@ -82,6 +82,7 @@ pub(crate) struct Asked {
     pub(crate) described: AtomicUsize,
     pub(crate) looked_up: AtomicUsize,
     pub(crate) parents: AtomicUsize,
+    pub(crate) attributes: AtomicUsize,
     pub(crate) xattrs: AtomicUsize,
     pub(crate) extents: AtomicUsize,
 }
@@ -162,6 +163,7 @@ impl Reader for Open {
     }
 
     async fn attributes(&self, file: Id) -> Result<Attributes> {
+        self.asked.attributes.fetch_add(1, Ordering::SeqCst);
         let (kind, size) = match file {
             ROOT | MANY_DIRECTORY => (FileKind::Directory, 0),
             FILE => (FileKind::File, FILE_SIZE),

@@ -25,9 +25,9 @@ use crate::point::{FrozenDisk, PointInTime};
 /// Files whose extended attributes are kept (each has 1 MiB of them at most).
 const XATTRS_KEPT: usize = 8;
 
-/// Files of which it is kept where their data is (some 150 bytes each, half a KiB at most): who looks at all of a directory first, or at
-/// those after it as rsync does, opens them later.
-const DATA_KEPT: usize = 16 << 10;
+/// Files of which it is kept what they are and where their data is (some 250 bytes each, 650 at most): who looks at all of a directory
+/// first opens them later, and once a file was read the kernel asks again what it is.
+const FILES_KEPT: usize = 16 << 10;
 
 /// What is known of files that were looked at lately.
 struct Lately<T> {
@@ -54,15 +54,20 @@ impl<T> Lately<T> {
     }
 }
 
-/// The size of a regular file in bytes, and where its first bytes are.
-type Data = (u64, Vec<Extent>);
+/// What a file is.
+#[derive(Clone)]
+struct Seen {
+    attributes: Attributes,
+    /// All of its data, if [few pieces](is_plain) are, and it is known.
+    data: Option<Vec<Extent>>,
+}
 
 /// What those who copy a file ask for, once it was looked up.
 struct Known {
     /// Who asks for one attribute of a file asks for the next one then. Held for a moment only.
     xattrs: Mutex<Lately<Arc<Vec<Xattr>>>>,
-    /// Of files whose data is all told. Held for a moment only.
-    data: Mutex<Lately<Data>>,
+    /// Held for a moment only.
+    files: Mutex<Lately<Seen>>,
 }
 
 /// A file system that is open, and where it is.
@@ -111,10 +116,30 @@ impl Volume {
         if let Some(xattrs) = xattrs {
             locked(&self.known.xattrs).keep(id, Arc::new(xattrs));
         }
-        if let Some(extents) = extents {
-            locked(&self.known.data).keep(id, (attributes.size, extents));
-        }
+        self.saw(id, attributes, extents);
         Ok(Some((id, attributes)))
+    }
+
+    /// What stat(2) tells of a file.
+    ///
+    /// # Errors
+    /// As [`Reader::attributes`].
+    pub async fn attributes(&self, file: Id) -> Result<Attributes> {
+        if let Some(seen) = locked(&self.known.files).of.get(&file) {
+            return Ok(seen.attributes);
+        }
+        let attributes = self.reader.attributes(file).await?;
+        self.saw(file, attributes, None);
+        Ok(attributes)
+    }
+
+    /// Keeps what was told; what was known stays so.
+    fn saw(&self, file: Id, attributes: Attributes, data: Option<Vec<Extent>>) {
+        let mut files = locked(&self.known.files);
+        let known = files.of.get(&file).is_some_and(|seen| seen.data.is_some());
+        if data.is_some() || !known {
+            files.keep(file, Seen { attributes, data });
+        }
     }
 
     /// The extended attributes of a file.
@@ -135,20 +160,20 @@ impl Volume {
     /// # Errors
     /// [`Kind::Invalid`] for anything else; as [`Reader::attributes`] and [`Reader::extents`].
     pub async fn data(&self, file: Id) -> Result<(u64, Vec<Extent>)> {
-        if let Some(known) = locked(&self.known.data).of.get(&file) {
-            return Ok(known.clone());
+        if let Some(Seen { attributes, data: Some(data) }) = locked(&self.known.files).of.get(&file) {
+            return Ok((attributes.size, data.clone()));
         }
         // Both at once: each answer is waited for.
-        let (attributes, extents) = tokio::join!(self.reader.attributes(file), self.reader.extents(file, 0));
+        let (attributes, extents) = tokio::join!(self.attributes(file), self.reader.extents(file, 0));
         let attributes = attributes?;
         if attributes.kind != FileKind::File {
             return Err(Error::new(Kind::Invalid, "only the data of a regular file is read"));
         }
-        let data = (attributes.size, extents?);
-        if is_plain(&attributes, &data.1) {
-            locked(&self.known.data).keep(file, data.clone());
+        let extents = extents?;
+        if is_plain(&attributes, &extents) {
+            self.saw(file, attributes, Some(extents.clone()));
         }
-        Ok(data)
+        Ok((attributes.size, extents))
     }
 }
 
@@ -322,7 +347,7 @@ pub(super) async fn open(
     tracing::info!(place = what, kind = reader.summary().kind, "a guest's file system is open");
     let ahead = &point.volumes().ahead;
     let ahead = (ahead.clone(), ahead.volume());
-    let known = Arc::new(Known { xattrs: Lately::new(XATTRS_KEPT), data: Lately::new(DATA_KEPT) });
+    let known = Arc::new(Known { xattrs: Lately::new(XATTRS_KEPT), files: Lately::new(FILES_KEPT) });
     Ok(Volume { reader, partition: partition.clone(), store, neighbours, known, ahead })
 }
 

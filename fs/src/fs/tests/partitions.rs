@@ -246,15 +246,22 @@ async fn who_reads_one_small_file_after_another_has_them_fetched_at_once() {
 }
 
 #[tokio::test]
-async fn where_a_file_of_few_pieces_is_is_asked_once() {
+async fn what_a_file_of_few_pieces_is_and_where_is_asked_once() {
     let scene = Scene::new("");
+    let asked = &scene.toy.asked;
     let file = walk(&scene.fs, &format!("{N}/1/files/many/5")).await.unwrap().attr.ino;
     for _ in 0..3 {
         let handle = scene.fs.open(file, Access::Read).await.unwrap().handle;
         assert_eq!(read_all(&scene.fs, handle).await.unwrap().len() as u64, toy::SMALL_SIZE);
         scene.fs.release(handle);
+        assert_eq!(scene.fs.getattr(file, None).await.unwrap().size, toy::SMALL_SIZE);
     }
-    assert_eq!(scene.toy.asked.extents.load(Ordering::SeqCst), 1);
+    assert_eq!(asked.extents.load(Ordering::SeqCst), 1);
+    // With its look-up, which tells it.
+    let before = asked.attributes.load(Ordering::SeqCst);
+    scene.fs.getattr(file, None).await.unwrap();
+    assert_eq!(asked.attributes.load(Ordering::SeqCst), before);
+    assert!(before < 5, "{before}, of it and the directories to it");
 }
 
 #[tokio::test]
