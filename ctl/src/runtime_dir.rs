@@ -14,7 +14,7 @@ use pullfs_fs::vm::qmp::ids::MountId;
 const TRIES: u32 = 100;
 const PAUSE: Duration = Duration::from_millis(2);
 
-/// Locked until this process ends, and removed when dropped.
+/// Removed when dropped, and locked until then, or until this process ends.
 pub(crate) struct RuntimeDir {
     path: PathBuf,
     _claim: File,

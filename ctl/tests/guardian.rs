@@ -37,10 +37,12 @@ fn a_daemon_that_dies_before_it_says_a_word_is_cleaned_up_after() {
 }
 
 #[test]
-fn a_daemon_that_dies_before_it_has_a_journal_leaves_no_directory() {
+fn a_daemon_that_dies_without_a_journal_leaves_no_directory() {
     let base = tempfile::tempdir().unwrap();
     let dir = base.path().join("mount");
     std::fs::create_dir(&dir).unwrap();
+    // It was just removing it.
+    std::fs::write(dir.join("ssh-1"), "").unwrap();
     let (mut guardian, socket) = guardian(&dir);
     drop(socket);
     assert!(guardian.wait().unwrap().success());
