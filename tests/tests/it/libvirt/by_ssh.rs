@@ -16,7 +16,7 @@ use pullfs_tests::ssh::Sshd;
 use pullfs_tests::tools::pullfs;
 use rustix::io::Errno;
 
-use super::remote::{MOUNT_FAILED, NETWORK_LIMIT, ROOM, Scene};
+use super::remote::{MOUNT_FAILED, NETWORK_LIMIT, ROOM, Scene, reads_go_on};
 use super::{DISKS, LIMIT, SIZE, contents, errno, has_backup, read_once};
 
 const SYSTEM: i32 = 2;
@@ -123,14 +123,7 @@ fn reads_go_on_when_the_network_is_back(flavor: Flavor) {
     assert!([Errno::IO, Errno::STALE, Errno::TIMEDOUT].contains(&errno(&error)), "{error}");
     assert!(began.elapsed() < Duration::from_secs(120), "a read took {:?}", began.elapsed());
     way.scene.network().plugged(true);
-    wait_until("reads that go on", NETWORK_LIMIT, || {
-        DISKS.iter().enumerate().all(|(index, _)| read_once(&files[index], &right[index], &mut random).is_ok())
-    });
-    for (file, right) in files.iter().zip(&right) {
-        for _ in 0..64 {
-            read_once(file, right, &mut random).expect("a read");
-        }
-    }
+    reads_go_on(&files, &right, &mut random);
     drop(files);
     mount.command(&["release"]).success();
     way.scene.nothing_is_left();

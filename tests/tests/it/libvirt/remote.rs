@@ -149,6 +149,19 @@ fn taken(path: &Path) -> u64 {
     path.metadata().expect("a file").blocks() * 512
 }
 
+/// Panics unless what is held is as it was, once libvirt says so again.
+#[track_caller]
+pub(super) fn reads_go_on(files: &[File; 2], right: &[Vec<u8>; 2], random: &mut Random) {
+    wait_until("reads that go on", NETWORK_LIMIT, || {
+        files.iter().zip(right).all(|(file, right)| read_once(file, right, random).is_ok())
+    });
+    for (file, right) in files.iter().zip(right) {
+        for _ in 0..64 {
+            read_once(file, right, random).expect("a read");
+        }
+    }
+}
+
 fn copied(mount: &Mount, path: &str, name: &str) -> PathBuf {
     let copy = mount.beside(name);
     ok(tool("cp").arg(mount.path(path)).arg(&copy));
@@ -223,15 +236,7 @@ fn a_guest_goes_on_while_the_network_is_away(flavor: Flavor) {
     assert!(began.elapsed() < Duration::from_secs(120), "a read took {:?}", began.elapsed());
 
     scene.network.plugged(true);
-    // What is held is as it was, once libvirt says so again.
-    wait_until("reads that go on", NETWORK_LIMIT, || {
-        DISKS.iter().enumerate().all(|(index, _)| read_once(&files[index], &right[index], &mut random).is_ok())
-    });
-    for (file, right) in files.iter().zip(&right) {
-        for _ in 0..64 {
-            read_once(file, right, &mut random).expect("a read");
-        }
-    }
+    reads_go_on(&files, &right, &mut random);
     drop(files);
     mount.command(&["release"]).success();
     scene.nothing_is_left();
