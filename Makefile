@@ -53,6 +53,7 @@ help: ## list the targets
 check: deny ## before a push, without QEMU: format, lints, unit tests, documents, what comes in with dependencies
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
+	$(CARGO) clippy -p pullfs --all-targets --no-default-features -- -D warnings
 	$(CARGO) test --workspace --exclude pullfs-tests --all-features --lib --bins
 	$(CARGO) test -p pullfs-tests --test docs
 
@@ -68,6 +69,7 @@ deny: ## licences, sources and known vulnerabilities of dependencies (deny.toml)
 test: setup ## everything, as root: installs what it needs, real QEMU, real mounts
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
+	$(CARGO) clippy -p pullfs --all-targets --no-default-features -- -D warnings
 	$(CARGO) build -p pullfs -p pullfs-mount-helpers
 	$(CARGO) test --workspace --all-features --doc
 	$(CARGO) test --workspace --all-features --exclude pullfs-tests --lib --bins --tests --no-fail-fast

@@ -289,28 +289,26 @@ async fn live(task: Task, start: Start) -> Outcome {
 
 fn needs<'a>(task: &'a Task, runtime_dir: &'a RuntimeDir) -> Needs<'a> {
     let options = &task.resolved.options;
-    let mut certificates: Vec<PathBuf> = options.tls.clone().into_iter().collect();
     let mut ports = match &options.nbd {
         Some(Address::Tcp { port, .. }) => vec![*port],
         Some(Address::Unix(_)) | None => Vec::new(),
     };
-    let libvirt = match &task.reach {
+    let (libvirt, certificates) = match &task.reach {
         Reach::Qmp(monitor) => {
             if let Endpoint::Tcp { port, .. } = monitor.endpoint() {
                 ports.push(*port);
             }
-            false
+            (false, Vec::new())
         }
         #[cfg(feature = "libvirt")]
         Reach::Libvirt(target) => {
             let way = Way::of(&target.uri);
             ports.extend(way.library_port());
-            certificates.extend(way.certificates());
             // Whatever is wrong with it is said when it is used.
             if let Ok(Some(elsewhere)) = Elsewhere::of(&target.uri, options) {
                 ports.extend(elsewhere.ports());
             }
-            true
+            (true, way.certificates())
         }
     };
     Needs {
@@ -318,7 +316,7 @@ fn needs<'a>(task: &'a Task, runtime_dir: &'a RuntimeDir) -> Needs<'a> {
         scratch: &options.scratch,
         textfiles: options.metrics.as_ref().and_then(Target::file).and_then(|file| file.parent()),
         ports,
-        certificates,
+        certificates: options.tls.iter().cloned().chain(certificates).collect(),
         libvirt,
         core_dumps: options.core_dumps,
         sandbox: options.sandbox,

@@ -1,9 +1,11 @@
-//! Whether another user gets into a directory, by its mode and its access control list (acl(5)).
+//! Whether the user that libvirt runs QEMU as gets into a directory, by its mode and its access control list (acl(5)).
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::getxattr;
+
+use super::finding::Finding;
 
 const ACL: &str = "system.posix_acl_access";
 
@@ -43,11 +45,26 @@ fn groups_of(group: &str, name: &str) -> Vec<u32> {
     of.filter_map(|fields| fields[2].parse().ok()).collect()
 }
 
+/// Whether a user of QEMU's gets to the scratch directory.
+pub(super) fn reachable(dir: &Path, user: &User) -> Finding {
+    const CHECK: &str = "scratch-reach";
+    let (shown, uid) = (dir.display(), user.uid);
+    match first_closed(dir, user) {
+        Ok(None) => Finding::ok(CHECK, format!("QEMU's user {uid} gets to {shown}")),
+        Ok(Some(closed)) => {
+            let closed = closed.display();
+            let cure = format!("setfacl -m u:{uid}:x {closed}, or name another directory with -o scratch=DIR");
+            Finding::wrong(CHECK, format!("QEMU's user {uid} may not go through {closed}, on the way to {shown}"), cure)
+        }
+        Err(error) => Finding::wrong(CHECK, format!("{shown}: {error}"), "name another directory with -o scratch=DIR"),
+    }
+}
+
 /// The first directory on the way to `dir`, itself among them, that the user may not go through.
 ///
 /// # Errors
 /// When one cannot be looked at.
-pub(super) fn first_closed(dir: &Path, user: &User) -> std::io::Result<Option<PathBuf>> {
+fn first_closed(dir: &Path, user: &User) -> std::io::Result<Option<PathBuf>> {
     let whole = dir.canonicalize()?;
     let mut way: Vec<&Path> = whole.ancestors().collect();
     way.reverse();
@@ -128,6 +145,9 @@ fn may_search(owned: Owned, entries: &[Entry], user: &User) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::super::finding::State;
     use super::*;
 
     fn user(groups: &[u32]) -> User {
@@ -168,5 +188,21 @@ mod tests {
         let name = name_of("root:x:0:0::/:/bin/sh\nlibvirt-qemu:x:64055:109::/:/x\nbroken\n", 64055);
         assert_eq!(name.as_deref(), Some("libvirt-qemu"));
         assert_eq!(groups_of("kvm:x:106:libvirt-qemu\na:x:1:b\nc:x:2:b,libvirt-qemu\nodd\n", "libvirt-qemu"), [106, 2]);
+    }
+
+    #[test]
+    fn the_directory_that_is_closed_is_named() {
+        let base = tempfile::tempdir_in("/var/tmp").unwrap();
+        let inner = base.path().join("inner");
+        std::fs::create_dir(&inner).unwrap();
+        let set = |path: &Path, mode| std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+        let user = User { uid: 64055, groups: vec![64055] };
+        set(base.path(), 0o755);
+        set(&inner, 0o755);
+        assert_eq!(reachable(&inner, &user).state, State::Ok);
+        set(base.path(), 0o700);
+        let found = reachable(&inner, &user);
+        let place = base.path().display().to_string();
+        assert!(found.state == State::Wrong && found.cure.unwrap().contains(&format!("u:64055:x {place},")));
     }
 }

@@ -10,7 +10,7 @@ use pullfs_fs::vm::libvirt::examine::{Agent, Busy, Doing, Examiner, Looked, room
 use pullfs_fs::vm::libvirt::load;
 use pullfs_fs::vm::source::Target;
 
-use super::access::User;
+use super::access::{User, reachable};
 use super::finding::Finding;
 use super::machine::{checkpoints, disks, mounted};
 use super::{limited, local, scratch};
@@ -196,7 +196,7 @@ fn place(dir: &Path, limit: Option<u64>, looked: Option<&Looked>) -> Vec<Finding
     }];
     findings.push(scratch::space(dir, limit, &sizes));
     match looked.user {
-        Some((uid, gid)) => findings.push(scratch::reachable(dir, &User::new(uid, gid))),
+        Some((uid, gid)) => findings.push(reachable(dir, &User::new(uid, gid))),
         None => findings.push(Finding::hint(
             "scratch-reach",
             "libvirt does not say which user QEMU runs as",

@@ -4,6 +4,7 @@
 //! that a mount would run. Each gives [`Finding`]s; what follows from them is decided here. Whatever is asked has a time
 //! limit: somebody who does not answer is a finding, too.
 
+#[cfg(feature = "libvirt")]
 mod access;
 mod finding;
 mod host;

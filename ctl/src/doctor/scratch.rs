@@ -1,10 +1,9 @@
-//! The scratch directory: whether it is there, may be written, has room, and QEMU's user gets there.
+//! The scratch directory: whether it is there, may be written and has room.
 
 use std::path::Path;
 
 use pullfs_fs::vm::qmp::examine::room;
 
-use super::access::{User, first_closed};
 use super::finding::Finding;
 use crate::status::size;
 
@@ -44,25 +43,8 @@ pub(super) fn space(dir: &Path, limit: Option<u64>, disks: &[u64]) -> Finding {
     }
 }
 
-/// Whether a user of QEMU's gets to the directory.
-pub(super) fn reachable(dir: &Path, user: &User) -> Finding {
-    const CHECK: &str = "scratch-reach";
-    let (shown, uid) = (dir.display(), user.uid);
-    match first_closed(dir, user) {
-        Ok(None) => Finding::ok(CHECK, format!("QEMU's user {uid} gets to {shown}")),
-        Ok(Some(closed)) => {
-            let closed = closed.display();
-            let cure = format!("setfacl -m u:{uid}:x {closed}, or name another directory with -o scratch=DIR");
-            Finding::wrong(CHECK, format!("QEMU's user {uid} may not go through {closed}, on the way to {shown}"), cure)
-        }
-        Err(error) => Finding::wrong(CHECK, format!("{shown}: {error}"), "name another directory with -o scratch=DIR"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::super::finding::State;
     use super::*;
 
@@ -79,21 +61,5 @@ mod tests {
         assert_eq!(space(dir.path(), Some(64 << 20), &[1 << 20]).state, State::Ok);
         assert_eq!(space(dir.path(), Some(64 << 20), &[1 << 40]).state, State::Hint);
         assert_eq!(space(dir.path(), Some(1), &[1 << 20]).state, State::Wrong);
-    }
-
-    #[test]
-    fn the_directory_that_is_closed_is_named() {
-        let base = tempfile::tempdir_in("/var/tmp").unwrap();
-        let inner = base.path().join("inner");
-        std::fs::create_dir(&inner).unwrap();
-        let set = |path: &Path, mode| std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
-        let user = User { uid: 64055, groups: vec![64055] };
-        set(base.path(), 0o755);
-        set(&inner, 0o755);
-        assert_eq!(reachable(&inner, &user).state, State::Ok);
-        set(base.path(), 0o700);
-        let found = reachable(&inner, &user);
-        let place = base.path().display().to_string();
-        assert!(found.state == State::Wrong && found.cure.unwrap().contains(&format!("u:64055:x {place},")));
     }
 }
