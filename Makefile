@@ -66,14 +66,16 @@ deny: ## licences, sources and known vulnerabilities of dependencies (deny.toml)
 	@if $(deny) fetch db 2>/dev/null; then $(deny) check --hide-inclusion-graph --disable-fetch advisories; \
 	    else echo "*** KNOWN VULNERABILITIES WERE NOT CHECKED: the advisory database cannot be fetched ***"; fi
 
-test: setup ## everything, as root: installs what it needs, real QEMU, real mounts
+# Tests of machines wait about half of the time: with more at a time they are done sooner, and more of them wait for a processor.
+THREADS = $$(nproc)
+test: setup ## THREADS=(processors): everything, as root: installs what it needs, real QEMU, real mounts
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --workspace --all-targets --all-features -- -D warnings
 	$(CARGO) clippy -p pullfs --all-targets --no-default-features -- -D warnings
 	$(CARGO) build -p pullfs -p pullfs-mount-helpers
 	$(CARGO) test --workspace --all-features --doc
 	$(CARGO) test --workspace --all-features --exclude pullfs-tests --lib --bins --tests --no-fail-fast
-	$(machines) $(CARGO) test -p pullfs-tests --no-fail-fast --lib --tests
+	$(machines) RUST_TEST_THREADS=$(THREADS) $(CARGO) test -p pullfs-tests --no-fail-fast --lib --tests
 	@for missing in "PULLFS_TEST_QEMU_OLD=$(qemu_old)" "PULLFS_TEST_QEMU_NEW=$(qemu_new)"; do case $$missing in \
 	    *OLD=none) echo "*** ONLY ONE QEMU WAS TESTED: $$(qemu-system-x86_64 --version | head -n 1); 7.2 COULD NOT BE HAD ***" ;; \
 	    *NEW=none) echo "*** ONLY ONE QEMU WAS TESTED: $$(qemu-system-x86_64 --version | head -n 1); 9.0 OR NEWER COULD NOT BE HAD ***" ;; \
