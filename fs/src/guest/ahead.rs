@@ -3,7 +3,8 @@
 //! Each question to the process that reads a disk costs several wake-ups, and whoever looks at one file of a directory after another
 //! (`ls -l`, `find -ls`, every backup) asks for each by its name. So the second look-up in a directory, and the first if the directory
 //! before it was worth it, asks for what there is to tell of its first files, later ones for the next of them, more each time, as
-//! reading ahead does; most look-ups find their answer here then. What is found is dropped, as the kernel remembers it. Who only wants names looks nothing up, and pays nothing.
+//! reading ahead does; most look-ups find their answer here then. What is found is dropped, as the kernel remembers it; a walk that comes
+//! again, once the kernel has forgotten, begins anew. Who only wants names looks nothing up, and pays nothing.
 //!
 //! How much is asked for is in proportion to how much of it was of use, so that who wants a few files of a million does not pay
 //! for all. Directories that were looked into least recently are forgotten first.
@@ -60,13 +61,35 @@ type Place = (u64, Id);
 
 struct Directory {
     place: Place,
-    /// Where to go on; none while somebody asks, and at the end.
-    next: Option<u64>,
+    next: Next,
     /// How many files are asked for next.
     most: usize,
     asked: usize,
     used: usize,
     files: HashMap<Box<[u8]>, Found>,
+}
+
+/// Where to go on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Next {
+    From(u64),
+    /// Somebody asks.
+    Asked,
+    /// All have been told of.
+    End,
+    /// It is not worth to.
+    Nowhere,
+}
+
+impl Directory {
+    fn new(place: Place) -> Self {
+        Self { place, next: Next::From(0), most: FIRST, asked: 0, used: 0, files: HashMap::new() }
+    }
+
+    /// Whether most of it was of use, to the last file.
+    fn was_walked(&self) -> bool {
+        self.next == Next::End && self.used * 2 > self.asked
+    }
 }
 
 #[derive(Default)]
@@ -107,14 +130,18 @@ impl Known {
                 self.forget_last();
             }
             let walks = self.directories.front().is_some_and(|last| last.used > 0);
-            let files = HashMap::new();
-            self.directories.push_front(Directory { place, next: Some(0), most: FIRST, asked: 0, used: 0, files });
+            self.directories.push_front(Directory::new(place));
             return if walks { self.plan(place) } else { None };
         };
+        if directory.was_walked() {
+            let files = std::mem::take(&mut directory.files);
+            *directory = Directory { files, ..Directory::new(place) };
+        }
         if directory.asked > UNPROVEN + WORTH * directory.used {
             return None;
         }
-        let from = directory.next.take()?;
+        let Next::From(from) = directory.next else { return None };
+        directory.next = Next::Asked;
         let most = directory.most;
         directory.most = (most * 2).min(MAX_ANSWERS);
         Some((from, most))
@@ -124,7 +151,7 @@ impl Known {
         // It may have been forgotten meanwhile.
         let Some(directory) = self.get(place) else { return };
         directory.asked += described.len();
-        directory.next = described.last().map(|last| last.listed.next);
+        directory.next = described.last().map_or(Next::End, |last| Next::From(last.listed.next));
         let mut added = 0;
         for Described { listed, attributes, xattrs, extents } in described {
             let Some(attributes) = attributes else { continue };
@@ -142,7 +169,7 @@ impl Known {
             self.kept = 0;
             if let Some(directory) = self.directories.front_mut() {
                 directory.files.clear();
-                directory.next = None;
+                directory.next = Next::Nowhere;
             }
         }
     }
@@ -265,10 +292,33 @@ mod tests {
         }
         assert_eq!((known.take(DIRECTORY, &name(0)), known.kept), (None, 0), "it was given away");
         assert_eq!(known.plan(DIRECTORY), Some((FIRST as u64, 2 * FIRST)));
+        known.add(DIRECTORY, files(FIRST..2 * FIRST, 0));
+        assert_eq!(known.plan(DIRECTORY), Some((2 * FIRST as u64, 4 * FIRST)));
         known.add(DIRECTORY, Vec::new());
-        assert_eq!(known.plan(DIRECTORY), None, "the end");
+        assert_eq!(known.plan(DIRECTORY), None, "the end, and half of it was of no use");
         assert_eq!(known.plan((0, Id(3))), Some((0, FIRST)), "who walked one walks the next");
         assert_eq!(known.plan((0, Id(4))), None, "if it was of use");
+    }
+
+    #[test]
+    fn who_walks_again_is_told_again() {
+        let mut known = Known::default();
+        begun(&mut known, DIRECTORY).unwrap();
+        for walk in 0..3 {
+            known.add(DIRECTORY, files(0..10, 0));
+            for number in 0..10 {
+                assert!(known.take(DIRECTORY, &name(number)).is_some(), "{walk}, {number}");
+            }
+            assert_eq!(known.plan(DIRECTORY), Some((10, 2 * FIRST)));
+            known.add(DIRECTORY, Vec::new());
+            assert_eq!((known.kept, kept(&known)), (0, 0));
+            assert_eq!(known.plan(DIRECTORY), Some((0, FIRST)), "the kernel has forgotten");
+        }
+        known.add(DIRECTORY, files(0..10, 0));
+        known.plan(DIRECTORY).unwrap();
+        known.add(DIRECTORY, Vec::new());
+        assert_eq!(known.plan(DIRECTORY), None, "names that nobody walks");
+        assert_eq!(known.kept, kept(&known));
     }
 
     #[test]
