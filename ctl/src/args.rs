@@ -183,7 +183,7 @@ pub(crate) struct Set {
 pub(crate) struct Recover {
     /// The machine, as it was mounted: qmp:PATH, qmp:HOST:PORT or libvirt:DOMAIN
     pub(crate) source: String,
-    /// For HOST:PORT the mount options tls= or insecure, for libvirt uri=
+    /// For HOST:PORT the mount options tls= or insecure; for libvirt uri=, or else it is for mounts through any libvirt
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub(crate) options: Vec<String>,
 }

@@ -73,7 +73,7 @@ pub(crate) fn run(task: Task) -> Outcome {
     log::start(level, task.announce, &fields.with("PULLFS_MOUNT_ID", &mount_id.to_string()));
     end_with_a_panic();
     let runtime_dir = RuntimeDir::create(&mount_id)?;
-    clean_up(&task.source)?;
+    clean_up(&task.source, task.reach.uri())?;
     let options = &task.resolved.options;
     let Options { tls, insecure, .. } = options;
     let header = Header::new(mount_id.to_string(), task.source.clone(), task.mount_point.clone())
@@ -132,18 +132,18 @@ pub(crate) fn end_with_a_panic() {
 /// The program itself, even after its file was replaced.
 pub(crate) const SELF: &str = "/proc/self/exe";
 
-/// Removes what dead mounts of the same source have left, with the privileges that this takes; the machine must be as it
-/// was before them.
-pub(crate) fn clean_up(source: &str) -> Outcome {
+/// Removes what dead mounts of the same source, through the same libvirt, have left, with the privileges that this takes; the
+/// machine must be as it was before them.
+pub(crate) fn clean_up(source: &str, uri: Option<&str>) -> Outcome {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the runtime")?;
-    let (dead, _) = runtime.block_on(recovery::of_source(&recovery::state_dir(), source))?;
+    let (dead, _) = runtime.block_on(recovery::of_source(&recovery::state_dir(), source, uri))?;
     for dead in dead {
-        if dead.header().uri.is_some() {
+        if let Some(uri) = uri {
             // libvirt's library starts a thread that lives on; what is born in this process before it gives up its
             // privileges would keep them.
             drop(dead);
-            return clean_up_elsewhere(source);
+            return clean_up_elsewhere(source, uri);
         }
         let mount = dead.header().mount.clone();
         let buried = runtime.block_on(dead.bury());
@@ -154,9 +154,12 @@ pub(crate) fn clean_up(source: &str) -> Outcome {
 }
 
 /// The same, by a process of its own.
-fn clean_up_elsewhere(source: &str) -> Outcome {
-    let output =
-        std::process::Command::new(SELF).args(["recover", "--", source]).stdin(std::process::Stdio::null()).output();
+fn clean_up_elsewhere(source: &str, uri: &str) -> Outcome {
+    let option = format!("uri={}", uri.replace(',', "\\,"));
+    let output = std::process::Command::new(SELF)
+        .args(["recover", "-o", &option, "--", source])
+        .stdin(std::process::Stdio::null())
+        .output();
     let output = output.context("cannot start pullfs recover")?;
     let code = output.status.code();
     // Another mount of the source that lives is no failure of this.

@@ -64,15 +64,8 @@ mod domains {
             let is_its =
                 |header: &&Header| header.mount_point == mounted.path && Path::new(&header.source) == mounted.source;
             let uri = self.known.iter().find(is_its).and_then(|header| header.uri.as_deref());
-            uri.is_none_or(|uri| what_it_drives(uri) == what_it_drives(&self.uri))
+            uri.is_none_or(|uri| Way::is_to_one(uri, &self.uri))
         }
-    }
-
-    /// The driver, the host and the path of a URI: over whichever transport, as whomever, it is the same libvirt.
-    fn what_it_drives(uri: &str) -> (&str, Option<&str>, &str) {
-        let driver = uri.split([':', '+']).next().unwrap_or(uri);
-        let way = Way::of(uri);
-        (driver, way.host, way.path)
     }
 
     /// What `pullfs mount` takes.

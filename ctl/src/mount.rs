@@ -33,7 +33,8 @@ pub(crate) fn run(arguments: &Mount) -> Outcome {
     let source = source.to_string();
     // What a dead daemon left mounted there goes with the rest of what it left.
     if is_dead(&arguments.mount_point) {
-        waiting("cleaning up after a dead mount", || daemon::clean_up(&source)).map_err(Failure::of_mount)?;
+        let clean_up = || daemon::clean_up(&source, reach.uri());
+        waiting("cleaning up after a dead mount", clean_up).map_err(Failure::of_mount)?;
     }
     let mount_point = check_mount_point(&arguments.mount_point).map_err(|error| Failure::from(error).of_mount())?;
     if arguments.foreground {

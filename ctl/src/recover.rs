@@ -22,17 +22,24 @@ pub(crate) fn run(arguments: &Recover) -> Outcome {
     let source = source.to_string();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let runtime = runtime.context("cannot start the runtime")?;
-    let (dead, living) =
-        waiting("waiting for the machine", || runtime.block_on(recovery::of_source(&recovery::state_dir(), &source)))?;
+    let (dead, living) = waiting("waiting for the machine", || {
+        runtime.block_on(recovery::of_source(&recovery::state_dir(), &source, uri.as_deref()))
+    })?;
+    let mut unburied = Ok(());
     for dead in &dead {
         let names = dead.names();
-        waiting("waiting for the machine", || runtime.block_on(dead.bury()))?;
+        // One that cannot be reached keeps nobody else's things.
+        if let Err(error) = waiting("waiting for the machine", || runtime.block_on(dead.bury())) {
+            unburied = unburied.and(Err(error));
+            continue;
+        }
         let Header { mount, mount_point, .. } = dead.header();
         println!("cleaned up after {mount}, which was mounted on {}", mount_point.display());
         for name in names {
             println!("  removed {name}");
         }
     }
+    unburied?;
     if let Some(mount) = living.first() {
         return Err(lives(&source, mount));
     }

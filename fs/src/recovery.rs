@@ -21,7 +21,7 @@ use crate::fuse::mount::detach_dead;
 use crate::metrics::textfile::Textfile;
 use crate::point::journal::{self, Header, Journal, has_notes};
 #[cfg(feature = "libvirt")]
-use crate::vm::libvirt::{self, mounted::detach_host};
+use crate::vm::libvirt::{self, elsewhere::Way, mounted::detach_host};
 use crate::vm::qmp;
 use crate::vm::qmp::monitor::Monitor;
 use crate::vm::qmp::transport::{self, Qmp};
@@ -160,15 +160,15 @@ async fn connect_to(monitor: &Monitor) -> Result<Option<Qmp>> {
     }
 }
 
-/// The mounts of a source: those that died, and the headers of those that live. A guardian that is just cleaning up is
-/// waited for: it is neither.
+/// The mounts of a source, through the libvirt at `uri` if it is said which: those that died, and the headers of those that
+/// live. A guardian that is just cleaning up is waited for: it is neither.
 ///
 /// # Errors
 /// When the directory of mounts cannot be read. A journal that cannot be understood is passed over, with a warning.
-pub async fn of_source(base: &Path, source: &str) -> Result<(Vec<Dead>, Vec<Header>)> {
+pub async fn of_source(base: &Path, source: &str, uri: Option<&str>) -> Result<(Vec<Dead>, Vec<Header>)> {
     let deadline = Instant::now() + CLEANING_LIMIT;
     loop {
-        let (dead, living) = look(base, source)?;
+        let (dead, living) = look(base, |header| is_of(header, source, uri))?;
         // Whoever has the journal of a daemon that has ended is its guardian.
         let cleaned = living.iter().any(|header| has_ended(header.pid));
         if !cleaned || Instant::now() >= deadline {
@@ -179,19 +179,19 @@ pub async fn of_source(base: &Path, source: &str) -> Result<(Vec<Dead>, Vec<Head
     }
 }
 
-/// The headers of the mounts of a source: of those whose daemon has ended and that nobody has cleaned up after, and of those
+/// The headers of the mounts of a source, as for [`of_source`]: of those whose daemon has ended and that nobody has cleaned up after, and of those
 /// that live. Touches nothing.
 ///
 /// # Errors
 /// When the directory of mounts cannot be read.
-pub fn headers(base: &Path, source: &str) -> Result<(Vec<Header>, Vec<Header>)> {
+pub fn headers(base: &Path, source: &str, uri: Option<&str>) -> Result<(Vec<Header>, Vec<Header>)> {
     let failed = |error| Error::with_source(Kind::Io, format!("cannot read {}", base.display()), error);
     let entries = match std::fs::read_dir(base) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Vec::new(), Vec::new())),
         other => other.map_err(failed)?,
     };
     let headers = entries.filter_map(|entry| Journal::header_in(&entry.ok()?.path()));
-    Ok(headers.filter(|header| header.source == source).partition(|header| has_ended(header.pid)))
+    Ok(headers.filter(|header| is_of(header, source, uri)).partition(|header| has_ended(header.pid)))
 }
 
 /// What is known of all mounts in `base`, whether they live or died. What cannot be read is passed over.
@@ -200,13 +200,24 @@ pub fn all_headers(base: &Path) -> Vec<Header> {
     entries.filter_map(|entry| Journal::header_in(&entry.path())).collect()
 }
 
-fn look(base: &Path, source: &str) -> Result<(Vec<Dead>, Vec<Header>)> {
+/// Whether a mount is of this source: where that is a libvirt's, through this one, if it is said which. Another one may have a
+/// machine of the same name.
+#[cfg_attr(not(feature = "libvirt"), expect(unused_variables, reason = "no source goes through a libvirt"))]
+fn is_of(header: &Header, source: &str, uri: Option<&str>) -> bool {
+    #[cfg(feature = "libvirt")]
+    if header.uri.as_deref().zip(uri).is_some_and(|(its, uri)| !Way::is_to_one(its, uri)) {
+        return false;
+    }
+    header.source == source
+}
+
+fn look(base: &Path, wanted: impl Fn(&Header) -> bool) -> Result<(Vec<Dead>, Vec<Header>)> {
     let (mut dead, mut living) = (Vec::new(), Vec::new());
     for dir in dirs(base)? {
         match Dead::in_dir(&dir) {
-            Ok(Some(found)) if found.header.source == source => dead.push(found),
+            Ok(Some(found)) if wanted(&found.header) => dead.push(found),
             Ok(Some(_)) => {}
-            Ok(None) => living.extend(Journal::header_in(&dir).filter(|header| header.source == source)),
+            Ok(None) => living.extend(Journal::header_in(&dir).filter(&wanted)),
             Err(error) => tracing::warn!("{}", chain(&error)),
         }
     }
@@ -298,11 +309,26 @@ mod tests {
         Journal::create(&dir, Header::new(mount.into(), source.into(), base.join("mnt"))).unwrap()
     }
 
+    #[cfg(feature = "libvirt")]
+    #[test]
+    fn a_domain_of_another_libvirt_is_another_machine() {
+        let by =
+            |uri: &str| Header::new("pullfs-1".into(), "libvirt:vm".into(), "/mnt".into()).through(Some(uri.into()));
+        let remote = by("qemu+ssh://root@host/system");
+        assert!(is_of(&remote, "libvirt:vm", Some("qemu+tls://host/system?pkipath=/x")), "another way there");
+        assert!(is_of(&remote, "libvirt:vm", None) && !is_of(&remote, "libvirt:vm2", None));
+        for other in ["qemu:///system", "qemu+ssh://host/session", "qemu+ssh://host2/system", "ch+ssh://host/system"] {
+            assert!(!is_of(&remote, "libvirt:vm", Some(other)), "{other}");
+        }
+        let monitor = Header::new("pullfs-1".into(), "qmp:/vm".into(), "/mnt".into());
+        assert!(is_of(&monitor, "qmp:/vm", None));
+    }
+
     #[tokio::test]
     async fn the_dead_are_told_from_the_living_and_from_others() {
         let base = tempfile::tempdir().unwrap();
         let none = base.path().join("none");
-        assert!(of_source(&none, "qmp:/a").await.unwrap().0.is_empty(), "no directory, no mounts");
+        assert!(of_source(&none, "qmp:/a", None).await.unwrap().0.is_empty(), "no directory, no mounts");
         let living = begin(base.path(), "pullfs-1", "qmp:/a");
         drop(begin(base.path(), "pullfs-2", "qmp:/a"));
         drop(begin(base.path(), "pullfs-3", "qmp:/b"));
@@ -316,10 +342,10 @@ mod tests {
         std::fs::write(nobodys.join("ssh-1"), "").unwrap();
         let claimed = claim(&beginning).unwrap();
         assert!(claimed.is_some() && claim(&beginning).unwrap().is_none(), "one at a time");
-        let (dead, alive) = of_source(base.path(), "qmp:/a").await.unwrap();
+        let (dead, alive) = of_source(base.path(), "qmp:/a", None).await.unwrap();
         assert_eq!(dead.iter().map(|dead| &*dead.header().mount).collect::<Vec<_>>(), ["pullfs-2"]);
         assert_eq!(alive, [living.header().clone()]);
-        let (ended, alive) = headers(base.path(), "qmp:/a").unwrap();
+        let (ended, alive) = headers(base.path(), "qmp:/a", None).unwrap();
         assert_eq!((ended.len(), alive.len()), (0, 2), "their daemon is this process");
         assert_eq!((all_headers(base.path()).len(), all_headers(&none).len()), (3, 0), "all that have a journal");
         for dead in dead {

@@ -64,8 +64,9 @@ async fn examine(source: &Source, given: &[String]) -> Vec<Finding> {
     let allow_other = reach.as_ref().is_some_and(|(options, _)| options.allow_other);
     findings.extend(local("host", move || host::check(allow_other)).await);
     let Some((options, reach)) = reach else { return findings };
-    let of = source.to_string();
-    let living = match local_result("mounts", move || recovery::headers(&recovery::state_dir(), &of)).await {
+    let (of, uri) = (source.to_string(), reach.uri().map(str::to_owned));
+    let look = move || recovery::headers(&recovery::state_dir(), &of, uri.as_deref());
+    let living = match local_result("mounts", look).await {
         Ok((ended, living)) => {
             findings.extend(host::mounts(&source.to_string(), &ended));
             living

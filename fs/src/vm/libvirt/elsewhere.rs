@@ -64,6 +64,16 @@ impl<'a> Way<'a> {
         }
     }
 
+    /// Whether two URIs are of one libvirt: over whichever transport, and as whomever. Both name the driver, the host, and which
+    /// of its libvirts.
+    pub fn is_to_one(uri: &str, other: &str) -> bool {
+        let end = |uri| {
+            let Way { host, path, .. } = Way::of(uri);
+            (driver(uri), host, path)
+        };
+        end(uri) == end(other)
+    }
+
     /// Refuses a way to another host that is not safe, or that pullfs cannot go.
     ///
     /// # Errors
@@ -117,6 +127,10 @@ impl<'a> Way<'a> {
             }
         }
     }
+}
+
+fn driver(uri: &str) -> &str {
+    uri.split([':', '+']).next().unwrap_or(uri)
 }
 
 /// How backups are had from another host.
