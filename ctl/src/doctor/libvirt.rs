@@ -5,6 +5,7 @@ use std::path::Path;
 use pullfs_fs::error::{Error, Kind, Result, chain};
 use pullfs_fs::options::Options;
 use pullfs_fs::point::journal::Header;
+use pullfs_fs::recovery;
 use pullfs_fs::vm::libvirt::elsewhere::Way;
 use pullfs_fs::vm::libvirt::examine::{Agent, Busy, Doing, Examiner, Looked, room_in, try_place};
 use pullfs_fs::vm::libvirt::load;
@@ -13,7 +14,7 @@ use pullfs_fs::vm::source::Target;
 use super::access::{User, reachable};
 use super::finding::Finding;
 use super::machine::{checkpoints, disks, mounted};
-use super::{limited, local, scratch};
+use super::{limited, local, local_result, scratch};
 use crate::status::size;
 
 /// What Debian's libvirt confines each QEMU by, and where it takes local additions from.
@@ -26,9 +27,9 @@ const LOCAL: &str = "local/abstractions/libvirt-qemu";
 const HANGS: &str =
     "see journalctl -u libvirtd whether it, or the domain's QEMU, hangs; to restart it leaves domains running";
 
-pub(super) async fn check(target: &Target, options: &Options, living: &[Header]) -> Vec<Finding> {
+pub(super) async fn check(target: &Target, options: &Options) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let looked = domain(target, options, living, &mut findings).await;
+    let looked = domain(target, options, &mut findings).await;
     if let Some(name) = &options.pool {
         findings.extend(pool(target, name, looked.as_ref()).await);
         return findings;
@@ -40,7 +41,7 @@ pub(super) async fn check(target: &Target, options: &Options, living: &[Header])
 }
 
 /// The domain; none if there is no use in asking on.
-async fn domain(target: &Target, options: &Options, living: &[Header], findings: &mut Vec<Finding>) -> Option<Looked> {
+async fn domain(target: &Target, options: &Options, findings: &mut Vec<Finding>) -> Option<Looked> {
     if let Err(error) = load() {
         findings.push(Finding::failed("library", &error, "apt install libvirt0"));
         return None;
@@ -56,14 +57,18 @@ async fn domain(target: &Target, options: &Options, living: &[Header], findings:
     };
     findings.push(Finding::ok("libvirt", format!("{} answers at {}", versions.libvirt, target.uri)));
     let qemu = format!("this host's is {}; points in time are kept by fleece=backing", versions.qemu);
-    findings.push(Finding::ok("qemu", qemu));
+    findings.push(match versions.refused() {
+        Some(error) => Finding::failed("qemu", &error, "update it; domains that run in an older one take a restart"),
+        None => Finding::ok("qemu", qemu),
+    });
     let doing = found(findings, "domain", limited("the domain", examiner.doing()).await)?;
     findings.push(describe(&target.domain, doing));
     if doing == Doing::Nothing {
         return None;
     }
     let busy = found(findings, "others", limited("others", examiner.busy()).await)?;
-    findings.push(others(busy.as_ref(), &target.domain, living));
+    let known = local_result("mounts", || Ok(recovery::all_headers(&recovery::state_dir()))).await;
+    findings.push(others(busy.as_ref(), &target.domain, &known.unwrap_or_default()));
     let looked = limited("disks", examiner.look(options.disks.as_ref())).await;
     let looked = found(findings, "disks", looked)?;
     findings.extend(disks(&looked.inventory, looked.refused.as_ref()));
@@ -121,12 +126,19 @@ fn describe(domain: &str, doing: Doing) -> Finding {
     }
 }
 
-fn others(busy: Option<&Busy>, domain: &str, living: &[Header]) -> Finding {
+fn others(busy: Option<&Busy>, domain: &str, known: &[Header]) -> Finding {
     const CHECK: &str = "others";
     match busy {
         None => Finding::ok(CHECK, "no other backup is in the way"),
-        Some(Busy::OurBackup) => {
-            let cure = mounted(living).unwrap_or_else(|| format!("pullfs recover libvirt:{domain} if no mount has it"));
+        Some(Busy::OurBackup(mount)) => {
+            // It may have been mounted by another of the domain's names.
+            let cure = match known.iter().find(|header| header.mount == *mount) {
+                Some(header) if recovery::has_ended(header.pid) => {
+                    format!("it has died: pullfs recover {}", header.source)
+                }
+                Some(header) => mounted(header),
+                None => format!("it is {mount}, of another user or another host: unmount it there, or pullfs recover"),
+            };
             Finding::wrong(CHECK, "the domain has the backup of a mount of pullfs, and can have one", cure)
         }
         Some(Busy::Backup) => {
@@ -277,9 +289,15 @@ mod tests {
         assert_eq!(describe("vm1", Doing::Paused).state, State::Ok);
         assert_eq!(describe("vm1", Doing::Nothing).state, State::Wrong);
         assert_eq!(others(None, "vm1", &[]).state, State::Ok);
-        for busy in [Busy::OurBackup, Busy::Backup, Busy::Job] {
-            assert_eq!(others(Some(&busy), "vm1", &[]).state, State::Wrong, "{busy:?}");
+        let ours = Busy::OurBackup("pullfs-0a1b2c".to_owned());
+        for busy in [&ours, &Busy::Backup, &Busy::Job] {
+            assert_eq!(others(Some(busy), "vm1", &[]).state, State::Wrong, "{busy:?}");
         }
+        let mut header = Header::new("pullfs-0a1b2c".to_owned(), "libvirt:5f0c".to_owned(), "/mnt".into());
+        let cure = |header: &Header| others(Some(&ours), "vm1", std::slice::from_ref(header)).cure.unwrap();
+        assert!(cure(&header).contains("mounted on /mnt"), "this process lives");
+        header.pid = u32::MAX;
+        assert!(cure(&header).contains("pullfs recover libvirt:5f0c"), "as it was mounted");
         assert_eq!(agent(Agent::Connected, "vm1").state, State::Ok);
         assert_eq!(agent(Agent::Missing, "vm1").state, State::Hint);
     }

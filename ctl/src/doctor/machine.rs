@@ -4,15 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use pullfs_fs::error::{Error, chain};
 use pullfs_fs::point::journal::Header;
-use pullfs_fs::vm::{Inventory, SkippedKind};
+use pullfs_fs::vm::{Inventory, SkippedKind, Unusable};
 
 use super::finding::Finding;
 use crate::status::size;
 
 /// Where the machine is mounted, for a finding's cure.
-pub(super) fn mounted(living: &[Header]) -> Option<String> {
-    let Header { mount_point, pid, .. } = living.first()?;
-    Some(format!("it is mounted on {} (pid {pid}); pullfs umount {0} first", mount_point.display()))
+pub(super) fn mounted(Header { mount_point, pid, .. }: &Header) -> String {
+    format!("it is mounted on {} (pid {pid}); pullfs umount {0} first", mount_point.display())
 }
 
 /// The disks, those that are left out, and why a mount would be refused.
@@ -46,7 +45,7 @@ pub(super) fn checkpoints(inventory: &Inventory) -> Vec<Finding> {
     for disk in &inventory.disks {
         for (name, bitmap) in &disk.bitmaps {
             all.insert(name);
-            if let Some(why) = &bitmap.unusable {
+            if let Some(Unusable::Lost(why)) = &bitmap.unusable {
                 broken.entry(name).or_default().push(format!("{}: {why}", disk.name));
             }
         }
@@ -79,7 +78,7 @@ mod tests {
             recording: true,
             persistent: true,
             inconsistent: unusable.is_some(),
-            unusable: unusable.map(str::to_owned),
+            unusable: unusable.map(|why| Unusable::Lost(why.to_owned())),
             whole: None,
             made: None,
             parts: Vec::new(),
@@ -114,8 +113,7 @@ mod tests {
 
     #[test]
     fn who_has_the_machine_is_named() {
-        assert_eq!(mounted(&[]), None);
         let header = Header::new("pullfs-0a1b2c".into(), "qmp:/a".into(), "/mnt/a".into());
-        assert!(mounted(&[header]).unwrap().contains("pullfs umount /mnt/a"));
+        assert!(mounted(&header).contains("pullfs umount /mnt/a"));
     }
 }

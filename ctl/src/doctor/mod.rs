@@ -79,7 +79,7 @@ async fn examine(source: &Source, given: &[String]) -> Vec<Finding> {
     match &reach {
         Reach::Qmp(monitor) => findings.extend(qmp::check(monitor, &options, &living).await),
         #[cfg(feature = "libvirt")]
-        Reach::Libvirt(target) => findings.extend(libvirt::check(target, &options, &living).await),
+        Reach::Libvirt(target) => findings.extend(libvirt::check(target, &options).await),
     }
     findings
 }

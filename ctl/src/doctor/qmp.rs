@@ -87,7 +87,7 @@ async fn machine(
 }
 
 fn unreachable(endpoint: &Endpoint, error: &Error, living: &[Header]) -> Finding {
-    let cure = match (error.kind(), endpoint, mounted(living)) {
+    let cure = match (error.kind(), endpoint, living.first().map(mounted)) {
         (_, _, Some(mounted)) => mounted,
         (Kind::Busy, ..) => {
             let cure = "end that client, or give QEMU a socket for pullfs alone (-qmp unix:PATH,server=on,wait=off)";

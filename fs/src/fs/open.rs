@@ -17,7 +17,7 @@ use crate::point::policy::Wish;
 use crate::point::{FrozenDisk, PointInTime};
 use crate::tree::inode::Generation;
 use crate::tree::{Content, Form, Node};
-use crate::vm::{Bitmap, Inventory};
+use crate::vm::{Bitmap, Inventory, Unusable};
 
 /// Length that a line of a map is taken to have until it is known.
 const LINE: u64 = 40;
@@ -240,7 +240,7 @@ async fn changes(point: &PointInTime, frozen: &FrozenDisk, checkpoint: Option<&A
     let name = &frozen.disk.name;
     let checkpoint = checkpoint.ok_or_else(|| Error::new(Kind::NotFound, "this file belongs to a checkpoint"))?;
     let bitmap = frozen.disk.bitmaps.get(checkpoint);
-    if let Some(reason) = bitmap.and_then(|bitmap| bitmap.unusable.as_ref()) {
+    if let Some(reason) = bitmap.and_then(|bitmap| bitmap.unusable.as_ref()).map(Unusable::why) {
         return Err(Error::new(Kind::Io, format!("checkpoint {checkpoint} of disk {name} cannot be read: {reason}")));
     }
     point.maps().get(checkpoint, name).await

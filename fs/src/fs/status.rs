@@ -13,7 +13,7 @@ use crate::guest::Tally;
 use crate::options::in_force::InForce;
 use crate::options::settings::{Origin, Resolved, Setting};
 use crate::point::owner::{Phase, View};
-use crate::vm::{Base, Bitmap, Disk, Inventory, Machine, Scratch, Skipped};
+use crate::vm::{Base, Bitmap, Disk, Inventory, Machine, Scratch, Skipped, Unusable};
 
 #[derive(Serialize)]
 struct Document<'a> {
@@ -316,7 +316,7 @@ fn status(bitmap: &Bitmap) -> BitmapStatus<'_> {
         recording: bitmap.recording,
         persistent: bitmap.persistent,
         inconsistent: bitmap.inconsistent,
-        unusable: bitmap.unusable.as_deref(),
+        unusable: bitmap.unusable.as_ref().map(Unusable::why),
         whole: bitmap.whole.as_deref(),
     }
 }

@@ -129,13 +129,30 @@ pub struct Bitmap {
     /// Whether QEMU lost it in a crash.
     pub inconsistent: bool,
     /// Why it cannot tell what changed since the checkpoint, if it cannot.
-    pub unusable: Option<String>,
+    pub unusable: Option<Unusable>,
     /// Why all of the disk counts as changed, if it does.
     pub whole: Option<String>,
     /// What pullfs noted when it made the checkpoint; none if somebody else made it.
     pub made: Option<Made>,
     /// The bitmaps that it consists of, down the backing chain.
     pub parts: Vec<Part>,
+}
+
+/// Why a checkpoint cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Unusable {
+    /// What changed since is not known any more.
+    Lost(String),
+    /// Nobody can be asked now.
+    Untold(String),
+}
+
+impl Unusable {
+    /// In words.
+    pub fn why(&self) -> &str {
+        let (Self::Lost(why) | Self::Untold(why)) = self;
+        why
+    }
 }
 
 /// What is known of a checkpoint's making.

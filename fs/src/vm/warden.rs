@@ -58,6 +58,11 @@ const MAX_SIGNALS: usize = 64;
 /// Who runs the guest, as far as its writes wait for scratch space.
 #[async_trait]
 pub(super) trait Guest: Send + Sync {
+    /// Who answers.
+    fn whom(&self) -> &'static str {
+        "QEMU"
+    }
+
     /// Has it told when the file of a scratch image is written to beyond so many bytes from its start. No if that cannot be
     /// before the point in time begins: [`Alarm::grew`] is to ask again.
     async fn warn_beyond(&self, node: &str, offset: u64) -> Result<bool>;
@@ -365,7 +370,10 @@ impl Watching {
                     break (Reason::Scratch, full);
                 }
                 if patience.as_mut().is_some_and(Patience::is_over) {
-                    break (Reason::Silent, format!("QEMU did not answer for {} s", SILENCE_LIMIT.as_secs()));
+                    break (
+                        Reason::Silent,
+                        format!("{} did not answer for {} s", self.guest.whom(), SILENCE_LIMIT.as_secs()),
+                    );
                 }
             }
         };

@@ -7,7 +7,7 @@ use libvirt::{Code, State};
 
 use super::link::{LIMIT, Link, Target};
 use super::pool::{self, Store};
-use super::{check, inventory, place, version, xml};
+use super::{check, inventory, is_recent, place, version, xml};
 use crate::error::{Error, Result, printable};
 use crate::vm::Inventory;
 use crate::vm::qmp::ids::MountId;
@@ -28,6 +28,13 @@ pub struct Versions {
     number: u64,
 }
 
+impl Versions {
+    /// Why a mount would refuse the host's QEMU, if it would.
+    pub fn refused(&self) -> Option<Error> {
+        is_recent(self.number).err()
+    }
+}
+
 /// What the domain does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Doing {
@@ -42,8 +49,8 @@ pub enum Doing {
 /// What goes on in the domain that a backup cannot begin beside.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Busy {
-    /// A backup of a mount of pullfs.
-    OurBackup,
+    /// A backup of the mount of pullfs that has this id.
+    OurBackup(String),
     /// A backup of somebody else.
     Backup,
     /// Another job, such as a migration.
@@ -123,8 +130,10 @@ impl Examiner {
             Err(error) => Err(error),
         });
         Ok(match told.await? {
-            (Some(told), _) if xml::marks(&told)?.iter().any(|mark| is_ours(mark)) => Some(Busy::OurBackup),
-            (Some(_), _) => Some(Busy::Backup),
+            (Some(told), _) => {
+                let mount = xml::marks(&told)?.iter().find_map(|mark| mount_of(mark));
+                Some(mount.map_or(Busy::Backup, Busy::OurBackup))
+            }
             (None, job) => job.map(|_| Busy::Job),
         })
     }
@@ -145,10 +154,11 @@ impl Examiner {
     }
 }
 
-/// Whether the socket of an NBD server is where mounts of pullfs have theirs, or an export has a name of theirs.
-fn is_ours(mark: &str) -> bool {
+/// The id of a mount of pullfs, if the socket of an NBD server is where they have theirs, or an export has a name of theirs.
+fn mount_of(mark: &str) -> Option<String> {
     let dir = Path::new(mark).parent().and_then(|dir| dir.file_name()).and_then(|name| name.to_str());
-    dir.is_some_and(|name| name.ends_with(place::SUFFIX)) || mark.starts_with("pullfs-")
+    let export = || mark.starts_with("pullfs-").then(|| mark.splitn(3, '-').take(2).collect::<Vec<_>>().join("-"));
+    dir.and_then(|name| name.strip_suffix(place::SUFFIX)).map(str::to_owned).or_else(export)
 }
 
 /// Reads what else the description of a domain says.
@@ -188,6 +198,7 @@ pub async fn room_in(target: &Target, name: &str, disks: &[u64]) -> Result<(u64,
 /// When that cannot be made, or the file system has no access control lists and they are needed.
 pub fn try_place(scratch: &Path, user: Option<u32>) -> Result<()> {
     let dir = place::dir(scratch, &MountId::random().to_string());
+    place::check(&dir)?;
     let made = place::make(&dir, &[1 << 20], user).map(drop);
     // What was there before is not ours, and not removed: an id is not met twice.
     place::remove(&dir).and(made)
@@ -220,12 +231,20 @@ mod tests {
         try_place(scratch.path(), None).unwrap();
         assert_eq!(std::fs::read_dir(scratch.path()).unwrap().count(), 0);
         assert!(try_place(&scratch.path().join("none"), None).is_err());
+        let long = scratch.path().join("x".repeat(100));
+        std::fs::create_dir(&long).unwrap();
+        let error = try_place(&long, None).unwrap_err();
+        assert!(error.to_string().contains("too long"), "{error}");
+        assert_eq!(std::fs::read_dir(long).unwrap().count(), 0);
     }
 
     #[test]
     fn a_backup_of_a_mount_is_known() {
-        assert!(is_ours("/var/tmp/pullfs-0a1b2c.libvirt/nbd.sock"));
-        assert!(is_ours("pullfs-0a1b2c-3-0"), "of another host");
-        assert!(!is_ours("/var/lib/libvirt/backup.sock") && !is_ours("vda") && !is_ours(""));
+        for ours in ["/var/tmp/pullfs-0a1b2c.libvirt/nbd.sock", "pullfs-0a1b2c-3-0"] {
+            assert_eq!(mount_of(ours).as_deref(), Some("pullfs-0a1b2c"), "{ours}");
+        }
+        for other in ["/var/lib/libvirt/backup.sock", "vda", ""] {
+            assert_eq!(mount_of(other), None, "{other}");
+        }
     }
 }

@@ -40,6 +40,10 @@ struct Guard {
 
 #[async_trait]
 impl Guest for Guard {
+    fn whom(&self) -> &'static str {
+        "libvirt"
+    }
+
     async fn warn_beyond(&self, target: &str, offset: u64) -> Result<bool> {
         let Some(held) = now(&self.keep.held) else { return Ok(false) };
         let target = target.to_owned();

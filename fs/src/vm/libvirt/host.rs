@@ -9,11 +9,15 @@ use std::time::{Duration, Instant};
 
 use libvirt::{BlockStats, Code, Connection, Domain};
 
+use super::elsewhere::Way;
 use super::link::explain;
 use crate::error::{Error, Kind, Result};
 
 /// How long connecting, and listing the domains, may take.
 const LIMIT: Duration = Duration::from_secs(5);
+
+/// How long connecting to another host may take.
+const FAR_LIMIT: Duration = Duration::from_secs(20);
 
 /// How long the domains' QEMUs may take for all of their sizes: each does in a millisecond as a rule.
 const SIZES_LIMIT: Duration = Duration::from_secs(2);
@@ -45,24 +49,27 @@ pub struct RunningDisk {
     pub size: u64,
 }
 
-/// The domains that run, by their names. Blocks for a quarter of a minute at most.
+/// The domains that run, by their names. Blocks for a quarter of a minute at most, and as long again for another host.
 ///
 /// # Errors
 /// [`Kind::Gone`] when libvirt is not there, [`Kind::Denied`], [`Kind::Timeout`]; [`Kind::Unsupported`] where its library is
 /// not installed.
 pub fn running(uri: &str) -> Result<Vec<Running>> {
     let what = format!("cannot list the domains of libvirt at {uri}");
-    let slow = || Error::new(Kind::Timeout, format!("{what}: no answer within {} s", LIMIT.as_secs()));
+    let slow = |limit: Duration| Error::new(Kind::Timeout, format!("{what}: no answer within {} s", limit.as_secs()));
+    let limit = if Way::of(uri).host.is_some() { FAR_LIMIT } else { LIMIT };
     let failed = |error| explain(&what, error);
     let opened = uri.to_owned();
-    let connection = within(LIMIT, move || Connection::open(Some(&opened))).ok_or_else(slow)?.map_err(failed)?;
+    let connection =
+        within(limit, move || Connection::open(Some(&opened))).ok_or_else(|| slow(limit))?.map_err(failed)?;
     let asked = connection.clone();
     let told: Vec<(Domain, Option<Vec<BlockStats>>)> = match within(SIZES_LIMIT, move || asked.running_stats()) {
         Some(Ok(told)) => told.into_iter().map(|stats| (stats.domain, Some(stats.blocks))).collect(),
         Some(Err(error)) if error.code() != Code::Unsupported => return Err(failed(error)),
         // A QEMU that hangs, or a driver that has no such call.
         _ => {
-            let domains = within(LIMIT, move || connection.running_domains()).ok_or_else(slow)?.map_err(failed)?;
+            let domains =
+                within(LIMIT, move || connection.running_domains()).ok_or_else(|| slow(LIMIT))?.map_err(failed)?;
             domains.into_iter().map(|domain| (domain, None)).collect()
         }
     };

@@ -3,12 +3,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use libvirt::Code;
+
 use super::link::{LIMIT, Link};
 use super::xml;
 use crate::error::{Error, Kind, Result};
 use crate::tree::name;
 use crate::vm::qmp::bitmaps::complete;
-use crate::vm::{Bitmap, Disk, Inventory, Made, Part, Skipped, SkippedKind};
+use crate::vm::{Bitmap, Disk, Inventory, Made, Part, Skipped, SkippedKind, Unusable};
 
 /// Granularity of libvirt's bitmaps, in bytes: QEMU's own choice, which only images of small clusters have finer.
 const GRANULARITY: u32 = 65536;
@@ -29,7 +31,14 @@ struct Told {
     domain: xml::Domain,
     /// By the domain's disks that can be backed up, their sizes in bytes.
     sizes: BTreeMap<String, libvirt::Result<libvirt::BlockInfo>>,
-    checkpoints: Vec<Result<xml::Checkpoint>>,
+    checkpoints: Vec<Result<Described>>,
+}
+
+/// A checkpoint.
+struct Described {
+    checkpoint: xml::Checkpoint,
+    /// Whether libvirt was asked what changed since, and could say, if that can be said.
+    is_sized: bool,
 }
 
 /// Asks, in one go.
@@ -42,32 +51,49 @@ pub(super) async fn query(link: &Link, only: Option<&BTreeSet<String>>) -> Resul
     let targets: Vec<String> =
         domain.disks.iter().filter(|disk| disk.refused.is_none()).map(|disk| disk.target.clone()).collect();
     let told = link.call("tell the sizes of the disks and checkpoints", LIMIT, move |domain| {
-        let sizes: Vec<_> = targets
-            .into_iter()
-            .map(|target| {
-                let info = domain.block_info(&target);
-                (target, info)
-            })
-            .collect();
-        let checkpoints = domain.checkpoints()?;
-        let mut described: Vec<_> = checkpoints
-            .iter()
-            .take(MOST)
-            // Newer ones first: what the guest writes meanwhile must not make them look older than they are.
-            .rev()
-            // Where QEMU cannot be asked for its size, it is not known how much changed: all of it may have.
-            .map(|checkpoint| checkpoint.xml(true).or_else(|_| checkpoint.xml(false)))
-            .collect();
-        described.reverse();
-        Ok((sizes, described))
+        let mut sizes = Vec::with_capacity(targets.len());
+        for target in targets {
+            let info = domain.block_info(&target);
+            match info {
+                // Nobody must take a disk for gone because its domain is busy.
+                Err(error) if error.code() == Code::Timeout => return Err(error),
+                info => sizes.push((target, info)),
+            }
+        }
+        Ok((sizes, checkpoints(domain)?))
     });
     let (sizes, described) = told.await?;
-    let checkpoints = described.into_iter().filter_map(|described| {
-        // One that was deleted meanwhile is none.
-        Some(xml::checkpoint(&described.ok()?))
-    });
+    let checkpoints = described
+        .into_iter()
+        .map(|(described, is_sized)| xml::checkpoint(&described).map(|checkpoint| Described { checkpoint, is_sized }));
     let told = Told { domain, sizes: sizes.into_iter().collect(), checkpoints: checkpoints.collect() };
     Ok(assemble(told, only))
+}
+
+/// Describes all checkpoints, and whether with their sizes. For those QEMU is asked; libvirt does that for half a minute each while
+/// the domain is migrated, saved, or busy otherwise, so nobody has it try more than once.
+fn checkpoints(domain: &libvirt::Domain) -> libvirt::Result<Vec<(String, bool)>> {
+    let checkpoints = domain.checkpoints()?;
+    let mut is_busy = !checkpoints.is_empty() && domain.job_stats()?.is_some_and(|job| !job.backup);
+    let mut described = Vec::new();
+    // Newer ones first: what the guest writes meanwhile must not make them look older than they are.
+    for checkpoint in checkpoints.iter().take(MOST).rev() {
+        let sized = if is_busy { None } else { Some(checkpoint.xml(true)) };
+        is_busy = is_busy || sized.as_ref().is_some_and(|told| told.as_ref().is_err_and(|e| e.code() == Code::Timeout));
+        let told = match sized {
+            Some(Ok(told)) => Ok(told),
+            // What is broken in QEMU has no size.
+            Some(Err(_)) | None => checkpoint.xml(false),
+        };
+        match told {
+            Ok(told) => described.push((told, !is_busy)),
+            // It was deleted meanwhile.
+            Err(error) if error.code() == Code::NoCheckpoint => {}
+            Err(error) => return Err(error),
+        }
+    }
+    described.reverse();
+    Ok(described)
 }
 
 fn assemble(told: Told, only: Option<&BTreeSet<String>>) -> Found {
@@ -102,10 +128,17 @@ fn assemble(told: Told, only: Option<&BTreeSet<String>>) -> Found {
             }),
         }
     }
+    for name in &domain.passed {
+        skip(
+            SkippedKind::Disk,
+            name,
+            "a SCSI device of the host that the guest has as it is; libvirt backs up none".to_owned(),
+        );
+    }
     let mut lineage = Vec::new();
     for checkpoint in checkpoints {
-        let checkpoint = match checkpoint {
-            Ok(checkpoint) => checkpoint,
+        let Described { checkpoint, is_sized } = match checkpoint {
+            Ok(described) => described,
             Err(error) => {
                 skip(SkippedKind::Bitmap, "a checkpoint", crate::error::chain(&error));
                 continue;
@@ -122,7 +155,12 @@ fn assemble(told: Told, only: Option<&BTreeSet<String>>) -> Found {
                     let (_, size) = made.sizes.iter().find(|(target, _)| *target == on.target)?;
                     Some(Made { time: made.time, size: *size })
                 });
-                disk.bitmaps.insert(name.clone(), bitmap(disk.size, on.size, made, &checkpoint.name));
+                let changed = match on.size {
+                    Some(size) => Ok(size),
+                    None if is_sized => Err(Unusable::Lost(LOST.to_owned())),
+                    None => Err(Unusable::Untold(UNTOLD.to_owned())),
+                };
+                disk.bitmaps.insert(name.clone(), bitmap(disk.size, changed, made, &checkpoint.name));
             }
         }
         lineage.push((name, checkpoint.parent));
@@ -162,15 +200,23 @@ fn keeps_bitmaps(format: &str) -> bool {
     format == "qcow2"
 }
 
-fn bitmap(disk: u64, dirty: Option<u64>, made: Option<Made>, name: &str) -> Bitmap {
-    let lost = "its bitmap is missing or broken; take a full backup and a new checkpoint, and delete this one";
+const LOST: &str = "its bitmap is missing or broken; take a full backup and a new checkpoint, and delete this one";
+
+const UNTOLD: &str = "libvirt does not tell of it now: the domain is being saved, dumped or migrated, or busy otherwise \
+                      (`virsh domjobinfo`); it is as good as ever afterwards";
+
+fn bitmap(disk: u64, changed: std::result::Result<u64, Unusable>, made: Option<Made>, name: &str) -> Bitmap {
+    let (dirty_bytes, unusable) = match changed {
+        Ok(bytes) => (bytes.min(disk), None),
+        Err(unusable) => (disk, Some(unusable)),
+    };
     Bitmap {
-        dirty_bytes: dirty.unwrap_or(disk).min(disk),
+        dirty_bytes,
         granularity: GRANULARITY,
         recording: true,
         persistent: true,
-        inconsistent: dirty.is_none(),
-        unusable: dirty.is_none().then(|| lost.to_owned()),
+        inconsistent: matches!(unusable, Some(Unusable::Lost(_))),
+        unusable,
         whole: None,
         made,
         parts: vec![Part { node: String::new(), name: name.to_owned(), note: false, recording: true, removable: true }],
@@ -184,7 +230,7 @@ pub(super) fn is_usable(bitmap: &Bitmap) -> bool {
 
 /// A bitmap that was just made.
 pub(super) fn fresh(made: Made, name: &str) -> Bitmap {
-    bitmap(made.size, Some(0), Some(made), name)
+    bitmap(made.size, Ok(0), Some(made), name)
 }
 
 impl Found {
@@ -193,11 +239,26 @@ impl Found {
         self.lineage.iter().rev().map(|(name, _)| name).find(|name| self.is_usable(name))
     }
 
+    /// libvirt's names of the guest's devices whose disks are read; what becomes of others is nothing to a point in time.
+    pub(super) fn aliases(&self) -> Vec<String> {
+        let is_read = |disk: &&xml::Disk| self.inventory.disks.iter().any(|read| *read.name == *disk.target);
+        self.domain.disks.iter().filter(is_read).filter_map(|disk| disk.alias.clone()).collect()
+    }
+
     /// The targets of all disks of the domain but those that are `kept`.
     pub(super) fn others(&self, kept: impl Fn(&Disk) -> bool) -> Vec<&str> {
         let disks = self.inventory.disks.iter().filter(|disk| kept(disk));
         let kept: BTreeSet<&str> = disks.map(|disk| &*disk.name).collect();
         self.domain.disks.iter().map(|disk| &*disk.target).filter(|target| !kept.contains(target)).collect()
+    }
+
+    /// Refuses what cannot be said now, of any checkpoint.
+    pub(super) fn check_told(&self) -> Result<()> {
+        let mut bitmaps = self.inventory.disks.iter().flat_map(|disk| &disk.bitmaps);
+        match bitmaps.find(|(_, bitmap)| matches!(bitmap.unusable, Some(Unusable::Untold(_)))) {
+            Some((name, _)) => Err(Error::new(Kind::Busy, format!("checkpoint {name}: {UNTOLD}"))),
+            None => Ok(()),
+        }
     }
 
     /// Whether what changed since a checkpoint can be told on a disk.
@@ -239,7 +300,8 @@ mod tests {
         let checkpoint = |name: &str, parent: Option<&str>, size| {
             let on = xml::CheckpointDisk { target: "vda".to_owned(), size };
             let parent = parent.map(str::to_owned);
-            Ok(xml::Checkpoint { name: name.to_owned(), parent, made: None, disks: vec![on] })
+            let checkpoint = xml::Checkpoint { name: name.to_owned(), parent, made: None, disks: vec![on] };
+            Ok(Described { checkpoint, is_sized: true })
         };
         let info = libvirt::BlockInfo { capacity: 1 << 20, allocation: 1 << 30 };
         Told {
@@ -253,6 +315,7 @@ mod tests {
                     disk("sda", "raw", Some("there is no medium in it")),
                 ],
                 user: None,
+                passed: vec!["hostdev0".to_owned()],
                 iothreads: false,
                 least: None,
             },
@@ -274,7 +337,7 @@ mod tests {
         assert!(vdb.len() == 3 && vdb.values().all(|bitmap| bitmap.whole.is_some()), "all of it counts as changed");
         assert_eq!(names, [("vda", true), ("vdb", false)]);
         let skipped: Vec<&str> = found.inventory.skipped.iter().map(|skipped| &*skipped.name).collect();
-        assert_eq!(skipped, ["sda", ".hidden/"]);
+        assert_eq!(skipped, ["sda", "hostdev0", ".hidden/"]);
         let vda = &found.inventory.disks[0];
         assert_eq!((vda.allocated, vda.bitmaps["a"].dirty_bytes), (1 << 20, 1 << 20), "no more than there is");
         assert!(vda.bitmaps["c"].unusable.is_some() && vda.bitmaps["c"].unchanged_since(1 << 20).is_none());
@@ -282,6 +345,26 @@ mod tests {
         let found = assemble(told(), Some(&only));
         assert_eq!(found.inventory.disks.len(), 1);
         assert!(found.inventory.skipped.iter().any(|skipped| skipped.reason.contains("disks=")));
+    }
+
+    #[test]
+    fn what_is_not_told_now_is_not_lost() {
+        let mut told = told();
+        assert!(assemble(self::told(), None).check_told().is_ok(), "c is lost, which is known");
+        told.checkpoints[2].as_mut().unwrap().is_sized = false;
+        let found = assemble(told, None);
+        let c = &found.inventory.disks[0].bitmaps["c"];
+        assert!(!c.inconsistent && c.unusable == Some(Unusable::Untold(UNTOLD.to_owned())) && c.dirty_bytes == 1 << 20);
+        assert_eq!(found.check_told().unwrap_err().kind(), Kind::Busy);
+    }
+
+    #[test]
+    fn disks_that_are_not_read_may_go() {
+        let mut told = told();
+        for disk in &mut told.domain.disks {
+            disk.alias = Some(format!("ua-{}", disk.target));
+        }
+        assert_eq!(assemble(told, Some(&BTreeSet::from(["vdb".to_owned()]))).aliases(), ["ua-vdb"]);
     }
 
     #[test]
@@ -296,7 +379,7 @@ mod tests {
     fn a_line_that_cannot_be_is_cut() {
         let mut told = told();
         // More changed since b than since a, which so is the newer one; c's own bitmap is of no use.
-        told.checkpoints[0].as_mut().unwrap().disks[0].size = Some(4096);
+        told.checkpoints[0].as_mut().unwrap().checkpoint.disks[0].size = Some(4096);
         let found = assemble(told, None);
         assert!(!found.descends("b", "a") && !found.descends("c", "a") && found.descends("c", "b"));
     }

@@ -88,8 +88,8 @@ struct Line {
     domain: Domain,
     /// Who holds it may call.
     turn: Arc<Mutex<()>>,
-    /// A call did not end in time.
-    hangs: AtomicBool,
+    /// A call did not end in time, or there is no such domain any more; there may be another one of its name.
+    is_stale: AtomicBool,
 }
 
 struct Open {
@@ -146,8 +146,13 @@ impl Link {
                 outcome
             });
             let outcome = outcome.await;
-            awaited.0 = None;
+            let line = awaited.0.take();
             let outcome = outcome.map_err(|error| Error::with_source(Kind::Io, "a call of libvirt panicked", error))?;
+            if let (Err(error), Some(line)) = (&outcome, line)
+                && error.code() == Code::NoDomain
+            {
+                line.is_stale.store(true, Ordering::Relaxed);
+            }
             outcome.map_err(|error| explain(&format!("libvirt cannot {what}"), error))
         };
         let slow = || Error::new(Kind::Timeout, format!("libvirt did not {what} within {} s", limit.as_secs()));
@@ -162,7 +167,7 @@ struct Awaited(Option<Arc<Line>>);
 impl Drop for Awaited {
     fn drop(&mut self) {
         if let Some(line) = &self.0 {
-            line.hangs.store(true, Ordering::Relaxed);
+            line.is_stale.store(true, Ordering::Relaxed);
         }
     }
 }
@@ -200,7 +205,7 @@ async fn own(
             }
             want = inbox.recv() => {
                 let Some(reply) = want else { return };
-                let unusable = |open: &Open| !open.connection.is_alive() || open.line.hangs.load(Ordering::Relaxed);
+                let unusable = |open: &Open| !open.connection.is_alive() || open.line.is_stale.load(Ordering::Relaxed);
                 if open.as_ref().is_some_and(unusable) {
                     open = None;
                     on_event(&Event::Closed);
@@ -231,12 +236,17 @@ async fn connect(target: &Target, calls: &Arc<Semaphore>, tell: mpsc::Sender<Eve
     opened.map_err(|error| Error::with_source(Kind::Io, whom(), error))?
 }
 
+/// Whether libvirt takes it for a UUID: 32 hexadecimal digits, with hyphens or without (util/viruuid.c).
+fn is_uuid(text: &str) -> bool {
+    let digits = text.bytes().filter(|byte| *byte != b'-');
+    digits.clone().count() == 32 && digits.clone().all(|byte| byte.is_ascii_hexdigit())
+}
+
 /// Finds the domain, and has its events told.
 fn subscribe(connection: Connection, domain: &str, tell: mpsc::Sender<Event>) -> libvirt::Result<Open> {
-    let found = match connection.domain_by_name(domain) {
-        Err(error) if error.code() == Code::NoDomain => connection.domain_by_uuid(domain).map_err(|_| error),
-        other => other,
-    }?;
+    // A UUID first: another domain may have it for its name.
+    let known = if is_uuid(domain) { connection.domain_by_uuid(domain).ok() } else { None };
+    let found = known.map_or_else(|| connection.domain_by_name(domain), Ok)?;
     let sink = move |event| {
         if tell.try_send(event).is_err() {
             // There is no room: what is lost is made up for by connecting again.
@@ -244,6 +254,6 @@ fn subscribe(connection: Connection, domain: &str, tell: mpsc::Sender<Event>) ->
         }
     };
     let subscription = Some(connection.subscribe(Some(&found), sink)?);
-    let line = Line { domain: found, turn: Arc::default(), hangs: AtomicBool::new(false) };
+    let line = Line { domain: found, turn: Arc::default(), is_stale: AtomicBool::new(false) };
     Ok(Open { line: Arc::new(line), connection, subscription })
 }

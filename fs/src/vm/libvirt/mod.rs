@@ -78,6 +78,9 @@ const MAX_EVENTS: usize = 64;
 /// Suspicions that wait to be looked into.
 const MAX_SUSPICIONS: usize = 64;
 
+/// The oldest QEMU that is taken, 7.2.0, as libvirt tells it.
+const OLDEST: u64 = 7_002_000;
+
 /// From this QEMU on, a disk that a thread of its own serves can be backed up without danger to the guest.
 const THREADS_SAFE: (u32, u32) = (9, 0);
 
@@ -152,7 +155,12 @@ impl LibvirtVm {
         let warden = guard::start(settings.target.clone(), keep.clone(), events.clone(), settings.scratch_limit);
         let watch = tokio::spawn(watch::look_into(keep.clone(), warden.alarm(), suspicions));
         let (_, qemu) = context.link.call("tell its version", LIMIT, libvirt::Domain::versions).await?;
+        is_recent(qemu)?;
         let found = inventory::query(&context.link, settings.disks.as_ref()).await?;
+        match &settings.elsewhere {
+            Some(elsewhere) => drop(context.room(&elsewhere.pool).await?),
+            None => place::check(&place::dir(&settings.scratch_dir, &settings.mount.to_string()))?,
+        }
         let vm = Self {
             machine: Machine {
                 source: settings.source.clone(),
@@ -174,7 +182,7 @@ impl LibvirtVm {
     }
 
     async fn found(&self) -> Result<Found> {
-        let found = inventory::query(&self.context.link, self.settings.disks.as_ref()).await?;
+        let found = inventory::query(&self.context.link, self.settings.disks.as_ref()).await.map_err(gone)?;
         if found.domain.active { Ok(found) } else { Err(Error::new(Kind::Gone, "the domain does not run")) }
     }
 
@@ -185,7 +193,7 @@ impl LibvirtVm {
     /// Refuses at once what libvirt would have wait for half a minute, and then refuse.
     async fn check_alone(&self) -> Result<()> {
         let told = self.context.link.call("tell what goes on in the domain", LIMIT, libvirt::Domain::job_stats);
-        let message = match told.await? {
+        let message = match told.await.map_err(gone)? {
             None => return Ok(()),
             Some(job) if job.backup => {
                 "another backup of the domain runs, and libvirt has one at a time: wait for its end (`virsh domjobinfo`), or \
@@ -273,6 +281,15 @@ impl LibvirtVm {
     }
 }
 
+/// What a domain that was there fails of once libvirt does not know it any more: its files are still shown, and none of them is what is
+/// missing.
+fn gone(error: Error) -> Error {
+    match error.kind() {
+        Kind::NotFound => Error::with_source(Kind::Gone, "libvirt does not know the domain any more", error),
+        _ => error,
+    }
+}
+
 /// Refuses a domain without disks, names in `disks=` that it does not have, and what a backup would be a danger to.
 fn check(only: Option<&BTreeSet<String>>, found: &Found) -> Result<()> {
     let Inventory { disks, skipped } = &found.inventory;
@@ -307,6 +324,19 @@ fn because(mut lost: broadcast::Receiver<Event>, number: u64, error: Error) -> E
         }
     }
     error
+}
+
+/// Refuses a host's QEMU, of this version as libvirt tells it, that no mount by a monitor would take either.
+///
+/// # Errors
+/// [`Kind::Unsupported`].
+pub fn is_recent(qemu: u64) -> Result<()> {
+    if qemu >= OLDEST {
+        return Ok(());
+    }
+    let (has, needs) = (version(qemu), version(OLDEST));
+    let why = format!("QEMU {has} is too old: pullfs needs {needs} or later; update QEMU on this host");
+    Err(Error::new(Kind::Unsupported, why))
 }
 
 /// A version as libvirt tells it, for people.
@@ -357,6 +387,7 @@ impl Vm for LibvirtVm {
         self.check_alone().await?;
         let found = self.found().await?;
         self.check(&found)?;
+        found.check_told()?;
         let base = wanted.since.as_ref().filter(|since| found.is_usable(since)).or_else(|| found.newest()).cloned();
         Self::admitted(&Wanted { since: base.clone(), ..wanted.clone() }, &found)?;
         let disks = &found.inventory.disks;
@@ -375,8 +406,7 @@ impl Vm for LibvirtVm {
             let xml = xml::new_checkpoint(name, &made, &found.others(|disk| disk.keeps_bitmaps));
             NewCheckpoint { name: name.to_string(), made: made.write(), xml }
         });
-        let aliases = found.domain.disks.iter().filter_map(|disk| disk.alias.clone()).collect();
-        let held = Held { number, mark: self.mark(&planned), total: None, aliases };
+        let held = Held { number, mark: self.mark(&planned), total: None, aliases: found.aliases() };
         // What happens to the machine while the steps run must not be missed.
         let lost = self.events.subscribe();
         self.hold(Some(held.clone()));

@@ -23,6 +23,24 @@ pub(super) fn dir(scratch: &Path, mount: &str) -> PathBuf {
     scratch.join(format!("{mount}{SUFFIX}"))
 }
 
+/// Longest path of a socket, in bytes (unix(7), `sun_path`, which ends in a zero).
+const MAX_PATH: usize = 107;
+
+/// Refuses a directory whose path is too long for the socket in it.
+///
+/// # Errors
+/// [`Kind::Invalid`].
+pub(super) fn check(dir: &Path) -> Result<()> {
+    let longer = socket(dir).as_os_str().len().saturating_sub(MAX_PATH);
+    if longer == 0 {
+        return Ok(());
+    }
+    let dir = dir.parent().unwrap_or(dir).display();
+    let why =
+        format!("the path of {dir} (option scratch=) is {longer} bytes too long for the NBD server's socket in it");
+    Err(Error::new(Kind::Invalid, why))
+}
+
 /// The socket of the NBD server.
 pub(super) fn socket(dir: &Path) -> PathBuf {
     dir.join("nbd.sock")

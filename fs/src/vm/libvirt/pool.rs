@@ -178,7 +178,11 @@ pub(super) fn size(disk: u64) -> u64 {
 
 fn usable(connection: &Connection, name: &str) -> Result<Pool> {
     let failed = |error| explain(&format!("storage pool {name} cannot be used for scratch images"), error);
-    let pool = connection.pool(name).map_err(failed)?;
+    let pool = connection.pool(name).map_err(|error| match error.code() {
+        // No file is missing.
+        Code::NoPool => Error::with_source(Kind::Unsupported, format!("libvirt has no storage pool {name}"), error),
+        _ => failed(error),
+    })?;
     let kind = xml::pool_kind(&pool.xml().map_err(failed)?)?;
     if !matches!(kind.as_str(), "dir" | "fs") {
         return Err(Error::new(
@@ -287,7 +291,7 @@ mod tests {
         let store = Store::new(Target::new("none", URI));
         assert!(store.room("default-pool").await.unwrap() > 1 << 20);
         let none = store.room("none").await.unwrap_err();
-        assert_eq!(none.kind(), Kind::NotFound);
+        assert!(none.kind() == Kind::Unsupported && none.to_string().contains("no storage pool none"), "{none}");
         let large = Scratch { name: "pullfs-0a1b2c-1-0.qcow2".to_owned(), disk: 1 << 60 };
         let error = store.reserve("default-pool", vec![large], None).await.unwrap_err();
         assert_eq!(error.kind(), Kind::NoSpace);

@@ -43,6 +43,14 @@ pub(super) struct Context {
 }
 
 impl Context {
+    /// How many bytes a storage pool has for scratch images.
+    ///
+    /// # Errors
+    /// When it cannot be used for them.
+    pub(super) async fn room(&self, pool: &str) -> Result<u64> {
+        self.store.room(pool).await
+    }
+
     /// Of a domain, by a link to it.
     pub(super) fn new(link: Link, target: Target) -> Self {
         Self {

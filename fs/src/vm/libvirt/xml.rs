@@ -24,6 +24,8 @@ pub(super) struct Domain {
     /// Whether it has a QEMU: libvirt describes one that has ended, too, as it would start it.
     pub(super) active: bool,
     pub(super) disks: Vec<Disk>,
+    /// libvirt's names of the host's SCSI devices that the guest has as they are, which libvirt counts among no disks.
+    pub(super) passed: Vec<String>,
     /// The user and group that its QEMU runs as, where libvirt says so.
     pub(super) user: Option<(u32, u32)>,
     /// Whether a thread of QEMU's other than the main one may serve a disk.
@@ -125,6 +127,7 @@ pub(super) fn domain(xml: &str) -> Result<Domain> {
         // conf/domain_conf.c, virDomainDefFormatInternalSetRootName
         active: root.has_attribute("id"),
         disks: disks.into_iter().filter_map(disk).collect(),
+        passed: passed(root),
         user: user(root),
         iothreads: threads,
         least: child(root, "os")
@@ -132,6 +135,14 @@ pub(super) fn domain(xml: &str) -> Result<Domain> {
             .and_then(|kind| kind.attribute("machine"))
             .and_then(least),
     })
+}
+
+fn passed(root: Node<'_, '_>) -> Vec<String> {
+    let is_scsi = |device: &Node<'_, '_>| matches!(device.attribute("type"), Some("scsi" | "scsi_host"));
+    let alias =
+        |device: Node<'_, '_>| child(device, "alias").and_then(|alias| alias.attribute("name")).map(str::to_owned);
+    let devices = children(root, "devices", "hostdev").into_iter().filter(is_scsi);
+    devices.map(|device| alias(device).unwrap_or_else(|| "hostdev".to_owned())).collect()
 }
 
 /// The version in a machine type, such as `pc-q35-9.1`. Distributions' own, such as `pc-q35-rhel9.6.0`, count otherwise.
@@ -379,6 +390,8 @@ mod tests {
           <disk type='file' device='disk'><source file='/e'/><target dev='sde'/><transient/></disk>
           <disk type='block' device='lun'><source dev='/f'/><target dev='sdf'/></disk>
           <disk type='file' device='disk'><source file='/g'/><target dev='sdg'/><shareable/></disk>
+          <hostdev mode='subsystem' type='scsi'><source><adapter name='scsi_host0'/></source><alias name='hostdev0'/></hostdev>
+          <hostdev mode='subsystem' type='usb'><alias name='hostdev1'/></hostdev>
         </devices>
         <seclabel type='dynamic' model='apparmor'><label>x</label></seclabel>
         <seclabel type='dynamic' model='dac' relabel='yes'><label>+64055:+107</label></seclabel></domain>";
@@ -387,7 +400,7 @@ mod tests {
     fn domains_are_read() {
         let domain = domain(DOMAIN).unwrap();
         assert_eq!((&*domain.name, &*domain.uuid, domain.user), ("vm & 1", "u-1", Some((64055, 107))));
-        assert!(!domain.iothreads);
+        assert!(!domain.iothreads && domain.passed == ["hostdev0"]);
         let ended = DOMAIN.replace(" id='1'>", ">");
         assert!(domain.active && !super::domain(&ended).unwrap().active);
         for (machine, version) in [

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::graph::{DirtyBitmap, Node};
 use super::note;
 use crate::tree::name;
-use crate::vm::{Bitmap, Disk, Made, Part, Skipped, SkippedKind};
+use crate::vm::{Bitmap, Disk, Made, Part, Skipped, SkippedKind, Unusable};
 
 /// A named bitmap and where it is.
 struct Found<'a> {
@@ -102,7 +102,7 @@ fn assess(found: &[Found<'_>], notes: &[(Made, Found<'_>)], size: u64) -> Bitmap
         recording,
         persistent: found.iter().all(|found| found.bitmap.persistent),
         inconsistent,
-        unusable: unusable.map(str::to_owned),
+        unusable: unusable.map(|why| Unusable::Lost(why.to_owned())),
         whole,
         made: notes.first().map(|(made, _)| *made),
         parts: found.iter().map(|found| part(found, false)).chain(of_notes).collect(),
@@ -171,8 +171,8 @@ mod tests {
         let parts: Vec<_> = ours.parts.iter().map(|part| (&*part.name, part.note, part.removable)).collect();
         assert_eq!(parts, [("ours", false, true), ("ours", false, false), (&*note, true, false)]);
         assert_eq!((ours.also(7), ours.also(9)), (None, Some(7..9)));
-        assert!(found["stopped"].unusable.as_ref().unwrap().contains("no longer records"));
-        assert!(found["lost"].unusable.as_ref().unwrap().contains("full backup"));
+        assert!(found["stopped"].unusable.as_ref().unwrap().why().contains("no longer records"));
+        assert!(found["lost"].unusable.as_ref().unwrap().why().contains("full backup"));
         assert_eq!(skipped.len(), 2, "a bitmap below a snapshot, and a name that is none: {skipped:?}");
     }
 

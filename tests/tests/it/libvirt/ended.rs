@@ -1,6 +1,8 @@
 //! A backup that somebody else ends, or has.
 
 use std::fs::{self, File};
+use std::io::Read;
+use std::os::unix::fs::OpenOptionsExt;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,6 +14,7 @@ use pullfs_tests::process::{ok, wait_until};
 use pullfs_tests::random::Random;
 use pullfs_tests::stalls::Stalls;
 use pullfs_tests::tools::tool;
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 use serde_json::json;
 
@@ -67,6 +70,62 @@ fn an_aborted_backup_shows_no_live_data(flavor: Flavor) {
         nothing_is_left(&machine, &mount);
     }
     assert_eq!(mount.status()["point"]["number"], ROUNDS, "each round had one");
+    assert!(mount.unmount().success());
+}
+
+// While a domain is saved libvirt asks its QEMU for no bitmap's size: whoever wants one waits for half a minute, and is refused.
+on!(a_checkpoint_of_a_busy_domain_is_not_broken: libvirt = Libvirt, libvirt_old = LibvirtOld);
+fn a_checkpoint_of_a_busy_domain_is_not_broken(flavor: Flavor) {
+    let machine = builder(flavor).start();
+    let mount = Mount::of(&machine);
+    for name in ["monday", "tuesday"] {
+        mount.checkpoint("create", name).success();
+        mount.command(&["release"]).success();
+    }
+    let pipe = mount.beside("saved");
+    ok(tool("mkfifo").arg(&pipe));
+    let drain =
+        File::options().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(&pipe).expect("a pipe");
+    let domain = machine.domain();
+    thread::scope(|scope| {
+        let saving = scope.spawn(|| domain.virsh("save", &[&pipe.display().to_string()]));
+        wait_until("a domain that is being saved", LIMIT, || has_backup(&machine));
+        let asked = Instant::now();
+        for name in ["monday", "tuesday"] {
+            let disk = mount.status_of_checkpoint(name)["disks"]["vda"].clone();
+            assert_eq!(disk["inconsistent"], false, "{disk}");
+            assert!(disk["unusable"].as_str().is_some_and(|why| why.contains("virsh domjobinfo")), "{disk}");
+        }
+        let error = File::open(mount.disk("vda")).expect_err("it is busy");
+        assert_eq!(errno(&error), Errno::BUSY);
+        assert!(asked.elapsed() < Duration::from_secs(20), "libvirt was not asked in vain: {:?}", asked.elapsed());
+        domain.virsh("domjobabort", &[]).success();
+        let mut said = Vec::new();
+        while !saving.is_finished() {
+            // There is nothing to read, or nobody who writes.
+            (&drain).read_to_end(&mut said).ok();
+            thread::sleep(Duration::from_millis(10));
+        }
+    });
+    drop(mount);
+}
+
+// A persistent domain that does not run is known to libvirt.
+on!(a_transient_domain_that_has_ended_is_no_missing_file: libvirt = Libvirt, libvirt_old = LibvirtOld);
+fn a_transient_domain_that_has_ended_is_no_missing_file(flavor: Flavor) {
+    let machine = builder(flavor).start();
+    machine.domain().make_transient();
+    let mount = Mount::of(&machine);
+    let open = File::open(mount.disk("vda")).expect("a disk");
+    machine.domain().virsh("destroy", &[]).success();
+    wait_until("the end of the point in time", LIMIT, || mount.state() == "none");
+    drop(open);
+    let error = File::open(mount.disk("vda")).expect_err("its machine is gone");
+    assert_eq!(errno(&error), Errno::NOTCONN);
+    let listed = || fs::read_dir(mount.path("current")).and_then(|mut listed| listed.next().transpose());
+    wait_until("an error where nobody knows any more", LIMIT, || {
+        listed().is_err_and(|error| errno(&error) == Errno::NOTCONN)
+    });
     assert!(mount.unmount().success());
 }
 

@@ -341,6 +341,8 @@ fn what_is_not_safe_is_refused(flavor: Flavor) {
     assert!(scene.refused(&without("tls="), USAGE).contains("only with TLS"));
     assert!(scene.refused(&format!("{},insecure", without("tls=")), USAGE).contains("only with TLS"));
     assert!(scene.refused(&without("scratch="), USAGE).contains("scratch=pool:NAME"));
+    let nowhere = scene.refused(&good.replace("pool:scratch", "pool:typo"), MOUNT_FAILED);
+    assert!(nowhere.contains("no storage pool typo"), "{nowhere}");
     let wrong = scene.refused(&scene.options("stranger", "client"), MOUNT_FAILED);
     assert!(wrong.contains("cannot reach domain"), "{wrong}");
 

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use pullfs_tests::disk::Disk;
@@ -41,6 +42,24 @@ fn a_disk_is_detached_only_after_the_backup(flavor: Flavor) {
     detach().success();
     wait_until("a mount without the disk", LIMIT, || !mount.disk("sdb").exists());
     oracle::same(&mount.disk("sda"), &machine.copy("sda", "sda.right"));
+    assert!(mount.unmount().success());
+}
+
+on!(a_disk_that_is_left_out_may_go: libvirt = Libvirt, libvirt_old = LibvirtOld);
+fn a_disk_that_is_left_out_may_go(flavor: Flavor) {
+    let machine = machine(flavor);
+    let mount = Mount::with(&machine, "disks=sda");
+    let right = machine.copy("sda", "right");
+    let open = File::open(mount.disk("sda")).expect("a disk");
+    machine.domain().virsh("detach-disk", &["sdb", "--live"]).success();
+    wait_until("a machine without the disk", LIMIT, || {
+        !machine.qmp().must("query-block", json!({})).to_string().contains("ua-sdb")
+    });
+    // libvirt tells of it in a moment.
+    thread::sleep(Duration::from_millis(500));
+    oracle::same(&mount.disk("sda"), &right);
+    assert_eq!((mount.state().as_str(), &mount.status()["point"]["number"]), ("held", &json!(1)));
+    drop(open);
     assert!(mount.unmount().success());
 }
 
