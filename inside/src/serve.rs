@@ -19,7 +19,7 @@ use crate::table::Table;
 use crate::wire::{
     Answer, Described, Given, Listed, Listing, MAX_FRAME, PLAIN_PIECES, Request, Said, frame_length, is_plain, is_short,
 };
-use crate::{Attributes, Disk, Extent, FileKind, FileSystem, Id, Kind, Part, Result};
+use crate::{Attributes, Disk, Error, Extent, FileKind, FileSystem, Id, Kind, Part, Result};
 
 /// How much is taken from the stream at once, in bytes: memory grows with what has come, not with what was announced.
 const CHUNK: u64 = 256 << 10;
@@ -60,9 +60,15 @@ pub struct Parsers {
 pub fn serve<S: Read + Write + 'static>(stream: S, parsers: Parsers) -> io::Result<()> {
     let line = Rc::new(RefCell::new(Line { stream }));
     let mut open = None;
+    let mut size = 0;
     loop {
         let Some(frame) = line.borrow_mut().receive()? else { return Ok(()) };
         let request = Request::decode(&frame)?;
+        match &request {
+            Request::Table { size: told } | Request::Open { size: told } => size = *told,
+            Request::Volumes(sizes) | Request::Mirrors(sizes) => size = total(sizes),
+            _ => {}
+        }
         let answer = match (&request, &open) {
             (Request::Table { size }, None) => (parsers.table)(&remote(&line, *size)).map(Answer::Table),
             (Request::Open { size }, None) => (parsers.open)(Box::new(remote(&line, *size))).map(|file_system| {
@@ -83,14 +89,26 @@ pub fn serve<S: Read + Write + 'static>(stream: S, parsers: Parsers) -> io::Resu
             }
             (_, Some(file_system)) => answer(file_system.as_ref(), &request)?,
         };
-        let said = answer.map_or_else(Said::Failed, Said::Answered);
-        line.borrow_mut().send(&said.encode())?;
+        line.borrow_mut().send(&encoded(&request, size, answer))?;
+    }
+}
+
+/// The frame that says it. What the other end would take for nonsense, and end this process for, is a damaged file.
+fn encoded(request: &Request, size: u64, answer: Result<Answer>) -> Vec<u8> {
+    let frame = answer.map_or_else(Said::Failed, Said::Answered).encode();
+    match Said::decode(&frame, request, size) {
+        Ok(_) => frame,
+        Err(nonsense) => Said::Failed(Error::corrupt(format!("what is found cannot be: {nonsense}"))).encode(),
     }
 }
 
 /// Disks of these sizes as one, at the other end.
 fn joined<S>(line: &Rc<RefCell<Line<S>>>, sizes: &[u64]) -> RemoteDisk<S> {
-    remote(line, sizes.iter().fold(0, |sum, size| sum.saturating_add(*size)))
+    remote(line, total(sizes))
+}
+
+fn total(sizes: &[u64]) -> u64 {
+    sizes.iter().fold(0, |sum, size| sum.saturating_add(*size))
 }
 
 /// A disk as those that come one after the other on it.

@@ -148,6 +148,8 @@ fn what_is_only_named() {
     let (files, path) = (directory.to_str().unwrap(), image.path.to_str().unwrap());
     run("mksquashfs", &[files, path, "-noappend", "-quiet", "-no-progress"]);
     assert_eq!(same(&image).kind, "squashfs");
+    image.write(28, &3_u16.to_le_bytes());
+    assert_eq!(probe(&image).unwrap().unwrap().kind, "squashfs3");
     for joliet in
         [&["-V", "A VOLUME_1"][..], &["-J", "-V", "Volume name"], &["-J", "-V", "A NAME OF THIRTY CHARACTERS_ABCD"]]
     {

@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use images::{Image, ok, run};
+use images::{Image, feed, ok, run};
 use inside::raid::{Member, member, outdated};
 use inside::{Part, probe};
 
@@ -245,4 +245,42 @@ fn a_mirror_is_what_is_in_it() {
     // An array in an array is not looked into.
     image.write(DATA + 4096, &New::default().bytes(4096));
     assert_eq!(probe(&image).unwrap().unwrap().kind, "linux_raid_member");
+}
+
+/// A file system on the first partition of a disk.
+fn partitioned(image: &Image, size: &str) {
+    feed(
+        Command::new("sfdisk").args(["-q", "--wipe=never"]).arg(&image.path),
+        &format!("label: dos\n2048,{size},83\n"),
+    );
+    run("mkfs.ext4", &["-q", "-F", "-E", "offset=1048576", image.path.to_str().unwrap(), "8M"]);
+}
+
+/// What is said of the first partition, and of the table.
+fn doubts(image: &Image) -> (Option<String>, Vec<String>) {
+    let table = inside::table::read(image).unwrap();
+    let content = table.partitions.into_iter().next().unwrap().content.expect("something is on it");
+    (content.refused, table.problems)
+}
+
+#[test]
+fn partitions_of_an_array_are_no_partitions_of_a_member() {
+    let said = "the disk as a whole is a member of an array (linux_raid_member)";
+    let image = New::default().image("1.0");
+    partitioned(&image, "10M");
+    let (refused, problems) = doubts(&image);
+    assert!(refused.unwrap().starts_with(said) && problems[0].starts_with(said));
+    image.write(SIZE - 8192, &[0; 4096]);
+    assert_eq!(doubts(&image), (None, Vec::new()), "no member any more");
+    // A superblock of version 0.90 does not say whether it is that of the disk or that of the last partition.
+    let image = old(1, 0, [SYNC, SYNC], true, false);
+    image.resize(SIZE);
+    partitioned(&image, "10M");
+    assert!(doubts(&image).0.unwrap().starts_with(said), "no partition reaches so far");
+    partitioned(&image, "+");
+    let (refused, problems) = doubts(&image);
+    assert!(
+        !refused.is_some_and(|refused| refused.starts_with(said)) && problems.is_empty(),
+        "the partition is the member"
+    );
 }

@@ -46,6 +46,9 @@ impl Fs {
         let table = volumes::table(readers, point, disk).await?;
         list.table(&table)?;
         for partition in &table.partitions {
+            if partition.is_container() {
+                continue;
+            }
             if partition.problem.is_none() && !touched(changes, &window(partition)) {
                 list.unchanged(partition.number)?;
             } else if !has_files(partition) {

@@ -117,6 +117,12 @@ impl Readers for Toy {
             partition(1, START, SIZE, first, lvm),
             partition(2, START + SIZE, 4096, "swap", Some("swap space holds no files")),
             partition(3, START, u64::MAX, "toy", None),
+            Partition {
+                type_id: Some("0x05".to_owned()),
+                content: None,
+                problem: Some("it only holds others".to_owned()),
+                ..partition(4, START, SIZE, "toy", None)
+            },
         ];
         Ok(Table { scheme: Scheme::Gpt, sector_size: 512, id: None, problems: Vec::new(), partitions })
     }

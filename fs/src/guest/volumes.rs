@@ -22,18 +22,21 @@ use crate::block::spread::Store;
 use crate::error::{Error, Kind, Result};
 use crate::point::{FrozenDisk, PointInTime};
 
-/// Files whose extended attributes are kept (each has 1 MiB of them at most).
-const XATTRS_KEPT: usize = 8;
+/// Files of a point in time whose extended attributes are kept (each has 1 MiB of them at most).
+const XATTRS_KEPT: usize = 16;
 
-/// Files of which it is kept what they are and where their data is (some 250 bytes each, 650 at most): who looks at all of a directory
-/// first opens them later, and once a file was read the kernel asks again what it is.
+/// Files of a point in time of which it is kept what they are and where their data is (some 250 bytes each, 650 at most): who looks at
+/// all of a directory first opens them later, and once a file was read the kernel asks again what it is.
 const FILES_KEPT: usize = 16 << 10;
+
+/// A file of one of the file systems, by the number of that.
+type File = (u64, Id);
 
 /// What is known of files that were looked at lately.
 struct Lately<T> {
     /// The latest first.
-    order: VecDeque<Id>,
-    of: HashMap<Id, T>,
+    order: VecDeque<File>,
+    of: HashMap<File, T>,
     most: usize,
 }
 
@@ -42,7 +45,7 @@ impl<T> Lately<T> {
         Mutex::new(Self { order: VecDeque::new(), of: HashMap::new(), most })
     }
 
-    fn keep(&mut self, file: Id, what: T) {
+    fn keep(&mut self, file: File, what: T) {
         if self.of.insert(file, what).is_none() {
             self.order.push_front(file);
         }
@@ -51,6 +54,10 @@ impl<T> Lately<T> {
         {
             self.of.remove(&last);
         }
+    }
+
+    fn forget(&mut self) {
+        (self.order, self.of) = Default::default();
     }
 }
 
@@ -62,12 +69,18 @@ struct Seen {
     data: Option<Vec<Extent>>,
 }
 
-/// What those who copy a file ask for, once it was looked up.
+/// What those who copy a file ask for, once it was looked up: of all file systems of a point in time.
 struct Known {
     /// Who asks for one attribute of a file asks for the next one then. Held for a moment only.
     xattrs: Mutex<Lately<Arc<Vec<Xattr>>>>,
     /// Held for a moment only.
     files: Mutex<Lately<Seen>>,
+}
+
+impl Default for Known {
+    fn default() -> Self {
+        Self { xattrs: Lately::new(XATTRS_KEPT), files: Lately::new(FILES_KEPT) }
+    }
 }
 
 /// A file system that is open, and where it is.
@@ -82,8 +95,10 @@ pub struct Volume {
     /// Who reads its small files, one after another.
     pub neighbours: Arc<Neighbours>,
     known: Arc<Known>,
-    /// What is told of its files before anybody asks, under its number there.
-    ahead: (Arc<Ahead>, u64),
+    /// What is told of its files before anybody asks.
+    ahead: Arc<Ahead>,
+    /// What it has in both.
+    number: u64,
 }
 
 /// The small files of a volume, which are mostly read in the order in which they lie on the disk.
@@ -109,12 +124,11 @@ impl Volume {
     /// # Errors
     /// As [`Reader::lookup`].
     pub async fn lookup(&self, directory: Id, name: &[u8]) -> Result<Option<(Id, Attributes)>> {
-        let (ahead, number) = &self.ahead;
-        let found = ahead.lookup(*number, &*self.reader, directory, name).await?;
+        let found = self.ahead.lookup(self.number, &*self.reader, directory, name).await?;
         let Some(FoundFile { id, attributes, xattrs, extents }) = found else { return Ok(None) };
         // Who copies a file asks for these next.
         if let Some(xattrs) = xattrs {
-            locked(&self.known.xattrs).keep(id, Arc::new(xattrs));
+            locked(&self.known.xattrs).keep((self.number, id), Arc::new(xattrs));
         }
         self.saw(id, attributes, extents);
         Ok(Some((id, attributes)))
@@ -125,7 +139,7 @@ impl Volume {
     /// # Errors
     /// As [`Reader::attributes`].
     pub async fn attributes(&self, file: Id) -> Result<Attributes> {
-        if let Some(seen) = locked(&self.known.files).of.get(&file) {
+        if let Some(seen) = locked(&self.known.files).of.get(&(self.number, file)) {
             return Ok(seen.attributes);
         }
         let attributes = self.reader.attributes(file).await?;
@@ -136,6 +150,7 @@ impl Volume {
     /// Keeps what was told; what was known stays so.
     fn saw(&self, file: Id, attributes: Attributes, data: Option<Vec<Extent>>) {
         let mut files = locked(&self.known.files);
+        let file = (self.number, file);
         let known = files.of.get(&file).is_some_and(|seen| seen.data.is_some());
         if data.is_some() || !known {
             files.keep(file, Seen { attributes, data });
@@ -147,11 +162,11 @@ impl Volume {
     /// # Errors
     /// As [`Reader::xattrs`].
     pub async fn xattrs(&self, file: Id) -> Result<Arc<Vec<Xattr>>> {
-        if let Some(known) = locked(&self.known.xattrs).of.get(&file) {
+        if let Some(known) = locked(&self.known.xattrs).of.get(&(self.number, file)) {
             return Ok(known.clone());
         }
         let xattrs = Arc::new(self.reader.xattrs(file).await?);
-        locked(&self.known.xattrs).keep(file, xattrs.clone());
+        locked(&self.known.xattrs).keep((self.number, file), xattrs.clone());
         Ok(xattrs)
     }
 
@@ -160,7 +175,7 @@ impl Volume {
     /// # Errors
     /// [`Kind::Invalid`] for anything else; as [`Reader::attributes`] and [`Reader::extents`].
     pub async fn data(&self, file: Id) -> Result<(u64, Vec<Extent>)> {
-        if let Some(Seen { attributes, data: Some(data) }) = locked(&self.known.files).of.get(&file) {
+        if let Some(Seen { attributes, data: Some(data) }) = locked(&self.known.files).of.get(&(self.number, file)) {
             return Ok((attributes.size, data.clone()));
         }
         // Both at once: each answer is waited for.
@@ -194,6 +209,7 @@ struct Found {
 pub struct Volumes {
     /// By disk; none once the point in time has ended. Held for look-ups only.
     disks: Mutex<Disks>,
+    known: Arc<Known>,
     ahead: Arc<Ahead>,
 }
 
@@ -223,6 +239,8 @@ impl Volumes {
         // Whoever reads them may have to be waited for.
         drop(disks);
         drop(all);
+        locked(&self.known.files).forget();
+        locked(&self.known.xattrs).forget();
         self.ahead.end();
     }
 
@@ -345,10 +363,9 @@ pub(super) async fn open(
     let window = Window::new(what.to_owned(), store.clone(), range);
     let reader = readers.open(Arc::new(window)).await?;
     tracing::info!(place = what, kind = reader.summary().kind, "a guest's file system is open");
-    let ahead = &point.volumes().ahead;
-    let ahead = (ahead.clone(), ahead.volume());
-    let known = Arc::new(Known { xattrs: Lately::new(XATTRS_KEPT), files: Lately::new(FILES_KEPT) });
-    Ok(Volume { reader, partition: partition.clone(), store, neighbours, known, ahead })
+    let Volumes { known, ahead, .. } = point.volumes();
+    let (number, known, ahead) = (ahead.volume(), known.clone(), ahead.clone());
+    Ok(Volume { reader, partition: partition.clone(), store, neighbours, known, ahead, number })
 }
 
 /// Whether the files of a partition can be shown.
@@ -375,4 +392,23 @@ fn check(partition: &mut Partition, size: u64) {
 pub fn told<T>(point: &PointInTime, outcome: Result<T>, what: impl FnOnce() -> String) -> Result<T> {
     point.check()?;
     outcome.map_err(|error| error.context(what()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_kept_is_bounded_over_all_file_systems() {
+        let known = Known::default();
+        let mut xattrs = locked(&known.xattrs);
+        for (volume, file) in (0..3).flat_map(|volume| (0..XATTRS_KEPT as u64).map(move |file| (volume, Id(file)))) {
+            xattrs.keep((volume, file), Arc::default());
+            xattrs.keep((volume, file), Arc::default());
+        }
+        assert_eq!((xattrs.of.len(), xattrs.order.len()), (XATTRS_KEPT, XATTRS_KEPT));
+        assert!(xattrs.of.keys().all(|(volume, _)| *volume == 2), "the latest");
+        xattrs.forget();
+        assert_eq!((xattrs.of.len(), xattrs.order.len()), (0, 0));
+    }
 }

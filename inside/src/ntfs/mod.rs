@@ -63,8 +63,7 @@ pub fn open<D: Disk>(disk: D) -> Result<Ntfs<D>> {
     let upcase = UpCase::read(&volume)?;
     let free = free_clusters(&volume).unwrap_or(0);
     let mut ntfs = Ntfs { volume, upcase, root, free, unclean: None, files: Mutex::default() };
-    // A root that is damaged shows when it is looked at.
-    let hibernated = ntfs.lookup(root, b"hiberfil.sys").unwrap_or(None);
+    let hibernated = ntfs.lookup(root, b"hiberfil.sys");
     ntfs.unclean = unclean::sentence(&ntfs.volume, hibernated);
     Ok(ntfs)
 }

@@ -17,8 +17,11 @@ const MEANING: &str = "its log ($LogFile) is not replayed here, so what was crea
                        before may be missing or half done";
 
 /// The sentence for [`crate::Summary::unclean`]. What cannot be read says nothing good.
-pub(super) fn sentence<D: Disk>(volume: &Volume<D>, hibernated: Option<Id>) -> Option<String> {
-    let why = if is_hibernated(volume, hibernated).unwrap_or(false) {
+pub(super) fn sentence<D: Disk>(volume: &Volume<D>, hibernated: Result<Option<Id>>) -> Option<String> {
+    let hibernated = hibernated.and_then(|file| is_hibernated(volume, file));
+    let why = if hibernated.is_err() {
+        "It cannot be read whether Windows is hibernated"
+    } else if hibernated.is_ok_and(|hibernated| hibernated) {
         "Windows is hibernated, or was shut down for a fast start, and keeps some of the state in memory"
     } else if is_dirty(volume).unwrap_or(true) {
         "It was mounted and its mark of being in use is set"
@@ -52,7 +55,7 @@ fn is_hibernated<D: Disk>(volume: &Volume<D>, file: Option<Id>) -> Result<bool> 
     Ok(mark.eq_ignore_ascii_case(b"hibr"))
 }
 
-/// Whether the restart page that was written last says so, or the log is empty.
+/// Whether the restart page that was written last says so, or both, or the log is empty.
 fn log_is_clean<D: Disk>(volume: &Volume<D>) -> Result<bool> {
     let file = File::read(volume, volume.reference(LOG_RECORD)?)?;
     let Some(data) = file.stream(kind::DATA) else { return Ok(false) };
@@ -63,7 +66,10 @@ fn log_is_clean<D: Disk>(volume: &Volume<D>) -> Result<bool> {
     }
     let page_size = le32(&head, 16).ok().and_then(|size| usize::try_from(size).ok()).unwrap_or_default();
     let pages = [0, page_size].map(|at| restart_page(head.get(at..).unwrap_or_default()).ok());
-    Ok(pages.into_iter().flatten().max().is_some_and(|(_, clean)| clean))
+    let pages = || pages.iter().flatten();
+    let last = pages().map(|(written, _)| *written).max();
+    // Of two that were written at once, either may be the older one.
+    Ok(last.is_some() && pages().filter(|(written, _)| Some(*written) == last).all(|(_, clean)| *clean))
 }
 
 /// When a restart page was written, and whether all was done by then.

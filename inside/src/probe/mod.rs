@@ -11,6 +11,7 @@ mod others;
 
 use crate::raw::read;
 use crate::table::Content;
+use crate::wire::is_known;
 use crate::{Disk, Result};
 
 /// What of the beginning is read at once, in bytes: the last mark in it is that of btrfs, in the block at 64 KiB.
@@ -108,10 +109,12 @@ fn search(disk: &dyn Disk, probes: &[(Probe, Mark)]) -> Result<Option<Content>> 
 
 impl Content {
     fn new(kind: &'static str, label: Option<Vec<u8>>, uuid: Option<String>) -> Self {
+        debug_assert!(is_known(kind), "{kind}");
         Self { kind, label, uuid, refused: None }
     }
 
     fn refused(kind: &'static str, label: Option<Vec<u8>>, uuid: Option<String>, why: impl Into<String>) -> Self {
+        debug_assert!(is_known(kind), "{kind}");
         Self { kind, label, uuid, refused: Some(why.into()) }
     }
 

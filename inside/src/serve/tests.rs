@@ -11,6 +11,9 @@ use crate::{Attributes, Entry, Extent, FileKind, Kind, Place, Summary, Time, Xat
 
 const SIZE: u64 = 1 << 20;
 
+/// A file of a size that nobody would believe.
+const DAMAGED: Id = Id(900);
+
 /// File `n` is `n` bytes long; directory 1 has files named by the bytes of block 0.
 struct Toy(Box<dyn Disk>);
 
@@ -22,7 +25,7 @@ fn attributes_of(file: Id) -> Attributes {
         uid: 1,
         gid: u32::MAX,
         links: 2,
-        size: file.0,
+        size: if file == DAMAGED { u64::MAX } else { file.0 },
         allocated: 512,
         accessed: time,
         modified: Time::default(),
@@ -219,6 +222,18 @@ fn every_question_has_its_answer() {
     let error = daemon.ask(&Request::Parent(Id(1))).unwrap_err();
     assert_eq!(error.kind(), Kind::Corrupt, "past the end, which nobody had to be asked about");
     assert_eq!(daemon.asked.iter().map(|(_, length)| length).sum::<u64>(), 576 << 10, "{:?}", daemon.asked);
+    daemon.end().unwrap();
+}
+
+#[test]
+fn a_file_that_cannot_be_is_an_error_of_that_file() {
+    let mut daemon = Daemon::opened();
+    for request in [Request::Attributes(DAMAGED), Request::Describe(Id(1), DAMAGED.0, 3)] {
+        let error = daemon.ask(&request).unwrap_err();
+        assert_eq!(error.kind(), Kind::Corrupt, "{error}");
+    }
+    let next = Id(DAMAGED.0 + 1);
+    assert_eq!(daemon.ask(&Request::Attributes(next)).unwrap(), Answer::Attributes(attributes_of(next)));
     daemon.end().unwrap();
 }
 

@@ -18,7 +18,7 @@ mod tests;
 use self::mbr::Record;
 use crate::probe::probe;
 use crate::raw::read as piece;
-use crate::{Disk, Error, Part, Result};
+use crate::{Disk, Error, Part, Result, raid};
 
 /// How a disk is divided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,8 +57,28 @@ impl Table {
 /// [`crate::Kind::Corrupt`] if there is a GUID partition table of which no copy can be used, so that the disk cannot be taken for an
 /// empty one; what the disk fails with.
 pub fn read<D: Disk>(disk: &D) -> Result<Table> {
-    let record = piece(disk, 0, 512)?.and_then(|sector| Record::parse(&sector));
     let whole = probe(disk)?;
+    let member = whole.as_ref().map(|content| content.kind).filter(|kind| MEMBERS.contains(kind));
+    let mut table = divided(disk, whole)?;
+    if let Some(kind) = member
+        && table.scheme != Scheme::Whole
+        && (tells_its_place(disk, kind)? || !table.has(kind))
+    {
+        table.doubt(kind);
+    }
+    Ok(table)
+}
+
+/// Arrays whose members may begin with the first bytes of the array, and so with its table of partitions.
+const MEMBERS: [&str; 5] = ["adaptec_raid_member", "ddf_raid_member", "drbd", "isw_raid_member", "linux_raid_member"];
+
+/// Whether what makes the disk a member says that it is of the whole disk: it might be that of the last partition.
+fn tells_its_place<D: Disk>(disk: &D, kind: &str) -> Result<bool> {
+    Ok(kind == "linux_raid_member" && raid::member(disk)?.is_some_and(|member| member.version != "0.90"))
+}
+
+fn divided<D: Disk>(disk: &D, whole: Option<Content>) -> Result<Table> {
+    let record = piece(disk, 0, 512)?.and_then(|sector| Record::parse(&sector));
     if let Some(record) = record.filter(Record::is_protective) {
         let mut table = gpt::table(disk)?.map_err(|why| {
             Error::corrupt(format!(
@@ -113,6 +133,25 @@ pub fn read<D: Disk>(disk: &D) -> Result<Table> {
 
 /// File systems whose first sector can be taken for a master boot record.
 const BOOT_SECTORS: [&str; 5] = ["vfat", "ntfs", "exfat", "ReFS", "BitLocker"];
+
+impl Table {
+    /// Whether this is in one of the partitions.
+    fn has(&self, kind: &str) -> bool {
+        self.partitions.iter().filter_map(|partition| partition.content.as_ref()).any(|content| content.kind == kind)
+    }
+
+    /// The table is that of an array, of which the disk is a member: it may lack what another one has.
+    fn doubt(&mut self, kind: &str) {
+        let why = format!(
+            "the disk as a whole is a member of an array ({kind}), whose partitions these are: it may lack what was written to \
+             another member"
+        );
+        for content in self.partitions.iter_mut().filter_map(|partition| partition.content.as_mut()) {
+            content.refused.get_or_insert_with(|| why.clone());
+        }
+        self.problems.push(why);
+    }
+}
 
 fn past_the_end(first: u64, last: u64, sectors: u64) -> String {
     format!(
@@ -199,6 +238,11 @@ impl Partition {
     fn whole(size: u64, content: Content) -> Self {
         let (type_id, id, name, problem) = (None, None, None, None);
         Self { number: 0, offset: 0, size, type_id, id, name, content: Some(content), problem }
+    }
+
+    /// Whether it only holds others, which are shown by themselves.
+    pub fn is_container(&self) -> bool {
+        self.problem.is_some() && self.cannot_be().is_none()
     }
 
     /// Its problem, unless it is that it is an extended partition, which is nothing that is wrong.

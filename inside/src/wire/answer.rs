@@ -5,6 +5,7 @@ mod table;
 mod volumes;
 
 pub use self::names::{Described, Listed, Listing, Names, PLAIN_PIECES, is_plain, is_short};
+pub(crate) use self::table::is_known;
 use super::bytes::{Input, Output};
 use super::request::is_within;
 use super::{Invalid, MAX_FRAME, Request};

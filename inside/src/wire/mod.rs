@@ -18,6 +18,7 @@ mod answer;
 mod bytes;
 mod request;
 
+pub(crate) use self::answer::is_known;
 pub use self::answer::{Answer, Described, Listed, Listing, Names, PLAIN_PIECES, Said, is_plain, is_short};
 pub use self::request::{Given, Request};
 

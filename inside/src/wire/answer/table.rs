@@ -15,7 +15,7 @@ const MAX_LABEL: usize = 512;
 pub(super) const MAX_PROBLEMS: usize = 64;
 
 /// All contents that have a name here, as blkid(8) calls them.
-const KNOWN: [&str; 54] = [
+const KNOWN: [&str; 55] = [
     "BitLocker",
     "DM_integrity",
     "DM_snapshot_cow",
@@ -60,6 +60,7 @@ const KNOWN: [&str; 54] = [
     "reiserfs",
     "romfs",
     "squashfs",
+    "squashfs3",
     "stratis",
     "swap",
     "swsuspend",
@@ -73,6 +74,11 @@ const KNOWN: [&str; 54] = [
 ];
 
 const SCHEMES: [Scheme; 3] = [Scheme::Gpt, Scheme::Mbr, Scheme::Whole];
+
+/// Whether the other end knows a content by this name: else it takes the answer for nonsense.
+pub(crate) fn is_known(kind: &str) -> bool {
+    KNOWN.contains(&kind)
+}
 
 /// One of the names of contents.
 pub(super) fn known(input: &mut Input<'_>) -> Result<&'static str, Invalid> {
