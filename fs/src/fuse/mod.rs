@@ -195,6 +195,11 @@ fn tell_xattr(reply: ReplyXattr, value: &[u8], room: u32) {
     }
 }
 
+/// Whether an attribute is an access control list (`include/uapi/linux/xattr.h`).
+fn is_acl(name: &OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b"system.posix_acl_")
+}
+
 /// What setting or removing an extended attribute is answered.
 fn unchangeable(name: &OsStr) -> Errno {
     if Asked::by(name) == Asked::Unsupported { Errno::EOPNOTSUPP } else { Errno::EPERM }
@@ -210,6 +215,10 @@ impl Filesystem for Adapter {
         // older kernel does without.
         for wanted in [InitFlags::FUSE_PARALLEL_DIROPS, InitFlags::FUSE_ASYNC_DIO, InitFlags::FUSE_EXPORT_SUPPORT] {
             config.add_capabilities(wanted).ok();
+        }
+        // A mode alone would give a file's group what its list gives to some only.
+        if self.fs.shows_owners_to_others() {
+            config.add_capabilities(InitFlags::FUSE_POSIX_ACL).map_err(|_| refused("access control lists"))?;
         }
         Ok(())
     }
@@ -516,6 +525,10 @@ impl Filesystem for Adapter {
         let attribute = match Asked::by(name) {
             Asked::Ours(attribute) => attribute,
             Asked::Other => return reply.error(Errno::ENODATA),
+            // Whom a file lets in the kernel asks of ours as well as of the guest's.
+            Asked::Unsupported if self.fs.shows_owners_to_others() && is_acl(name) => {
+                return reply.error(Errno::ENODATA);
+            }
             Asked::Unsupported => return reply.error(Errno::EOPNOTSUPP),
         };
         self.answer_at_once(move |fs| async move {

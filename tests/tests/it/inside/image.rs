@@ -43,6 +43,12 @@ setfattr -n user.large -v "$(printf 'v%.0s' $(seq 900))" home/user/large
 setfattr -n trusted.secret -v 'for root' etc/hosts
 setcap cap_net_raw+ep home/user/deep/second-name
 setfacl -m u:1234:rw,g:5678:r etc/hosts
+printf listed > etc/listed
+printf denied > etc/denied
+chgrp 65534 etc/denied
+chmod 600 etc/listed etc/denied
+setfacl -m u:65534:r etc/listed
+setfacl -m u:1234:r etc/denied
 setfacl -d -m u:1234:rwx home/user/deep
 touch -d '1969-12-31 23:59:58.5 UTC' empty/nothing
 touch -h -d '2001-02-03 04:05:06.789 UTC' etc/absolute

@@ -293,6 +293,8 @@ fn others_see_what_the_options_say(flavor: Flavor) {
     drop(private);
     let open = Mount::with(&scene.machine, "allow_other,umask=022");
     assert!(!other(&open, "etc/hosts"), "the guest lets only its root read it");
+    assert!(other(&open, "etc/listed"), "the guest's list lets this user read it");
+    assert!(!other(&open, "etc/denied"), "the guest's group may not: its mode has what the list gives to anybody");
     assert!(other(&open, "many/a file with a name of its own, number 7"));
     drop(open);
     let given = Mount::with(&scene.machine, "allow_other,uid=65534");
