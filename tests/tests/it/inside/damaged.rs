@@ -123,3 +123,28 @@ fn an_mbr_that_goes_in_circles_is_read_as_far_as_it_can_be(flavor: Flavor) {
     }
     assert!(mount.unmount().success());
 }
+
+on!(a_file_system_in_use_says_so: new = New, old = Old);
+fn a_file_system_in_use_says_so(flavor: Flavor) {
+    let dir = directory();
+    let [used, clean] = ["vda", "vdb"].map(|name| dir.path().join(name));
+    for image in [&used, &clean] {
+        File::create(image).expect("an image").set_len(4 * MIB).expect("its size");
+        fat(image, 0, 0);
+    }
+    // Linux's mark of being mounted (fs/fat/inode.c, `fat_set_state`).
+    File::options().write(true).open(&used).expect("the image").write_all_at(&[1], 37).expect("a mark");
+    let machine = Machine::build(flavor).disk(Disk::raw("vda", 4 * MIB).from_image(&used));
+    let machine = machine.disk(Disk::raw("vdb", 4 * MIB).from_image(&clean)).start();
+    let mount = Mount::of(&machine);
+    for (disk, unclean) in [("vda", true), ("vdb", false)] {
+        let partition = mount.path(&format!("current/{disk}/partitions/0"));
+        assert_eq!(fs::read_to_string(partition.join("files/which.txt")).expect("a file"), "partition 0\n");
+        let listed = fs::read_dir(&partition).expect("a partition").map(|entry| entry.expect("an entry").file_name());
+        assert_eq!(listed.collect::<Vec<_>>().contains(&"UNCLEAN.txt".into()), unclean, "{disk}");
+        let said = fs::read_to_string(partition.join("UNCLEAN.txt"));
+        assert_eq!(said.is_ok_and(|said| said.contains("FAT has no journal")), unclean, "{disk}");
+    }
+    assert!(table(&mount).to_string().contains("FAT has no journal"), "{}", table(&mount));
+    assert!(mount.unmount().success());
+}
