@@ -51,6 +51,10 @@ impl Sshd {
             write(&format!("{client}.config"), config);
             write_script(&path(client), &format!("#!/bin/sh\nexec ssh -F {here}/{client}.config \"$@\"\n"));
         }
+        let asking = format!(
+            "#!/bin/sh\ncase \"$*\" in *BatchMode=yes*) exec {here}/ssh \"$@\" ;; esac\necho nobody is here to ask >&2\nexit 255\n"
+        );
+        write_script(&path("asking"), &asking);
         let server = unpacked("openssh-server").join("usr/sbin/sshd");
         // In all of its namespaces, so that it ends with them.
         let mut command = tool("nsenter");
@@ -68,7 +72,8 @@ impl Sshd {
         started
     }
 
-    /// The URI of the libvirt by this server. `client` is `ssh`, or `fooled`, which knows another server by this one's name; `key` is
+    /// The URI of the libvirt by this server. `client` is `ssh`, `asking`, which asks somebody unless it is told not to, or `fooled`,
+    /// which knows another server by this one's name; `key` is
     /// that of a `friend` or of a `stranger`.
     pub fn uri(&self, client: &str, key: &str) -> String {
         let [command, key] = [client, key].map(|name| self.path(name));
