@@ -74,7 +74,9 @@ pub(super) async fn query(link: &Link, only: Option<&BTreeSet<String>>) -> Resul
 /// the domain is migrated, saved, or busy otherwise, so nobody has it try more than once.
 fn checkpoints(domain: &libvirt::Domain) -> libvirt::Result<Vec<(String, bool)>> {
     let checkpoints = domain.checkpoints()?;
-    let mut is_busy = !checkpoints.is_empty() && domain.job_stats()?.is_some_and(|job| !job.backup);
+    // One that does not run has no job, which is an error to libvirt.
+    let job = if checkpoints.is_empty() { None } else { domain.job_stats().ok().flatten() };
+    let mut is_busy = job.is_some_and(|job| !job.backup);
     let mut described = Vec::new();
     // Newer ones first: what the guest writes meanwhile must not make them look older than they are.
     for checkpoint in checkpoints.iter().take(MOST).rev() {

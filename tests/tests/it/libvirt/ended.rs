@@ -110,12 +110,22 @@ fn a_checkpoint_of_a_busy_domain_is_not_broken(flavor: Flavor) {
     drop(mount);
 }
 
-// A persistent domain that does not run is known to libvirt.
-on!(a_transient_domain_that_has_ended_is_no_missing_file: libvirt = Libvirt, libvirt_old = LibvirtOld);
-fn a_transient_domain_that_has_ended_is_no_missing_file(flavor: Flavor) {
+// A persistent domain that does not run is known to libvirt, with its checkpoints; a transient one is not.
+on!(a_domain_that_has_ended_is_no_missing_file: libvirt = Libvirt, libvirt_old = LibvirtOld);
+fn a_domain_that_has_ended_is_no_missing_file(flavor: Flavor) {
+    for transient in [false, true] {
+        ended_is_not_missing(flavor, transient);
+    }
+}
+
+#[track_caller]
+fn ended_is_not_missing(flavor: Flavor, transient: bool) {
     let machine = builder(flavor).start();
-    machine.domain().make_transient();
+    if transient {
+        machine.domain().make_transient();
+    }
     let mount = Mount::of(&machine);
+    mount.checkpoint("create", "monday").success();
     let open = File::open(mount.disk("vda")).expect("a disk");
     machine.domain().virsh("destroy", &[]).success();
     wait_until("the end of the point in time", LIMIT, || mount.state() == "none");
