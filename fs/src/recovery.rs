@@ -179,8 +179,8 @@ pub async fn of_source(base: &Path, source: &str, uri: Option<&str>) -> Result<(
     }
 }
 
-/// The headers of the mounts of a source, as for [`of_source`]: of those whose daemon has ended and that nobody has cleaned up after, and of those
-/// that live. Touches nothing.
+/// The headers of the mounts of a source, as for [`of_source`]: of those whose daemon has ended and that nobody has cleaned up
+/// after, and of those that live. Touches nothing.
 ///
 /// # Errors
 /// When the directory of mounts cannot be read.

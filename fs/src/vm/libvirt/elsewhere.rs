@@ -64,8 +64,8 @@ impl<'a> Way<'a> {
         }
     }
 
-    /// Whether two URIs are of one libvirt: over whichever transport, and as whomever. Both name the driver, the host, and which
-    /// of its libvirts.
+    /// Whether two URIs lead to one libvirt, over whichever transport and as whomever: by the driver, the host, and which of its
+    /// libvirts it is.
     pub fn is_to_one(uri: &str, other: &str) -> bool {
         let end = |uri| {
             let Way { host, path, .. } = Way::of(uri);

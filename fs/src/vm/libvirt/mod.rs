@@ -197,7 +197,7 @@ impl LibvirtVm {
             None => return Ok(()),
             Some(job) if job.backup => {
                 "another backup of the domain runs, and libvirt has one at a time: wait for its end (`virsh domjobinfo`), or \
-                 end it (`virsh domjobabort`)"
+                 end it (`virsh domjobabort`); `pullfs doctor` says whether it is one of pullfs"
             }
             Some(_) => "the domain is being saved, dumped or migrated (`virsh domjobinfo`): wait for the end of it",
         };
