@@ -52,6 +52,9 @@ const SILENCE_LIMIT: Duration = Duration::from_secs(10);
 /// What the time from one look to the next counts for at most.
 const LONGEST_LOOK: Duration = Duration::from_millis(500);
 
+/// For how long after its end a point in time may still be why a guest stops.
+const AFTERMATH: Duration = Duration::from_secs(10);
+
 /// Signals that wait; what does not fit is seen by the next look.
 const MAX_SIGNALS: usize = 64;
 
@@ -72,6 +75,11 @@ pub(super) trait Guest: Send + Sync {
 
     /// Ends the jobs that the guest's writes wait for; whether it stood still because of them, and goes on.
     async fn let_go(&self, jobs: &[String]) -> Result<bool>;
+
+    /// Lets a guest go on that has stopped because a write failed just before those jobs ended; whether it had.
+    async fn go_on(&self) -> Result<bool> {
+        Ok(false)
+    }
 }
 
 /// The scratch image of a disk.
@@ -134,7 +142,7 @@ impl Warden {
     pub(super) fn start(guest: Arc<dyn Guest>, events: broadcast::Sender<Event>, limit: Option<u64>) -> Self {
         let (signals, inbox) = mpsc::channel(MAX_SIGNALS);
         let shown = Shown::default();
-        let watching = Watching { guest, events, shown: Arc::clone(&shown), limit, held: None };
+        let watching = Watching { guest, events, shown: Arc::clone(&shown), limit, held: None, ended: None };
         Self { signals, shown, task: tokio::spawn(watching.run(inbox)) }
     }
 
@@ -206,6 +214,8 @@ struct Watching {
     /// `scratch_limit=`, in bytes.
     limit: Option<u64>,
     held: Option<Marked>,
+    /// When there was something held for the last time.
+    ended: Option<Instant>,
 }
 
 impl Watching {
@@ -226,6 +236,7 @@ impl Watching {
                     }
                     Some(Signal::Ended) => self.forget(),
                     Some(Signal::Grew) => self.look(true).await,
+                    Some(Signal::Failed) if self.held.is_none() => self.go_on().await,
                     Some(Signal::Failed) => self.give_up(Reason::Scratch, "its scratch space failed, or was full").await,
                 },
                 () = sleep_until(next), if self.has_to_look() => self.look(false).await,
@@ -279,8 +290,19 @@ impl Watching {
         Ok(())
     }
 
+    /// A guest's write failed, and nothing is held: what was held may have been in its way, and be heard of late.
+    async fn go_on(&mut self) {
+        if self.ended.is_none_or(|ended| ended.elapsed() >= AFTERMATH) {
+            return;
+        }
+        let went_on = self.guest.go_on().await;
+        told_of(went_on);
+    }
+
     fn forget(&mut self) {
-        self.held = None;
+        if self.held.take().is_some() {
+            self.ended = Some(Instant::now());
+        }
         self.show(None);
     }
 
@@ -404,11 +426,17 @@ impl Watching {
         // when the mount is ending.
         let words = format!("given up so that the guest does not wait: {why}");
         self.events.send(Event::Lost { number: held.number, reason, words }).ok();
-        match self.guest.let_go(&held.jobs).await {
-            Ok(false) => {}
-            Ok(true) => tracing::warn!("the guest stood still until the point in time was given up, and goes on"),
-            Err(error) => tracing::error!("cannot let go of the guest: {}", chain(&error)),
-        }
+        told_of(self.guest.let_go(&held.jobs).await);
+        self.ended = Some(Instant::now());
+    }
+}
+
+/// What became of a guest that was let go of.
+fn told_of(outcome: Result<bool>) {
+    match outcome {
+        Ok(false) => {}
+        Ok(true) => tracing::warn!("the guest stood still until the point in time was given up, and goes on"),
+        Err(error) => tracing::error!("cannot let go of the guest: {}", chain(&error)),
     }
 }
 
@@ -577,6 +605,55 @@ mod tests {
             self.0.send("let go").await.unwrap();
             Ok(false)
         }
+    }
+
+    /// Says when a guest is to go on.
+    struct Late(mpsc::Sender<&'static str>);
+
+    #[async_trait]
+    impl Guest for Late {
+        async fn warn_beyond(&self, _: &str, _: u64) -> Result<bool> {
+            Ok(true)
+        }
+
+        async fn migrates(&self) -> Result<bool> {
+            Ok(false)
+        }
+
+        async fn let_go(&self, _: &[String]) -> Result<bool> {
+            self.0.send("let go").await.unwrap();
+            Ok(false)
+        }
+
+        async fn go_on(&self) -> Result<bool> {
+            self.0.send("go on").await.unwrap();
+            Ok(true)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_guest_whose_stop_is_heard_of_late_goes_on() {
+        let (events, _told) = broadcast::channel(4);
+        let (tell, mut heard) = mpsc::channel(4);
+        let warden = Warden::start(Arc::new(Late(tell)), events, None);
+        warden.alarm().failed().await;
+        let held = || {
+            let scratch = ScratchFile { node: "scratch".to_owned(), file: tempfile::tempfile().unwrap() };
+            Held { number: 5, jobs: Vec::new(), scratch: Arc::new(vec![scratch]) }
+        };
+        warden.hold(held()).await.unwrap();
+        warden.alarm().failed().await;
+        warden.alarm().failed().await;
+        assert_eq!(heard.recv().await, Some("let go"), "what happened before was not because of this");
+        assert_eq!(heard.recv().await, Some("go on"));
+        warden.hold(held()).await.unwrap();
+        warden.end().await;
+        warden.alarm().failed().await;
+        assert_eq!(heard.recv().await, Some("go on"), "it had ended in good order");
+        sleep(AFTERMATH).await;
+        warden.alarm().failed().await;
+        warden.hold(held()).await.unwrap();
+        assert!(heard.try_recv().is_err(), "somebody else's fault");
     }
 
     #[tokio::test]

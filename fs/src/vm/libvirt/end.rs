@@ -70,7 +70,7 @@ async fn ours_after(link: &Link, mark: &str, abort: bool) -> Result<bool> {
 }
 
 /// Lets the guest go on if it stands still because a write of it failed; whether it did.
-async fn resume(link: &Link) -> Result<bool> {
+pub(super) async fn resume(link: &Link) -> Result<bool> {
     let resumed = link.call("let the guest go on", LIMIT, |domain| match domain.state()? {
         State::Paused(PauseReason::IoError) => match domain.resume() {
             // Somebody else was as quick.

@@ -65,6 +65,10 @@ impl Guest for Guard {
         Ok(false)
     }
 
+    async fn go_on(&self) -> Result<bool> {
+        end::resume(&self.link).await
+    }
+
     async fn let_go(&self, _: &[String]) -> Result<bool> {
         let Some(held) = now(&self.keep.held) else { return Ok(false) };
         Ok(end::end_backup(&self.link, &held.mark).await? == Some(true))

@@ -88,8 +88,8 @@ impl Suspicion {
 pub(super) async fn look_into(keep: Arc<Keep>, alarm: Alarm, mut suspicions: mpsc::Receiver<Suspicion>) {
     while let Some(suspicion) = suspicions.recv().await {
         match suspicion {
-            Suspicion::Stopped if now(&keep.held).is_some() => alarm.failed().await,
-            Suspicion::Stopped => {}
+            // Also if nothing is held any more: it may be heard of late.
+            Suspicion::Stopped => alarm.failed().await,
             // One that cannot be asked now is asked again by the scratch space's warden.
             Suspicion::Ended => drop(keep.check(&keep.context.link).await),
         }

@@ -60,6 +60,11 @@ pub(super) struct Device {
 }
 
 impl Device {
+    /// What no other has: its QOM path or id, or that of its backend.
+    pub(super) fn name(&self) -> &str {
+        self.qdev.as_deref().unwrap_or(&self.device)
+    }
+
     /// Whether a request failed so that it waits for the guest to go on.
     pub(super) fn has_failed(&self) -> bool {
         self.io_status.as_deref().is_some_and(|status| status != "ok")

@@ -3,10 +3,12 @@
 //! What removes things again is in `removal`.
 
 use std::os::fd::OwnedFd;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use serde::Deserialize;
 use serde_json::{Value, json};
+use tokio::time::{Instant, sleep};
 
 use super::ids::Role;
 use super::inventory::Device;
@@ -62,7 +64,7 @@ impl Session {
     }
 
     /// Lets go of a guest whose writes wait for these backup jobs: cancels them, and if the scratch image's being full
-    /// stopped the guest, lets it go on. Whether that was so.
+    /// stopped the guest, or is just about to, lets it go on. Whether that was so.
     pub(super) async fn let_go(&self, jobs: &[String]) -> Result<bool> {
         if jobs.is_empty() {
             return Ok(false);
@@ -72,15 +74,39 @@ impl Session {
         let (state, devices, cancelled) =
             tokio::join!(self.run_state(), self.list::<Device>("query-block"), overlap::all(cancels));
         cancelled?;
-        if state?.as_deref() != Some("io-error") || !are_to_blame(jobs, &devices?) {
+        let (stands, devices) = (state?.as_deref() == Some(STOPPED), devices?);
+        let ours: Vec<&str> = devices.iter().filter(|device| is_under(jobs, device)).map(Device::name).collect();
+        if ours.is_empty() || (stands && !are_to_blame(&ours, &devices)) {
             return Ok(false);
         }
         let mut patience = Patience::new();
         while self.jobs().await?.iter().any(|job| jobs.contains(&job.id) && job.status != "concluded") {
-            patience.pause("the backup job").await?;
+            match patience.pause("the backup job").await {
+                Err(_) if !stands => return Ok(false),
+                other => other?,
+            }
+        }
+        if !stands && !self.stops_for(&ours).await? {
+            return Ok(false);
         }
         // The writes that waited are done again, this time without a copy of the old data.
         self.run("cont", json!({})).await?;
+        Ok(true)
+    }
+
+    /// Whether a write failed on these devices before their jobs had ended, and the guest stands still for it. QEMU stops it when its
+    /// main loop comes round, some time after it has marked the device.
+    async fn stops_for(&self, ours: &[&str]) -> Result<bool> {
+        if !are_to_blame(ours, &self.list::<Device>("query-block").await?) {
+            return Ok(false);
+        }
+        let deadline = Instant::now() + STOP_LIMIT;
+        while self.run_state().await?.as_deref() != Some(STOPPED) {
+            if Instant::now() >= deadline {
+                return Ok(false);
+            }
+            sleep(STOP_PAUSE).await;
+        }
         Ok(true)
     }
 
@@ -168,14 +194,23 @@ impl Session {
     }
 }
 
-/// Whether all devices that wait because a request failed are under the filters of these jobs.
-fn are_to_blame(jobs: &[String], devices: &[Device]) -> bool {
+/// The state of a guest that stands still because a request of a device failed (`RunState` of qapi/run-state.json).
+const STOPPED: &str = "io-error";
+
+/// How long QEMU may take to stop a guest one of whose requests has failed, and how often it is looked.
+const STOP_LIMIT: Duration = Duration::from_secs(2);
+const STOP_PAUSE: Duration = Duration::from_millis(10);
+
+/// Whether a device is under the filter of one of these jobs.
+fn is_under(jobs: &[String], device: &Device) -> bool {
+    let node = device.inserted.as_ref().and_then(|inserted| inserted.node_name.as_deref()).unwrap_or("");
+    node.strip_suffix(Role::Filter.letter()).is_some_and(|id| jobs.iter().any(|job| job == id))
+}
+
+/// Whether all devices that wait because a request failed are among these.
+fn are_to_blame(ours: &[&str], devices: &[Device]) -> bool {
     let mut failed = devices.iter().filter(|device| device.has_failed()).peekable();
-    let filter = |device: &Device| {
-        let node = device.inserted.as_ref().and_then(|inserted| inserted.node_name.as_deref()).unwrap_or("");
-        node.strip_suffix(Role::Filter.letter()).is_some_and(|id| jobs.iter().any(|job| job == id))
-    };
-    failed.peek().is_some() && failed.all(filter)
+    failed.peek().is_some() && failed.all(|device| ours.contains(&device.name()))
 }
 
 /// Whether a state of `query-migrate` or of the event `MIGRATION` (qapi/migration.json) is one in which the machine moves
@@ -201,5 +236,62 @@ impl Guest for Session {
 
     async fn let_go(&self, jobs: &[String]) -> Result<bool> {
         Self::let_go(self, jobs).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::UnixListener;
+    use tokio::sync::mpsc;
+
+    use super::super::monitor::Monitor;
+    use super::*;
+
+    /// A QEMU in which the guest's write fails while its job is being cancelled: it says so a moment after it was asked.
+    async fn late(listener: UnixListener, heard: mpsc::Sender<String>) {
+        let (stream, _) = listener.accept().await.unwrap();
+        let (reader, mut writer) = stream.into_split();
+        let mut lines = BufReader::new(reader).lines();
+        writer.write_all(b"{\"QMP\": {}}\n").await.unwrap();
+        let device = |node: &str, status: &str| json!([{"device": "", "qdev": "/d", "inserted": {"node-name": node}, "io-status": status}]);
+        let mut asked = HashMap::<String, u32>::new();
+        while let Some(line) = lines.next_line().await.unwrap() {
+            let command: Value = serde_json::from_str(&line).unwrap();
+            let name = command["execute"].as_str().unwrap().to_owned();
+            let times = asked.entry(name.clone()).or_default();
+            *times += 1;
+            let answer = match (name.as_str(), *times) {
+                ("query-block", 1) => device(&format!("job{}", Role::Filter.letter()), "ok"),
+                ("query-block", _) => device("disk", "nospace"),
+                ("query-status", 1..=3) => json!({"status": "running"}),
+                ("query-status", _) => json!({"status": "io-error"}),
+                ("query-jobs", 1) => json!([{"id": "job", "status": "aborting"}]),
+                ("query-jobs", _) => json!([{"id": "job", "status": "concluded"}]),
+                _ => json!({}),
+            };
+            let answer = json!({"return": answer, "id": command["id"]});
+            writer.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
+            heard.send(name).await.unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_guest_that_stops_as_it_is_let_go_of_goes_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("qmp");
+        let (tell, mut heard) = mpsc::channel(64);
+        tokio::spawn(late(UnixListener::bind(&path).unwrap(), tell));
+        let session = Session { qmp: Qmp::connect(&Monitor::unix(&path)).await.unwrap() };
+        assert!(session.let_go(&["job".to_owned()]).await.unwrap());
+        let mut commands = Vec::new();
+        while let Ok(command) = heard.try_recv() {
+            commands.push(command);
+        }
+        assert_eq!(commands.last().map(String::as_str), Some("cont"), "{commands:?}");
+        let ended = commands.iter().rposition(|command| command == "query-jobs");
+        assert!(ended < commands.iter().position(|command| command == "cont"), "not while the job would stop it again");
     }
 }
