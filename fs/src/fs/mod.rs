@@ -179,12 +179,6 @@ pub struct Fs {
 }
 
 impl Fs {
-    /// Whether others than the mounting user may read the guest's files as far as the guest lets them: then its access control
-    /// lists count, too.
-    pub fn shows_owners_to_others(&self) -> bool {
-        self.options.allow_other && self.owner.guests
-    }
-
     /// A file system for a machine. `owner` is the mounting user and group; `inodes` names the nodes whose pages
     /// `invalidate` has to drop; `guardian` is who cleans up after this process.
     pub fn new(
@@ -229,6 +223,12 @@ impl Fs {
             vm,
             options,
         }
+    }
+
+    /// Whether others than the mounting user may read the guest's files as far as the guest lets them: then its access control
+    /// lists count, too.
+    pub fn shows_owners_to_others(&self) -> bool {
+        self.options.allow_other && self.owner.guests
     }
 
     /// The same, telling of what the daemon gave up.
