@@ -1,7 +1,7 @@
 //! `pullfs recover`: undoes what mounts that died have left in a machine.
 
 use anyhow::Context;
-use pullfs_fs::error::Kind;
+use pullfs_fs::error::{Kind, chain};
 use pullfs_fs::options::Options;
 use pullfs_fs::point::journal::Header;
 use pullfs_fs::recovery;
@@ -30,6 +30,10 @@ pub(crate) fn run(arguments: &Recover) -> Outcome {
         let names = dead.names();
         // One that cannot be reached keeps nobody else's things.
         if let Err(error) = waiting("waiting for the machine", || runtime.block_on(dead.bury())) {
+            // The first is what is told at the end.
+            if unburied.is_err() {
+                eprintln!("pullfs: {}", chain(&error));
+            }
             unburied = unburied.and(Err(error));
             continue;
         }

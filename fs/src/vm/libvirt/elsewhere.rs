@@ -67,10 +67,10 @@ impl<'a> Way<'a> {
     /// Whether two URIs lead to one libvirt, over whichever transport and as whomever: by the driver, the host, and which of its
     /// libvirts it is.
     pub fn is_to_one(uri: &str, other: &str) -> bool {
-        let end = |uri| {
+        fn end(uri: &str) -> (Option<&str>, Option<&str>, &str) {
             let Way { host, path, .. } = Way::of(uri);
-            (driver(uri), host, path)
-        };
+            (uri.split([':', '+']).next(), host, path)
+        }
         end(uri) == end(other)
     }
 
@@ -127,10 +127,6 @@ impl<'a> Way<'a> {
             }
         }
     }
-}
-
-fn driver(uri: &str) -> &str {
-    uri.split([':', '+']).next().unwrap_or(uri)
 }
 
 /// How backups are had from another host.

@@ -37,7 +37,7 @@ struct Told {
 /// A checkpoint.
 struct Described {
     checkpoint: xml::Checkpoint,
-    /// Whether libvirt was asked what changed since, and could say, if that can be said.
+    /// Whether QEMU was asked what changed since: a disk that nothing is told of then is one that nobody knows it of any more.
     is_sized: bool,
 }
 
@@ -80,13 +80,11 @@ fn checkpoints(domain: &libvirt::Domain) -> libvirt::Result<Vec<(String, bool)>>
     let mut described = Vec::new();
     // Newer ones first: what the guest writes meanwhile must not make them look older than they are.
     for checkpoint in checkpoints.iter().take(MOST).rev() {
-        let sized = if is_busy { None } else { Some(checkpoint.xml(true)) };
-        is_busy = is_busy || sized.as_ref().is_some_and(|told| told.as_ref().is_err_and(|e| e.code() == Code::Timeout));
-        let told = match sized {
-            Some(Ok(told)) => Ok(told),
+        let told = checkpoint.xml(!is_busy).or_else(|error| {
+            is_busy |= error.code() == Code::Timeout;
             // What is broken in QEMU has no size.
-            Some(Err(_)) | None => checkpoint.xml(false),
-        };
+            checkpoint.xml(false)
+        });
         match told {
             Ok(told) => described.push((told, !is_busy)),
             // It was deleted meanwhile.
