@@ -104,6 +104,10 @@ impl Guest for Hearing {
     }
 }
 
+async fn next(heard: &mut mpsc::Receiver<&'static str>) -> &'static str {
+    timeout(SILENCE_LIMIT, heard.recv()).await.expect("it is asked for something").expect("it lives")
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_guest_whose_stop_is_heard_of_late_goes_on() {
     let (events, _told) = broadcast::channel(4);
@@ -117,12 +121,12 @@ async fn a_guest_whose_stop_is_heard_of_late_goes_on() {
     warden.hold(held()).await.unwrap();
     warden.alarm().failed().await;
     warden.alarm().failed().await;
-    assert_eq!(heard.recv().await, Some("let go"), "what happened before was not because of this");
-    assert_eq!(heard.recv().await, Some("go on"));
+    assert_eq!(next(&mut heard).await, "let go", "what happened before was not because of this");
+    assert_eq!(next(&mut heard).await, "go on");
     warden.hold(held()).await.unwrap();
     warden.end().await;
     warden.alarm().failed().await;
-    assert_eq!(heard.recv().await, Some("go on"), "it had ended in good order");
+    assert_eq!(next(&mut heard).await, "go on", "it had ended in good order");
     sleep(AFTERMATH).await;
     warden.alarm().failed().await;
     warden.hold(held()).await.unwrap();
@@ -139,11 +143,11 @@ async fn who_answers_late_does_not_hide_that_the_room_ends() {
     let scratch = Arc::new(vec![ScratchFile { node: "scratch".to_owned(), file }]);
     warden.hold(Held { number: 5, jobs: Vec::new(), scratch }).await.unwrap();
     warden.alarm().grew();
-    assert_eq!(heard.recv().await.unwrap(), "asked");
+    assert_eq!(next(&mut heard).await, "asked");
     let bytes = vec![7; usize::try_from(4 * LEAST).unwrap()];
     std::os::unix::fs::FileExt::write_all_at(&grows, &bytes, 0).unwrap();
     let told = timeout(SILENCE_LIMIT, told.recv()).await.expect("it is told").unwrap();
     let Event::Lost { number: 5, reason: Reason::Scratch, words } = told else { panic!("it is given up") };
     assert!(words.contains("scratch_limit="), "{words}");
-    assert_eq!(timeout(SILENCE_LIMIT, heard.recv()).await.unwrap().unwrap(), "let go");
+    assert_eq!(next(&mut heard).await, "let go");
 }
